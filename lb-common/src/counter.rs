@@ -1,0 +1,183 @@
+//! Every verdict and every drop has a name. The program counts by these indices; `lbctl stats` prints these names.
+
+/// Declares the counters once: variant, printed name, and whether the packet was dropped.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal $kind:ident,)+) => {
+        /// What happened to a packet.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            /// All of them, in the order of their indices.
+            pub const ALL: [Self; COUNTERS] = [$(Self::$variant),+];
+
+            /// The name under which it is printed.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+)),+ }
+            }
+
+            /// Whether it is a steering decision, a packet handled, or a packet dropped.
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind),+ }
+            }
+        }
+
+        /// How many there are.
+        pub const COUNTERS: usize = [$($name),+].len();
+    };
+}
+
+/// What a counter counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// One for each flow that was steered, saying why there.
+    Steering,
+    /// A packet that was forwarded, answered or passed on.
+    Packet,
+    /// A packet that was dropped.
+    Drop,
+}
+
+counters! {
+    /// A valid token named a backend that serves.
+    AffinityHit = "affinity_hit" Steering,
+    /// As affinity_hit, but the token's epoch is not the backend's current one: the server reloads.
+    StaleInstance = "stale_instance" Steering,
+    /// A valid token named a backend that is down, in maintenance or gone: the session moves to another one.
+    Redispatched = "redispatched" Steering,
+    /// No token: a new session.
+    NewSession = "new_session" Steering,
+    /// A token that does not verify; treated as absent, so new_session counts as well.
+    InvalidToken = "invalid_token" Steering,
+    /// The chosen backend refused or did not answer: the flow was offered to another one.
+    Retried = "retried" Steering,
+    /// SYN answered with a SYN cookie.
+    SynAnswered = "syn_answered" Packet,
+    /// The client's bare ACK completed its half of the handshake.
+    HandshakeAck = "handshake_ack" Packet,
+    /// A keep-alive probe on a connection that has not sent data yet was answered.
+    KeepAliveAnswered = "keepalive_answered" Packet,
+    /// A FIN on a connection that has not sent data was answered.
+    FinAnswered = "fin_answered" Packet,
+    /// First payload: a backend was chosen and received a SYN.
+    Bound = "bound" Packet,
+    /// More payload was stashed while the backend had not answered.
+    Stashed = "stashed" Packet,
+    /// A retransmission from the client repeated the SYN to the backend.
+    SynRepeated = "syn_repeated" Packet,
+    /// The backend answered: both halves were spliced.
+    Spliced = "spliced" Packet,
+    /// A backend that still knew the 4-tuple was reset and got the SYN again.
+    ChallengeReset = "challenge_reset" Packet,
+    /// Forwarded from a client to its backend.
+    FromClient = "from_client" Packet,
+    /// Forwarded from a backend to its client.
+    FromBackend = "from_backend" Packet,
+    /// Passed to the host: not addressed to a service.
+    Passed = "passed" Packet,
+    /// From a backend, belonging to no flow; passed to the host (a health check, mostly).
+    PassedFromBackend = "passed_from_backend" Packet,
+    /// A SYN-ACK or challenge ACK of a half-bound flow went up to the joint.
+    PassedToJoint = "passed_to_joint" Packet,
+    /// A segment of an unknown flow was answered with RST.
+    ResetUnknownFlow = "reset_unknown_flow" Packet,
+    /// Every backend refused: the client was told with RST.
+    ResetRefused = "reset_refused" Packet,
+    /// A late SYN-ACK from an abandoned backend was answered with RST.
+    ResetLateSynAck = "reset_late_synack" Packet,
+    /// An IPv4 fragment: its ports are not in sight.
+    DropFragment = "drop_fragment" Drop,
+    /// An IPv4 header with options.
+    DropIpOptions = "drop_ip_options" Drop,
+    /// Lengths in the headers contradict the frame's length.
+    DropTruncated = "drop_truncated" Drop,
+    /// Impossible combination of TCP flags (SYN+FIN, SYN+RST, none at all).
+    DropBadFlags = "drop_bad_flags" Drop,
+    /// The time to live ran out.
+    DropTtl = "drop_ttl_expired" Drop,
+    /// Neither RST nor SYN, without ACK.
+    DropNoAck = "drop_no_ack" Drop,
+    /// RST for a flow that is not known.
+    DropUnknownRst = "drop_unknown_rst" Drop,
+    /// The first segment was lost or reordered; the client sends it again.
+    DropFirstSegmentMissing = "drop_first_segment_missing" Drop,
+    /// Nothing to add while the backend has not answered yet.
+    DropBinding = "drop_while_binding" Drop,
+    /// Does not fit in the stash; the client sends it again.
+    DropStashFull = "drop_stash_full" Drop,
+    /// No free stash: too many flows are waiting for a backend.
+    DropNoStash = "drop_no_stash" Drop,
+    /// No room in the flow table.
+    DropFlowTableFull = "drop_flow_table_full" Drop,
+    /// No backend is ready.
+    DropNoBackend = "drop_no_backend" Drop,
+    /// The backend's next hop is not known yet.
+    DropNoNextHop = "drop_no_next_hop" Drop,
+    /// The backend sent a SYN-ACK again after the splice.
+    DropDuplicateSynAck = "drop_duplicate_synack" Drop,
+    /// The backend's RST or ACK does not belong to the SYN it was sent.
+    DropBadBackendAck = "drop_bad_backend_ack" Drop,
+    /// A SYN from the backend's side.
+    DropBackendSyn = "drop_backend_syn" Drop,
+    /// Another processor was changing the same flow.
+    DropBusy = "drop_busy" Drop,
+    /// The kernel refused to resize the packet.
+    DropNoRoom = "drop_no_room" Drop,
+    /// The joint could not complete the splice.
+    DropJoint = "drop_joint" Drop,
+    /// The service is not delivering: its slot in the map is empty.
+    DropNoService = "drop_no_service" Drop,
+}
+
+/// Counters of one service, or, at index 0, of packets that belong to none. One such value for each processor.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct ServiceCounters(pub [u64; COUNTER_ROOM]);
+
+/// Room for counters in a map value; larger than their number so that adding one keeps the maps.
+pub const COUNTER_ROOM: usize = 64;
+const _: () = assert!(COUNTERS <= COUNTER_ROOM);
+
+/// Counters of one backend. One such value for each processor.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct BackendCounters {
+    /// Flows steered here by a valid token, stale ones included.
+    pub affinity_hit: u64,
+    /// Those of them whose token names an older epoch.
+    pub stale_instance: u64,
+    /// Flows steered here in place of a backend that does not serve.
+    pub redispatched: u64,
+    /// New sessions.
+    pub new_session: u64,
+    /// Flows spliced.
+    pub spliced: u64,
+    /// SYNs that this backend refused or left unanswered.
+    pub failed: u64,
+    pub packets_from_client: u64,
+    pub bytes_from_client: u64,
+    pub packets_from_backend: u64,
+    pub bytes_from_backend: u64,
+}
+
+crate::map_types! { ServiceCounters: 512, BackendCounters: 80 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_indices_dense() {
+        for (i, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+            assert!(Counter::ALL[..i].iter().all(|other| other.name() != counter.name()));
+            assert_eq!(counter.kind() == Kind::Drop, counter.name().starts_with("drop_"));
+        }
+    }
+}

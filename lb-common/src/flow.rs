@@ -1,0 +1,157 @@
+//! One TCP connection through the balancer: the value of the flow table.
+//!
+//! The table is an array of our own with entries that hold their key, in groups of [`GROUP`]; a flow stands anywhere
+//! in the group that [`crate::hash::flow_hash`] names. Both directions find the same entry: the key is the client's
+//! address and port and the service, and a backend belongs to one service.
+//!
+//! The program alone creates entries; the daemon only frees those that have expired, with the same compare-and-swap
+//! on [`Flow::head`] by which the program claims them.
+
+use crate::addr::{Addr, Be16, Mac};
+use bytemuck::{Pod, Zeroable};
+
+/// Entries in a group.
+pub const GROUP: usize = 8;
+
+/// Where a flow stands in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FlowState {
+    /// The entry holds no flow.
+    Free = 0,
+    /// Some processor is filling it in.
+    Claimed = 1,
+    /// The backend has a SYN and has not answered.
+    Binding = 2,
+    /// Spliced.
+    Established = 3,
+    /// FIN seen from both sides, or RST from one.
+    Closing = 4,
+}
+
+impl FlowState {
+    /// From the byte in the map; an unknown value is [`FlowState::Free`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::Claimed,
+            2 => Self::Binding,
+            3 => Self::Established,
+            4 => Self::Closing,
+            _ => Self::Free,
+        }
+    }
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Claimed => "claimed",
+            Self::Binding => "binding",
+            Self::Established => "established",
+            Self::Closing => "closing",
+        }
+    }
+}
+
+/// The word by which an entry is found, claimed and freed in one step: client port and service id (the low half: the
+/// part of the key that is not the address), backend slot, state, window shift. On the wire of the map, little endian:
+/// bytes 0..2 port (network order), 2..4 service, 4..6 slot, 6 state, 7 window shift.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Head {
+    pub client_port: Be16,
+    pub service: u16,
+    pub backend: u16,
+    pub state: u8,
+    /// By how much a window field from the backend is shifted left for the client; see [`crate::tcp::rescale_window`].
+    pub window_shift: i8,
+}
+
+impl Head {
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        u64::from_ne_bytes({
+            let [a, b] = self.client_port.bits().to_ne_bytes();
+            let [c, d] = self.service.to_ne_bytes();
+            let [e, f] = self.backend.to_ne_bytes();
+            [a, b, c, d, e, f, self.state, self.window_shift as u8]
+        })
+    }
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        let [a, b, c, d, e, f, state, shift] = bits.to_ne_bytes();
+        Self {
+            client_port: Be16::from_bits(u16::from_ne_bytes([a, b])),
+            service: u16::from_ne_bytes([c, d]),
+            backend: u16::from_ne_bytes([e, f]),
+            state,
+            window_shift: shift as i8,
+        }
+    }
+    /// Client port and service id, as [`Head`] begins with them.
+    #[inline(always)]
+    pub const fn key(client_port: Be16, service: u16) -> u32 {
+        let [a, b] = client_port.bits().to_ne_bytes();
+        let [c, d] = service.to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
+    }
+}
+
+/// Value of the flow table: one cache line.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Flow {
+    pub client: Addr,
+    pub head: Head,
+    /// Add it to a sequence number of the backend to get the client's view of it (cookie − backend's initial one).
+    pub seq_delta: u32,
+    /// Add it to a timestamp of the backend to get the client's view of it.
+    pub ts_delta: u32,
+    /// The SYN cookie: our initial sequence number towards the client. Its options say what was agreed with it.
+    pub cookie: u32,
+    /// The client's initial sequence number, the same on both halves.
+    pub client_isn: u32,
+    /// Where frames for the client go: where its own last came from.
+    pub client_mac: Mac,
+    /// The address of ours they were sent to.
+    pub local_mac: Mac,
+    /// Interface on which the client is.
+    pub client_ifindex: u32,
+    /// When the client last sent something, in [`crate::settings::Settings`] ticks.
+    pub last_seen: u32,
+    /// Index of its stash, or [`NO_STASH`].
+    pub stash: u16,
+    /// [`FIN_FROM_CLIENT`] and the like.
+    pub flags: u8,
+    /// Backends it has been offered to so far.
+    pub tries: u8,
+}
+
+pub const NO_STASH: u16 = u16::MAX;
+
+/// A FIN of the client was forwarded.
+pub const FIN_FROM_CLIENT: u8 = 1;
+/// A FIN of the backend was forwarded.
+pub const FIN_FROM_BACKEND: u8 = 2;
+/// The client retransmitted once while the present backend had the SYN.
+pub const SYN_REPEATED: u8 = 4;
+
+crate::map_types! { Flow: 64, Head: 8 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_is_its_bits() {
+        let head = Head {
+            client_port: Be16::new(0x1234),
+            service: 7,
+            backend: 0x0102,
+            state: FlowState::Established as u8,
+            window_shift: -3,
+        };
+        assert_eq!(Head::from_bits(head.to_bits()), head);
+        assert_eq!(bytemuck::cast::<Head, u64>(head), head.to_bits());
+        assert_eq!(bytemuck::cast::<Head, [u32; 2]>(head)[0], Head::key(head.client_port, head.service));
+    }
+}

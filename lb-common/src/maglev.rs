@@ -1,0 +1,156 @@
+//! Maglev hashing (Eisenbud et al., NSDI 2016, §3.4), weighted: which backend gets what has no owner.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Entries in one map value.
+pub const BLOCK: usize = 32;
+/// Entry that names no backend.
+pub const NOBODY: u16 = u16::MAX;
+
+/// Value of the Maglev map: 32 consecutive entries, each a backend slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Block(pub [u16; BLOCK]);
+
+/// Blocks that a table of `size` entries takes.
+pub const fn blocks(size: u32) -> u32 {
+    size.div_ceil(BLOCK as u32)
+}
+
+/// One backend as the table sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// The same on every node: a hash of the backend's address and port.
+    pub id: u64,
+    pub slot: u16,
+    /// Relative share; 0 takes no part.
+    pub weight: u16,
+}
+
+/// Whether `n` is a prime: a table's size must be.
+pub fn is_prime(n: u32) -> bool {
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+}
+
+/// Builds the table of `size` entries, a prime. Empty when no candidate has weight.
+///
+/// Each turn a candidate claims the next free entry of its own permutation; one of weight w takes w turns of every
+/// `max(w)`.
+#[cfg(feature = "std")]
+pub fn build(candidates: &[Candidate], size: u32) -> std::vec::Vec<u16> {
+    use crate::hash::mix64;
+    struct Turn {
+        slot: u16,
+        weight: u64,
+        position: u64,
+        skip: u64,
+        due: u64,
+    }
+    let size64 = u64::from(size);
+    let mut turns: std::vec::Vec<Turn> = candidates
+        .iter()
+        .filter(|c| c.weight > 0)
+        .map(|c| Turn {
+            slot: c.slot,
+            weight: u64::from(c.weight),
+            position: mix64(c.id) % size64,
+            skip: mix64(c.id ^ 0x5bd1_e995_9d1b_54a5) % (size64 - 1) + 1,
+            due: 0,
+        })
+        .collect();
+    // The order of turns must not depend on the order of slots, which differs from node to node.
+    turns.sort_by_key(|turn| (turn.position, turn.skip));
+    let Some(heaviest) = turns.iter().map(|turn| turn.weight).max() else {
+        return std::vec::Vec::new();
+    };
+    let mut table = std::vec![NOBODY; size as usize];
+    let mut free = size;
+    for round in 1.. {
+        for turn in &mut turns {
+            if round * turn.weight < turn.due + heaviest {
+                continue;
+            }
+            turn.due += heaviest;
+            while table[turn.position as usize] != NOBODY {
+                turn.position = (turn.position + turn.skip) % size64;
+            }
+            table[turn.position as usize] = turn.slot;
+            free -= 1;
+            if free == 0 {
+                return table;
+            }
+        }
+    }
+    table
+}
+
+crate::map_types! { Block: 64 }
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use crate::hash::mix64;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    fn candidates(weights: &[u16]) -> Vec<Candidate> {
+        weights
+            .iter()
+            .enumerate()
+            .map(|(i, w)| Candidate { id: mix64(i as u64 + 77), slot: i as u16, weight: *w })
+            .collect()
+    }
+
+    fn shares(table: &[u16], n: usize) -> Vec<u32> {
+        let mut shares = std::vec![0; n];
+        table.iter().for_each(|slot| shares[*slot as usize] += 1);
+        shares
+    }
+
+    /// The paper's §5.3: at M = 65537 the fullest backend has little more than the least.
+    #[test]
+    fn equal_weights_get_equal_shares() {
+        for n in [1, 3, 10, 100] {
+            let shares = shares(&build(&candidates(&std::vec![1; n]), 65_537), n);
+            let (min, max) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+            assert!(max - min <= 1, "{n} backends: {min} to {max}");
+        }
+    }
+
+    #[test]
+    fn weights_set_the_shares() {
+        let shares = shares(&build(&candidates(&[1, 2, 5, 0]), 65_537), 4);
+        for (share, weight) in shares.iter().zip([1.0, 2.0, 5.0, 0.0]) {
+            let expected = 65_537.0 * weight / 8.0;
+            assert!((f64::from(*share) - expected).abs() <= expected * 0.01 + 1.0, "{shares:?}");
+        }
+    }
+
+    /// Figure 12 of the paper: few entries change hands beyond those of the backend that left.
+    #[test]
+    fn a_leaving_backend_disturbs_few_others() {
+        let n = 20;
+        let before = build(&candidates(&std::vec![1; n]), 65_537);
+        let mut fewer = candidates(&std::vec![1; n]);
+        fewer.remove(7);
+        let after = build(&fewer, 65_537);
+        let moved = before.iter().zip(&after).filter(|(b, a)| **b != 7 && b != a).count();
+        assert!(moved < 65_537 * 3 / 100, "{moved} entries changed hands among those that stayed");
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_backends_does_not_matter(ids in proptest::collection::hash_set(any::<u64>(), 1..12)) {
+            let forward: Vec<_> = ids.iter().map(|id| Candidate { id: *id, slot: (*id % 60_000) as u16, weight: 1 }).collect();
+            let backward: Vec<_> = forward.iter().rev().copied().collect();
+            prop_assert_eq!(build(&forward, 251), build(&backward, 251));
+        }
+    }
+
+    #[test]
+    fn nobody_ready_is_an_empty_table() {
+        assert!(build(&[], 251).is_empty());
+        assert!(build(&candidates(&[0, 0]), 251).is_empty());
+        assert!(is_prime(65_537) && is_prime(2) && !is_prime(65_536) && !is_prime(1));
+    }
+}

@@ -1,0 +1,62 @@
+//! A service: the address that clients dial. Written by the daemon alone; its index in the map is its id.
+
+use crate::addr::{Addr, Be16};
+use bytemuck::{Pod, Zeroable};
+
+/// Longest cookie name, in bytes.
+pub const MAX_COOKIE_NAME: usize = 15;
+
+/// Value of the service map. An id of 0 is no service.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Service {
+    pub addr: Addr,
+    pub port: Be16,
+    /// IP protocol number: 6 (TCP).
+    pub protocol: u8,
+    /// 1 when the service delivers.
+    pub enabled: u8,
+    /// First block of the live Maglev table (see [`crate::maglev::Block`]).
+    pub maglev_base: u32,
+    /// Entries of the Maglev table; 0 when no backend is ready.
+    pub maglev_size: u32,
+    /// What the SYN-ACK promises for the backends: MSS in bytes.
+    pub mss: u16,
+    /// Window scale promised, 0 to 14.
+    pub window_scale: u8,
+    /// [`PROMISE_SACK`] | [`PROMISE_TIMESTAMPS`] | [`PROMISE_WINDOW_SCALE`]: what every backend can do.
+    pub promises: u8,
+    /// The two words that precede a token's first character in the `Cookie` header, `name=` right-aligned in 16 bytes...
+    pub cookie_name: [u64; 2],
+    /// ...and the masks of the bytes of them that count.
+    pub cookie_mask: [u64; 2],
+    /// Bytes of `name=`.
+    pub cookie_len: u8,
+    /// How many different backends a flow is offered to before its client is reset.
+    pub max_tries: u8,
+    pub _pad: [u8; 6],
+}
+
+pub const PROMISE_SACK: u8 = 1;
+pub const PROMISE_TIMESTAMPS: u8 = 2;
+pub const PROMISE_WINDOW_SCALE: u8 = 4;
+
+impl Service {
+    /// Sets the cookie's name: 1 to [`MAX_COOKIE_NAME`] bytes. Returns whether the length is right.
+    pub fn set_cookie_name(&mut self, name: &str) -> bool {
+        let n = name.len();
+        if n == 0 || n > MAX_COOKIE_NAME {
+            return false;
+        }
+        let (mut bytes, mut mask) = ([0; 16], [0; 16]);
+        bytes[15 - n..15].copy_from_slice(name.as_bytes());
+        bytes[15] = b'=';
+        mask[15 - n..].fill(0xff);
+        self.cookie_name = bytemuck::cast(bytes);
+        self.cookie_mask = bytemuck::cast(mask);
+        self.cookie_len = n as u8 + 1;
+        true
+    }
+}
+
+crate::map_types! { Service: 72 }

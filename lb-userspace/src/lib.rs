@@ -1,0 +1,1 @@
+//! The deciding half of the load balancer: configuration, registry, data path loading, session servers and control.
