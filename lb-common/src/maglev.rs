@@ -1,5 +1,7 @@
 //! Maglev hashing (Eisenbud et al., NSDI 2016, §3.4), weighted: which backend gets what has no owner.
 
+use crate::hash::mix64;
+use crate::token::SessionId;
 use bytemuck::{Pod, Zeroable};
 
 /// Entries in one map value.
@@ -15,6 +17,21 @@ pub struct Block(pub [u16; BLOCK]);
 /// Blocks that a table of `size` entries takes.
 pub const fn blocks(size: u32) -> u32 {
     size.div_ceil(BLOCK as u32)
+}
+
+/// Where a session stands in a table whose owner is gone: the same on every node, so all pick the same substitute.
+#[inline(always)]
+pub const fn session_hash(id: &SessionId) -> u32 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = id.0;
+    let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let high = u64::from_le_bytes([i, j, k, l, m, n, o, p]);
+    mix64(low ^ high) as u32
+}
+
+/// The hash to try next when the backend that `hash` chose does not take the flow.
+#[inline(always)]
+pub const fn next_hash(hash: u32) -> u32 {
+    hash.wrapping_mul(0x9E37_79B1).rotate_left(15) ^ 0x85EB_CA6B
 }
 
 /// One backend as the table sees it.
@@ -38,7 +55,6 @@ pub fn is_prime(n: u32) -> bool {
 /// `max(w)`.
 #[cfg(feature = "std")]
 pub fn build(candidates: &[Candidate], size: u32) -> std::vec::Vec<u16> {
-    use crate::hash::mix64;
     struct Turn {
         slot: u16,
         weight: u64,
@@ -89,7 +105,7 @@ crate::map_types! { Block: 64 }
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
-    use crate::hash::mix64;
+    use crate::hash::scale;
     use proptest::prelude::*;
     use std::vec::Vec;
 
@@ -144,6 +160,23 @@ mod tests {
             let forward: Vec<_> = ids.iter().map(|id| Candidate { id: *id, slot: (*id % 60_000) as u16, weight: 1 }).collect();
             let backward: Vec<_> = forward.iter().rev().copied().collect();
             prop_assert_eq!(build(&forward, 251), build(&backward, 251));
+        }
+    }
+
+    /// A walk soon leaves the entry that it began at and comes past every backend.
+    #[test]
+    fn a_walk_reaches_other_entries() {
+        let table = build(&candidates(&[1, 1, 1, 1]), 65_537);
+        for i in 0..1000u64 {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&mix64(i).to_le_bytes());
+            let mut hash = session_hash(&SessionId(id));
+            let mut seen = [false; 4];
+            for _ in 0..64 {
+                seen[table[scale(hash, 65_537) as usize] as usize] = true;
+                hash = next_hash(hash);
+            }
+            assert_eq!(seen, [true; 4], "session {i}");
         }
     }
 
