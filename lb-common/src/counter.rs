@@ -89,6 +89,8 @@ counters! {
     ResetUnknownFlow = "reset_unknown_flow" Packet,
     /// Every backend refused: the client was told with RST.
     ResetRefused = "reset_refused" Packet,
+    /// No backend is ready: the client was told with RST.
+    ResetNoBackend = "reset_no_backend" Packet,
     /// A late SYN-ACK from an abandoned backend was answered with RST.
     ResetLateSynAck = "reset_late_synack" Packet,
     /// An IPv4 fragment: its ports are not in sight.
@@ -115,14 +117,14 @@ counters! {
     DropNoStash = "drop_no_stash" Drop,
     /// No room in the flow table.
     DropFlowTableFull = "drop_flow_table_full" Drop,
-    /// No backend is ready.
-    DropNoBackend = "drop_no_backend" Drop,
     /// The backend's next hop is not known yet.
     DropNoNextHop = "drop_no_next_hop" Drop,
     /// The backend sent a SYN-ACK again after the splice.
     DropDuplicateSynAck = "drop_duplicate_synack" Drop,
     /// The backend's RST or ACK does not belong to the SYN it was sent.
     DropBadBackendAck = "drop_bad_backend_ack" Drop,
+    /// From a backend that is not the flow's.
+    DropOtherBackend = "drop_other_backend" Drop,
     /// A SYN from the backend's side.
     DropBackendSyn = "drop_backend_syn" Drop,
     /// Another processor was changing the same flow.

@@ -120,20 +120,21 @@ pub struct Flow {
     pub last_seen: u32,
     /// Index of its stash, or [`NO_STASH`].
     pub stash: u16,
-    /// [`FIN_FROM_CLIENT`] and the like.
-    pub flags: u8,
-    /// Backends it has been offered to so far.
-    pub tries: u8,
+    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`]: written on the client's path (and by the joint before it
+    /// publishes the splice) alone.
+    pub client_flags: u8,
+    /// [`FIN_SEEN`]: written on the backend's path alone, so that neither path can lose the other's bit.
+    pub backend_flags: u8,
 }
 
 pub const NO_STASH: u16 = u16::MAX;
 
-/// A FIN of the client was forwarded.
-pub const FIN_FROM_CLIENT: u8 = 1;
-/// A FIN of the backend was forwarded.
-pub const FIN_FROM_BACKEND: u8 = 2;
+/// A FIN of that side was forwarded.
+pub const FIN_SEEN: u8 = 1;
 /// The client retransmitted once while the present backend had the SYN.
-pub const SYN_REPEATED: u8 = 4;
+pub const SYN_REPEATED: u8 = 2;
+/// The backend does not scale windows though the client does: its window fields are unscaled on the way.
+pub const RESCALE_CLIENT: u8 = 4;
 
 crate::map_types! { Flow: 64, Head: 8 }
 
