@@ -1,1 +1,3 @@
 //! The deciding half of the load balancer: configuration, registry, data path loading, session servers and control.
+
+pub mod daemon;
