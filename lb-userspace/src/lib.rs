@@ -1,3 +1,7 @@
 //! The deciding half of the load balancer: configuration, registry, data path loading, session servers and control.
 
 pub mod daemon;
+pub mod datapath;
+pub mod health;
+pub mod net;
+pub mod supervisor;

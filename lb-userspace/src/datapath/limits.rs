@@ -1,0 +1,104 @@
+//! How large the maps are. Fixed when they are created: another size needs new maps.
+
+use lb_common::flow::GROUP;
+use lb_common::maglev::{blocks, is_prime};
+use serde::{Deserialize, Serialize};
+
+/// Sizes of the maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Service ids, id 0 (no service) included.
+    pub services: u32,
+    /// Backend slots.
+    pub backends: u32,
+    /// Connections at the same time.
+    pub flows: u32,
+    /// Connections waiting for their backend to answer, at the same time; a power of two.
+    pub pending: u32,
+    /// Entries of a Maglev table; a prime.
+    pub maglev_size: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { services: 16, backends: 1024, flows: 65_536, pending: 1024, maglev_size: 65_537 }
+    }
+}
+
+/// A limit that cannot be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("limit `{name}` is {value}, but must be {rule}")]
+pub struct LimitError {
+    pub name: &'static str,
+    pub value: u32,
+    pub rule: &'static str,
+}
+
+/// Buckets in each half of the endpoint table.
+pub(crate) const ENDPOINT_BUCKETS: u32 = 16_384;
+
+impl Limits {
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// The first that cannot be.
+    pub fn check(&self) -> Result<(), LimitError> {
+        let rules = [
+            ("services", self.services, (2..=65_535).contains(&self.services), "2 to 65535"),
+            ("backends", self.backends, (1..=65_534).contains(&self.backends), "1 to 65534"),
+            ("flows", self.flows, (8..=1 << 26).contains(&self.flows), "8 to 67108864"),
+            (
+                "pending",
+                self.pending,
+                self.pending.is_power_of_two() && self.pending <= 32_768,
+                "a power of two up to 32768",
+            ),
+            (
+                "maglev_size",
+                self.maglev_size,
+                is_prime(self.maglev_size) && self.maglev_size <= 5_000_011,
+                "a prime up to 5000011",
+            ),
+        ];
+        match rules.into_iter().find(|(_, _, holds, _)| !holds) {
+            Some((name, value, _, rule)) => Err(LimitError { name, value, rule }),
+            None => Ok(()),
+        }
+    }
+
+    /// Entries of the flow table: half as many again as flows at most, in whole groups, their number a power of two.
+    pub fn flow_entries(&self) -> u32 {
+        (self.flows * 2).next_power_of_two().max(GROUP as u32)
+    }
+
+    /// Blocks of one half of one service's Maglev table.
+    pub(crate) fn maglev_blocks(&self) -> u32 {
+        blocks(self.maglev_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_allowed() {
+        assert_eq!(Limits::default().check(), Ok(()));
+        assert_eq!(Limits::default().flow_entries(), 131_072);
+    }
+
+    #[test]
+    fn impossible_limits_are_named() {
+        let d = Limits::default();
+        for (name, limits) in [
+            ("services", Limits { services: 1, ..d }),
+            ("backends", Limits { backends: 0, ..d }),
+            ("flows", Limits { flows: 0, ..d }),
+            ("pending", Limits { pending: 1000, ..d }),
+            ("maglev_size", Limits { maglev_size: 65_536, ..d }),
+        ] {
+            assert_eq!(limits.check().unwrap_err().name, name);
+        }
+    }
+}
