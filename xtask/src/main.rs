@@ -1,1 +1,47 @@
-fn main() {}
+//! `cargo xtask`: the developer's verbs. This file lists them; each has a file of its own.
+
+mod build;
+mod check;
+mod setup;
+mod steps;
+mod test;
+mod toolchain;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find what this machine lacks to build and run the balancer, and install just that
+    Setup,
+    /// Build the BPF objects and the workspace
+    Build(build::Arguments),
+    /// Formatting, and clippy with warnings denied, on every crate and on the BPF target
+    Check,
+    /// Set up, build and run every test; needs root
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Build(arguments) => build::run(&arguments),
+        Verb::Check => check::run(),
+        Verb::Test(arguments) => test::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `cargo xtask build`: the BPF objects into target/bpf, then lbd and lbctl, with the object beside them.
+
+use crate::setup::{self, Need};
+use crate::toolchain::{self, TARGET};
+use crate::{steps, workspace};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The programs of lb-ebpf.
+const OBJECTS: [&str; 2] = ["lb", "testbed"];
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Build lbd and lbctl with optimisations (the BPF objects always are)
+    #[arg(long)]
+    release: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Debug,
+    Release,
+}
+
+impl Profile {
+    /// Where cargo puts what it built with this profile.
+    pub(crate) fn directory(self) -> PathBuf {
+        workspace::target().join(if self == Self::Release { "release" } else { "debug" })
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let profile = if arguments.release { Profile::Release } else { Profile::Debug };
+    build(&[], profile)?;
+    println!(
+        "built {}",
+        ["lbd", "lbctl", "lb.bpf.o"].map(|name| shown(&profile.directory().join(name))).join(", ")
+    );
+    Ok(())
+}
+
+/// Sets up what building takes, and what else is in `needs`, and builds.
+pub(crate) fn build(needs: &[Need], profile: Profile) -> Result<()> {
+    let toolchain = setup::ensure(needs)?;
+    let mut cargo = toolchain.build();
+    steps::show(cargo.args(["--package", "lb-ebpf"]))?;
+
+    let built = workspace::target().join("ebpf").join(TARGET).join("release");
+    for object in OBJECTS {
+        place(&built.join(object), &workspace::bpf_objects().join(object))?;
+    }
+    place(&built.join("lb"), &profile.directory().join("lb.bpf.o"))?;
+
+    let mut cargo = toolchain::host_cargo();
+    cargo.args(["build", "--package", "lb-userspace"]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    steps::show(&mut cargo)
+}
+
+/// Copies a file unless it is there already, so that what depends on it stays fresh.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    let directory = to.parent().expect("a file in the target directory has a parent");
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // Renamed into place: a daemon that starts meanwhile reads the old object or the new one, never half of it.
+    let beside = to.with_extension("new");
+    fs::write(&beside, new).with_context(|| format!("cannot write {}", beside.display()))?;
+    fs::rename(&beside, to).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// A path as seen from the checkout.
+fn shown(path: &Path) -> String {
+    path.strip_prefix(workspace::root()).unwrap_or(path).display().to_string()
+}

@@ -1,0 +1,55 @@
+//! `cargo xtask test`: sets up, builds, and runs every test: those of the host, and, as root, those that load the BPF
+//! programs and build network namespaces. It adds nothing to cargo's own result lines but the sum.
+
+use crate::build::{self, Profile};
+use crate::setup::Need;
+use crate::{toolchain, workspace};
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+    /// Leave out the tests that need root: packets and namespaces
+    #[arg(long)]
+    host_only: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.host_only && !workspace::is_root() {
+        bail!(
+            "the packet and namespace tests load BPF programs and need root: run `sudo env \"PATH=$PATH\" cargo xtask \
+             test`, or `cargo xtask test --host-only` for the rest"
+        );
+    }
+    let mut suites =
+        vec![("host tests", cargo_test(&["--workspace", "--exclude", "lb-ebpf", "--exclude", "tests"]))];
+    if arguments.host_only {
+        build::build(&[], Profile::Debug)?;
+    } else {
+        build::build(&[Need::Run, Need::Peers], Profile::Debug)?;
+        suites.push(("packet and namespace tests", cargo_test(&["--package", "tests"])));
+    }
+
+    let mut failed = Vec::new();
+    for (name, mut cargo) in suites {
+        println!("\n== {name}");
+        cargo.args(arguments.filter.iter());
+        if !cargo.status().context("cannot start cargo")?.success() {
+            failed.push(name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{} failed", failed.join(" and "));
+    }
+    println!("\nevery test passed{}", if arguments.host_only { " (host tests alone)" } else { "" });
+    Ok(())
+}
+
+/// `cargo test` that runs all test programs even when one fails, to show every failure at once.
+fn cargo_test(packages: &[&str]) -> Command {
+    let mut cargo = toolchain::host_cargo();
+    cargo.args(["test", "--no-fail-fast"]).args(packages).arg("--");
+    cargo
+}
