@@ -1,5 +1,6 @@
 //! The deciding half of the load balancer: configuration, registry, data path loading, session servers and control.
 
+pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod health;

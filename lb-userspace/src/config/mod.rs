@@ -1,0 +1,223 @@
+//! The configuration: [`raw`] is what was typed, [`Config`] what it means; [`check`] leads from one to the other and
+//! tells every error with its line. Touches nothing but the file.
+
+mod check;
+mod fault;
+mod raw;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::datapath::{Limits, Mode};
+pub use fault::{ConfigError, Fault};
+pub use values::{Subnet, show_duration};
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// All that lbd is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    pub lbd: Lbd,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub managed: Managed,
+    pub services: Vec<Service>,
+}
+
+/// The daemon itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lbd {
+    /// Run-time state: the BPF file system and the control socket.
+    pub run_dir: PathBuf,
+    pub socket: PathBuf,
+    /// Directory of the session database.
+    pub store: PathBuf,
+    /// File of the token keys.
+    pub keys: PathBuf,
+    /// The packet programs; found beside the executable when absent.
+    pub object: Option<PathBuf>,
+    /// Whether to add each VIP to `lo`, so that the host answers ARP for it.
+    pub announce: bool,
+    /// Interfaces on which clients and remote backends are.
+    pub interfaces: Vec<String>,
+    pub mode: Mode,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// Flow without a packet from its client.
+    pub idle: Duration,
+    /// Flow after FINs or RST.
+    pub closing: Duration,
+    /// Flow whose backend never answered.
+    pub binding: Duration,
+    /// Managed servers that finish their requests when lbd stops.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(15 * 60),
+            closing: Duration::from_secs(10),
+            binding: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where managed servers live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Managed {
+    /// The balancer takes the first address of it, each server one more.
+    pub subnet: Subnet,
+}
+
+impl Default for Managed {
+    fn default() -> Self {
+        Self { subnet: Subnet { base: Ipv4Addr::new(10, 254, 0, 0), prefix: 16 } }
+    }
+}
+
+impl Managed {
+    /// Port of a managed server whose address is not given.
+    pub const PORT: u16 = 8080;
+
+    /// The balancer's address in that network: every server's router.
+    pub const fn gateway(&self) -> Ipv4Addr {
+        self.subnet.nth(1)
+    }
+
+    /// Address of the server in that slot.
+    pub const fn server(&self, slot: u16) -> Ipv4Addr {
+        self.subnet.nth(slot as u32 + 2)
+    }
+
+    /// For how many slots there is an address: neither the network's, the balancer's, nor the broadcast address.
+    pub const fn room(&self) -> u64 {
+        self.subnet.size().saturating_sub(3)
+    }
+}
+
+/// A VIP with its backends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    pub name: String,
+    pub vip: SocketAddr,
+    pub protocol: Protocol,
+    pub affinity: Affinity,
+    /// Window scale that the SYN-ACK promises.
+    pub window_scale: u8,
+    /// Backends that a flow is offered to before its client is reset.
+    pub max_tries: u8,
+    pub health: Health,
+    pub session: Session,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    Tcp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// By which rule a session comes home.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Affinity {
+    /// By the signed token in the cookie of that name.
+    Signed { cookie: String },
+}
+
+/// When a backend counts as up or down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Health {
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Successes in a row until it is up.
+    pub rise: u32,
+    /// Failures in a row until it is down.
+    pub fall: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
+    }
+}
+
+/// Bounds of the sessions that managed servers keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// Sessions in one server's cache.
+    pub max_entries: usize,
+    /// Bytes in one server's cache.
+    pub max_bytes: usize,
+    /// Bytes of one session's state.
+    pub max_session_bytes: usize,
+    /// A session unused for so long is gone.
+    pub idle: Duration,
+    /// A session this old is gone.
+    pub absolute: Duration,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            max_entries: 100_000,
+            max_bytes: 64 << 20,
+            max_session_bytes: 64 << 10,
+            idle: Duration::from_secs(30 * 60),
+            absolute: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// One server behind a service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    pub name: String,
+    /// Whether lbd runs it.
+    pub managed: bool,
+    /// Where it listens; a managed server without gets an address of the managed network, by its slot.
+    pub addr: Option<SocketAddr>,
+    /// Share of new sessions; 0 takes none.
+    pub weight: u16,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: all that is wrong with it, each with its line.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text; relative paths in it start from the directory of `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        check::config(path, text)
+    }
+}

@@ -1,0 +1,172 @@
+//! The configuration as typed: the keys that exist, the types they have, and where in the file each value stands.
+//!
+//! Each table is declared once; its reader and the list of its keys follow from the declaration.
+
+use super::fault::{Faults, Span, suggest};
+use serde_spanned::Spanned;
+use toml::de::DeValue;
+
+/// A value that can be read from TOML. What is wrong goes to `faults`.
+pub(super) trait FromToml: Sized {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self>;
+}
+
+macro_rules! table {
+    ($(#[$doc:meta])* $name:ident $title:literal { $($key:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub(super) struct $name {
+            $(pub(super) $key: Option<Spanned<$type>>,)*
+        }
+
+        impl $name {
+            pub(super) const KEYS: &[&str] = &[$(stringify!($key)),*];
+        }
+
+        impl FromToml for $name {
+            fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+                let DeValue::Table(entries) = value else {
+                    wrong_type(key, "a table", concat!("write it as ", $title), &value, span, faults);
+                    return None;
+                };
+                let mut table = Self::default();
+                for (key, value) in entries {
+                    match key.get_ref().as_ref() {
+                        $(name @ stringify!($key) => table.$key = read(name, value, faults),)*
+                        unknown => faults.push(
+                            key.span(),
+                            format!("unknown key `{unknown}` in {}", $title),
+                            suggest(unknown, Self::KEYS),
+                        ),
+                    }
+                }
+                Some(table)
+            }
+        }
+    };
+}
+
+table!(
+    /// The whole file.
+    RawConfig "the top level" {
+        lbd: RawLbd, limits: RawLimits, timeouts: RawTimeouts, managed: RawManaged, service: Vec<Spanned<RawService>>,
+    }
+);
+table!(RawLbd "[lbd]" {
+    run_dir: String, socket: String, store: String, keys: String, object: String, announce: bool,
+    interfaces: Vec<Spanned<String>>, mode: String,
+});
+table!(RawLimits "[limits]" { services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64 });
+table!(RawTimeouts "[timeouts]" { idle: String, closing: String, binding: String, drain: String });
+table!(RawManaged "[managed]" { subnet: String });
+table!(RawService "[[service]]" {
+    name: String, vip: String, protocol: String, affinity: RawAffinity, window_scale: u64, max_tries: u64,
+    health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
+});
+table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" { kind: String, cookie: String });
+table!(RawHealth "[service.health]" { interval: String, timeout: String, rise: u64, fall: u64 });
+table!(RawSession "[service.session]" {
+    max_entries: u64, max_bytes: Size, max_session_bytes: Size, idle: String, absolute: String,
+});
+table!(RawBackend "[[service.backend]]" { name: String, managed: bool, addr: String, weight: u64 });
+
+/// A number of bytes: plain, or as text with a unit.
+#[derive(Debug)]
+pub(super) enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+fn read<T: FromToml>(key: &str, value: Spanned<DeValue<'_>>, faults: &mut Faults<'_>) -> Option<Spanned<T>> {
+    let span = value.span();
+    T::from_toml(key, value.into_inner(), span.clone(), faults).map(|value| Spanned::new(span, value))
+}
+
+fn wrong_type(key: &str, wanted: &str, help: &str, value: &DeValue<'_>, span: Span, faults: &mut Faults<'_>) {
+    let is = match value {
+        DeValue::String(_) => "text",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a number with a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    };
+    faults.push(span, format!("`{key}` is {is}, but must be {wanted}"), help);
+}
+
+impl FromToml for String {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::String(text) => Some(text.into_owned()),
+            other => {
+                wrong_type(key, "text", "put it in double quotes", &other, span, faults);
+                None
+            }
+        }
+    }
+}
+
+impl FromToml for bool {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::Boolean(is) => Some(is),
+            other => {
+                wrong_type(key, "true or false", "write it without quotes", &other, span, faults);
+                None
+            }
+        }
+    }
+}
+
+impl FromToml for u64 {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::Integer(integer) => {
+                let parsed = u64::from_str_radix(integer.as_str(), integer.radix());
+                if parsed.is_err() {
+                    let reason =
+                        format!("`{key}` is {}, but must be a whole number from 0", integer.as_str());
+                    faults.push(span, reason, "");
+                }
+                parsed.ok()
+            }
+            other => {
+                wrong_type(key, "a whole number", "write it without quotes", &other, span, faults);
+                None
+            }
+        }
+    }
+}
+
+impl FromToml for Size {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::String(text) => Some(Self::Text(text.into_owned())),
+            integer @ DeValue::Integer(_) => u64::from_toml(key, integer, span, faults).map(Self::Bytes),
+            other => {
+                let help = "write it like \"64 MiB\", or as a number of bytes";
+                wrong_type(key, "a size", help, &other, span, faults);
+                None
+            }
+        }
+    }
+}
+
+impl<T: FromToml> FromToml for Vec<Spanned<T>> {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::Array(values) => {
+                Some(values.into_iter().filter_map(|value| read(key, value, faults)).collect())
+            }
+            other => {
+                let help = match other {
+                    DeValue::Table(_) => format!("write [[{key}]] with two brackets: there can be several"),
+                    _ => format!("write {key} = [...]"),
+                };
+                wrong_type(key, "a list", &help, &other, span, faults);
+                None
+            }
+        }
+    }
+}
