@@ -48,7 +48,7 @@ impl Service {
         if n == 0 || n > MAX_COOKIE_NAME {
             return false;
         }
-        let (mut bytes, mut mask) = ([0; 16], [0; 16]);
+        let (mut bytes, mut mask) = ([0u8; 16], [0u8; 16]);
         bytes[15 - n..15].copy_from_slice(name.as_bytes());
         bytes[15] = b'=';
         mask[15 - n..].fill(0xff);
@@ -60,3 +60,19 @@ impl Service {
 }
 
 crate::map_types! { Service: 72 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_name_is_right_aligned_before_its_token() {
+        let mut service = Service::default();
+        assert!(service.set_cookie_name("lb"));
+        assert_eq!(bytemuck::cast::<_, [u8; 16]>(service.cookie_name), *b"\0\0\0\0\0\0\0\0\0\0\0\0\0lb=");
+        let mask: [u8; 16] = bytemuck::cast(service.cookie_mask);
+        assert_eq!((mask[12], mask[13], service.cookie_len), (0, 0xff, 3));
+        assert!(service.set_cookie_name("fifteen-letters"));
+        assert!(!service.set_cookie_name("sixteen--letters") && !service.set_cookie_name(""));
+    }
+}
