@@ -1,1 +1,24 @@
-//! Helpers of the packet and whole-system tests.
+//! What the packet tests and the whole-system tests are made of: frames, a runner for single programs, and a network of
+//! namespaces with a balancer in the middle.
+//!
+//! Namespaces have no names: they live as long as a descriptor of the test process (or a child of it that dies with
+//! its parent), so nothing is left behind by a panic, Ctrl-C or `kill -9`.
+
+pub mod balancer;
+pub mod client;
+pub mod frame;
+pub mod maps;
+pub mod netns;
+pub mod object;
+pub mod runner;
+pub mod server;
+pub mod setup;
+pub mod topology;
+
+/// # Panics
+/// When not run as root: such a test must fail, not be skipped.
+pub fn require_root() {
+    // SAFETY: takes no argument and cannot fail.
+    let uid = unsafe { libc::geteuid() };
+    assert!(uid == 0, "this test loads BPF programs and creates network namespaces: run it as root");
+}

@@ -1,0 +1,76 @@
+//! The product's programs at work between the namespaces, told what to do by the test instead of by the daemon.
+
+use crate::maps::Maps;
+use crate::object::{Sizes, load_lb};
+use crate::setup::Setup;
+use crate::topology::{PORT, Topology, VIP};
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
+use std::net::SocketAddrV4;
+
+/// Attached for as long as it lives.
+pub struct Balancer {
+    pub setup: Setup,
+    pub maps: Maps,
+    /// Owns programs and links.
+    _ebpf: Ebpf,
+}
+
+/// The service that [`Balancer::start`] makes.
+pub const SERVICE: u16 = 1;
+
+impl Balancer {
+    /// One service in front of every backend of the town, all of them ready.
+    pub fn start(town: &Topology) -> Result<Self> {
+        Self::start_sized(town, Sizes::large())
+    }
+
+    pub fn start_sized(town: &Topology, sizes: Sizes) -> Result<Self> {
+        let mut setup = Setup::new(sizes);
+        let service = setup.service(dial());
+        for backend in &town.backends {
+            setup.backend(service, backend.serves(), Some(backend.next_hop()));
+        }
+        Self::start_with(town, setup)
+    }
+
+    /// Loads, fills the maps, attaches to every interface of the balancer.
+    pub fn start_with(town: &Topology, setup: Setup) -> Result<Self> {
+        let mut ebpf = load_lb(setup.sizes)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.apply(&setup)?;
+        let xdp: &mut Xdp = ebpf.program_mut("lb").context("the object has no program lb")?.try_into()?;
+        xdp.load()?;
+        town.balancer.run(|| -> Result<()> {
+            for port in town.ports() {
+                xdp.attach(&port.name, XdpMode::Driver)
+                    .with_context(|| format!("attaching lb to {}", port.name))?;
+            }
+            Ok(())
+        })?;
+        let joint: &mut SchedClassifier =
+            ebpf.program_mut("lb_joint").context("the object has no program lb_joint")?.try_into()?;
+        joint.load()?;
+        town.balancer.run(|| -> Result<()> {
+            for port in town.ports() {
+                joint
+                    .attach(&port.name, TcAttachType::Ingress)
+                    .with_context(|| format!("attaching lb_joint to {}", port.name))?;
+            }
+            Ok(())
+        })?;
+        Ok(Self { setup, maps, _ebpf: ebpf })
+    }
+
+    /// Changes what it was told.
+    pub fn change(&mut self, change: impl FnOnce(&mut Setup)) -> Result<()> {
+        change(&mut self.setup);
+        self.maps.apply(&self.setup)
+    }
+}
+
+/// What clients connect to.
+pub fn dial() -> SocketAddrV4 {
+    SocketAddrV4::new(VIP, PORT)
+}

@@ -1,0 +1,183 @@
+//! The maps of a loaded `lb`: a [`Setup`] is written into them, counters and flows are read out.
+
+use crate::setup::Setup;
+use anyhow::{Context, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{Array, MapData, PerCpuArray};
+use lb_common::backend::{Backend, Learned};
+use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
+use lb_common::endpoint::{self, Bucket};
+use lb_common::flow::{Flow, FlowState};
+use lb_common::maglev::{BLOCK, Block, NOBODY, blocks};
+use lb_common::service::Service;
+use lb_common::settings::Settings;
+use lb_common::stash::Stash;
+
+/// Handles on every map.
+pub struct Maps {
+    settings: Array<MapData, Settings>,
+    endpoints: Array<MapData, Bucket>,
+    services: Array<MapData, Service>,
+    backends: Array<MapData, Backend>,
+    maglev: Array<MapData, Block>,
+    flows: Array<MapData, Flow>,
+    stashes: Array<MapData, Stash>,
+    service_counters: PerCpuArray<MapData, ServiceCounters>,
+    backend_counters: PerCpuArray<MapData, BackendCounters>,
+    learned: Array<MapData, Learned>,
+    /// The half of the doubled tables that the next [`Maps::apply`] fills.
+    half: u32,
+}
+
+/// Counters summed over services and processors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Counts([u64; COUNTERS]);
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        fn map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
+            ebpf: &mut Ebpf,
+            name: &str,
+        ) -> Result<T> {
+            let map = ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"))?;
+            T::try_from(map).with_context(|| format!("map {name} is of another type or size"))
+        }
+        Ok(Self {
+            settings: map(ebpf, "SETTINGS")?,
+            endpoints: map(ebpf, "ENDPOINTS")?,
+            services: map(ebpf, "SERVICES")?,
+            backends: map(ebpf, "BACKENDS")?,
+            maglev: map(ebpf, "MAGLEV")?,
+            flows: map(ebpf, "FLOWS")?,
+            stashes: map(ebpf, "STASHES")?,
+            service_counters: map(ebpf, "SERVICE_COUNTERS")?,
+            backend_counters: map(ebpf, "BACKEND_COUNTERS")?,
+            learned: map(ebpf, "LEARNED")?,
+            half: 0,
+        })
+    }
+
+    /// Makes the maps say what the setup says; packets meanwhile see the old state or the new.
+    pub fn apply(&mut self, setup: &Setup) -> Result<()> {
+        for (slot, backend) in setup.backends.iter().enumerate() {
+            self.backends.set(slot as u32, backend, 0)?;
+        }
+        for (i, service) in setup.services.iter().enumerate() {
+            let table = setup.maglev(i as u16 + 1);
+            let base = (2 * (i as u32 + 1) + self.half) * blocks(setup.sizes.maglev);
+            for (block, entries) in table.chunks(BLOCK).enumerate() {
+                let mut value = Block([NOBODY; BLOCK]);
+                value.0[..entries.len()].copy_from_slice(entries);
+                self.maglev.set(base + block as u32, value, 0)?;
+            }
+            let service = Service { maglev_base: base, maglev_size: table.len() as u32, ..*service };
+            self.services.set(i as u32 + 1, service, 0)?;
+        }
+        let buckets = setup.sizes.buckets;
+        let (seed, table) = endpoint::build(&setup.endpoints(), buckets as usize, 1)?;
+        let first = self.half * buckets;
+        for (i, bucket) in table.iter().enumerate() {
+            self.endpoints.set(first + i as u32, bucket, 0)?;
+        }
+        // The seed of the half that is not live first, then the word that makes it live.
+        let mut settings = self.settings.get(&0, 0)?;
+        settings.endpoint_seed[self.half as usize] = seed;
+        let endpoint_seed = settings.endpoint_seed;
+        self.settings.set(0, settings, 0)?;
+        let live = u64::from(first) | u64::from(buckets - 1) << 32;
+        self.settings.set(0, Settings { live, endpoint_seed, ..setup.settings }, 0)?;
+        self.half ^= 1;
+        Ok(())
+    }
+
+    /// Entries of the flow table that are in use.
+    pub fn flows(&self) -> Result<Vec<Flow>> {
+        let mut flows = Vec::new();
+        for flow in self.flows.iter() {
+            let flow = flow?;
+            if FlowState::from_bits(flow.head.state) != FlowState::Free {
+                flows.push(flow);
+            }
+        }
+        Ok(flows)
+    }
+
+    /// Writes a flow at an index of the table: for tables that are full, or flows in a state that takes long to reach.
+    pub fn set_flow(&mut self, index: u32, flow: &Flow) -> Result<()> {
+        Ok(self.flows.set(index, flow, 0)?)
+    }
+
+    /// Stashes that have an owner.
+    pub fn stashes(&self) -> Result<Vec<Stash>> {
+        let mut stashes = Vec::new();
+        for stash in self.stashes.iter() {
+            let stash = stash?;
+            if stash.owner != 0 {
+                stashes.push(stash);
+            }
+        }
+        Ok(stashes)
+    }
+
+    /// Makes every stash look taken by a flow that just began, or free again.
+    pub fn fill_stashes(&mut self, owner: u64) -> Result<()> {
+        for i in 0..self.stashes.len() {
+            let stash = self.stashes.get(&i, 0)?;
+            self.stashes.set(i, Stash { owner, ..stash }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Frees every flow and every stash.
+    pub fn forget(&mut self) -> Result<()> {
+        for i in 0..self.flows.len() {
+            self.flows.set(i, Flow::default(), 0)?;
+        }
+        self.fill_stashes(0)
+    }
+
+    pub fn learned(&self, slot: u16) -> Result<Learned> {
+        Ok(self.learned.get(&u32::from(slot), 0)?)
+    }
+
+    /// All counters, of packets that belong to no service too.
+    pub fn counts(&self) -> Result<Counts> {
+        let mut sum = [0; COUNTERS];
+        for per_cpu in self.service_counters.iter() {
+            for value in per_cpu?.iter() {
+                sum.iter_mut().zip(value.0).for_each(|(sum, n)| *sum += n);
+            }
+        }
+        Ok(Counts(sum))
+    }
+
+    pub fn backend_counts(&self, slot: u16) -> Result<BackendCounters> {
+        let mut sum = [0u64; size_of::<BackendCounters>() / 8];
+        for value in self.backend_counters.get(&u32::from(slot), 0)?.iter() {
+            let words: [u64; size_of::<BackendCounters>() / 8] = bytemuck::cast(*value);
+            sum.iter_mut().zip(words).for_each(|(sum, n)| *sum += n);
+        }
+        Ok(bytemuck::cast(sum))
+    }
+}
+
+impl Counts {
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    /// What was counted since `earlier`: each counter that moved, by how much.
+    pub fn since(&self, earlier: &Self) -> Vec<(Counter, u64)> {
+        let moved = |counter: &Counter| (*counter, self.get(*counter) - earlier.get(*counter));
+        Counter::ALL.iter().map(moved).filter(|(_, by)| *by > 0).collect()
+    }
+}
+
+impl std::fmt::Debug for Counts {
+    /// Those that are not zero, by name.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counted = Counter::ALL.iter().filter(|c| self.get(**c) > 0);
+        f.debug_map().entries(counted.map(|c| (c.name(), self.get(*c)))).finish()
+    }
+}

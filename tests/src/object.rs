@@ -1,0 +1,69 @@
+//! The BPF objects under test: where they are and how large their maps are made.
+
+use anyhow::{Context, Result};
+use aya::{Ebpf, EbpfLoader};
+use std::path::PathBuf;
+
+/// Sizes of the maps of `lb`: small, so that loading is quick and full tables are within reach.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub services: u32,
+    pub backends: u32,
+    /// Buckets of one half of the endpoint table, a power of two.
+    pub buckets: u32,
+    /// Groups of the flow table, a power of two.
+    pub groups: u32,
+    /// A power of two.
+    pub stashes: u32,
+    /// Entries of a Maglev table, a prime.
+    pub maglev: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { services: 4, backends: 16, buckets: 64, groups: 8, stashes: 16, maglev: 251 }
+    }
+}
+
+impl Sizes {
+    /// Room for tens of thousands of connections at once.
+    pub fn large() -> Self {
+        Self { groups: 1 << 14, stashes: 1024, ..Self::default() }
+    }
+}
+
+/// Loads the product's object.
+pub fn load_lb(sizes: Sizes) -> Result<Ebpf> {
+    let path = path_of("lb")?;
+    EbpfLoader::new()
+        .map_max_entries("ENDPOINTS", 2 * sizes.buckets)
+        .map_max_entries("SERVICES", sizes.services)
+        .map_max_entries("BACKENDS", sizes.backends)
+        .map_max_entries("MAGLEV", sizes.services * 2 * lb_common::maglev::blocks(sizes.maglev))
+        .map_max_entries("FLOWS", sizes.groups * lb_common::flow::GROUP as u32)
+        .map_max_entries("STASHES", sizes.stashes)
+        .map_max_entries("SERVICE_COUNTERS", sizes.services)
+        .map_max_entries("BACKEND_COUNTERS", sizes.backends)
+        .map_max_entries("LEARNED", sizes.backends)
+        .load_file(&path)
+        .with_context(|| format!("loading {}", path.display()))
+}
+
+/// Loads the programs that only tests use.
+pub fn load_testbed() -> Result<Ebpf> {
+    let path = path_of("testbed")?;
+    Ebpf::load_file(&path).with_context(|| format!("loading {}", path.display()))
+}
+
+/// `$LB_BPF_DIR/name`, or else `target/bpf/name` in the workspace.
+fn path_of(name: &str) -> Result<PathBuf> {
+    let dir = std::env::var_os("LB_BPF_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf")), PathBuf::from);
+    let path = dir.join(name);
+    path.canonicalize().with_context(|| {
+        format!(
+            "no BPF object at {}: `cargo xtask build` makes it, LB_BPF_DIR names another place",
+            path.display()
+        )
+    })
+}

@@ -1,0 +1,158 @@
+//! One frame through one program by `BPF_PROG_TEST_RUN`: verdict, frame and counters come back.
+
+use crate::frame::{self, Segment};
+use crate::maps::{Counts, Maps};
+use crate::netns::Netns;
+use crate::object::load_lb;
+use crate::setup::Setup;
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use lb_common::counter::Counter;
+
+/// What an XDP program returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Aborted,
+    Drop,
+    Pass,
+    Tx,
+    Redirect,
+    /// No XDP verdict at all.
+    Unknown(u32),
+}
+
+/// What a tc program returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TcVerdict {
+    Ok,
+    Shot,
+    Redirect,
+    /// Some other action, as a signed number.
+    Other(i32),
+}
+
+/// What became of a frame.
+pub struct Outcome<V> {
+    pub verdict: V,
+    pub frame: Vec<u8>,
+    /// Every counter that moved, and by how much.
+    pub counted: Vec<(Counter, u64)>,
+}
+
+/// The programs, loaded and not attached, with their maps filled from a [`Setup`].
+pub struct Runner {
+    pub setup: Setup,
+    pub maps: Maps,
+    ebpf: Ebpf,
+    netns: Netns,
+}
+
+impl Runner {
+    pub fn new(setup: Setup) -> Result<Self> {
+        // A clone that the joint sends goes to an interface of this namespace, or nowhere.
+        let netns = Netns::new("packet table")?;
+        netns.sysctl("ipv6/conf/default/disable_ipv6", 1)?;
+        netns.ip(&["link add out0 type veth peer name out1", "link set out0 up", "link set out1 up"])?;
+        let mut ebpf = load_lb(setup.sizes)?;
+        let xdp: &mut Xdp = ebpf.program_mut("lb").context("the object has no program lb")?.try_into()?;
+        xdp.load()?;
+        let joint: &mut SchedClassifier =
+            ebpf.program_mut("lb_joint").context("the object has no program lb_joint")?.try_into()?;
+        joint.load()?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.apply(&setup)?;
+        Ok(Self { setup, maps, ebpf, netns })
+    }
+
+    /// Changes what the maps say.
+    pub fn change(&mut self, change: impl FnOnce(&mut Setup)) -> Result<()> {
+        change(&mut self.setup);
+        self.maps.apply(&self.setup)
+    }
+
+    /// Sends a frame through `lb`, as if it had arrived on the loopback interface.
+    pub fn xdp(&self, frame: &[u8]) -> Result<Outcome<Verdict>> {
+        let program: &Xdp = self.ebpf.program("lb").context("the object has no program lb")?.try_into()?;
+        let Outcome { verdict, frame, counted } = self.run(program, frame)?;
+        let verdict = match verdict {
+            0 => Verdict::Aborted,
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Tx,
+            4 => Verdict::Redirect,
+            other => Verdict::Unknown(other),
+        };
+        Ok(Outcome { verdict, frame, counted })
+    }
+
+    /// Sends a frame through `lb_joint`.
+    pub fn joint(&self, frame: &[u8]) -> Result<Outcome<TcVerdict>> {
+        let program: &SchedClassifier =
+            self.ebpf.program("lb_joint").context("the object has no program lb_joint")?.try_into()?;
+        let Outcome { verdict, frame, counted } = self.run(program, frame)?;
+        let verdict = match verdict.cast_signed() {
+            0 => TcVerdict::Ok,
+            2 => TcVerdict::Shot,
+            7 => TcVerdict::Redirect,
+            other => TcVerdict::Other(other),
+        };
+        Ok(Outcome { verdict, frame, counted })
+    }
+
+    /// Counters summed over everything.
+    pub fn counts(&self) -> Result<Counts> {
+        self.maps.counts()
+    }
+
+    /// An interface to which the joint can send.
+    pub fn ifindex(&self) -> Result<u32> {
+        self.netns.ifindex("out0")
+    }
+
+    /// The namespace in which programs run, with the veth pair `out0`, `out1`.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    fn run<P>(&self, program: &P, frame: &[u8]) -> Result<Outcome<u32>>
+    where
+        P: Sync + for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
+    {
+        let before = self.counts()?;
+        let mut out = vec![0; 4096];
+        let run = || {
+            let options = TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ..TestRunOptions::default()
+            };
+            program.test_run(options)
+        };
+        let result =
+            self.netns.run(run).with_context(|| format!("test run of {}", frame::describe(frame)))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Outcome { verdict: result.return_value, frame: out, counted: self.counts()?.since(&before) })
+    }
+}
+
+impl<V> Outcome<V> {
+    /// The frame as a segment.
+    ///
+    /// # Panics
+    /// When it is none, or a checksum or length is wrong.
+    pub fn segment(&self) -> Segment {
+        Segment::parse(&self.frame).unwrap_or_else(|why| panic!("{why}: {}", frame::describe(&self.frame)))
+    }
+
+    pub fn counted(&self, counter: Counter) -> bool {
+        self.counted.iter().any(|(c, _)| *c == counter)
+    }
+}
+
+impl<V: std::fmt::Debug> std::fmt::Debug for Outcome<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {} counted", self.verdict, frame::describe(&self.frame))?;
+        self.counted.iter().try_for_each(|(counter, by)| write!(f, " {}+{by}", counter.name()))
+    }
+}

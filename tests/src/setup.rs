@@ -1,0 +1,180 @@
+//! What the balancer is told: services, backends, keys. Written out by hand, without the daemon.
+
+use crate::object::Sizes;
+use lb_common::addr::{Addr, Be16, Mac};
+use lb_common::backend::{Backend, State};
+use lb_common::endpoint::{Endpoint, KIND_BACKEND, KIND_SERVICE, port_and_protocol};
+use lb_common::hash::{SipKey, mix64};
+use lb_common::maglev::{self, Candidate};
+use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
+use lb_common::settings::Settings;
+use lb_common::syn_cookie::{self, Agreed, Peer};
+use lb_common::tcp;
+use lb_common::token::{SessionId, Token, encode};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+
+/// The time slot at which the clock of the tests stands still.
+pub const SLOT: u32 = 1_003;
+/// Key id and key of every valid token.
+pub const TOKEN_KEY: (u8, SipKey) = (3, [0x0123_4567_89ab_cdef, 0xfeed_face_cafe_beef]);
+/// Name of the cookie that every service reads.
+pub const COOKIE: &str = "lb";
+
+/// The whole desired state.
+#[derive(Clone)]
+pub struct Setup {
+    pub sizes: Sizes,
+    pub settings: Settings,
+    /// Service ids begin at 1: index 0 is id 1.
+    pub services: Vec<Service>,
+    /// The index is the slot.
+    pub backends: Vec<Backend>,
+}
+
+/// Where frames for a backend leave and who takes them.
+#[derive(Clone, Copy, Debug)]
+pub struct NextHop {
+    pub ifindex: u32,
+    pub local_mac: Mac,
+    pub mac: Mac,
+}
+
+impl Setup {
+    pub fn new(sizes: Sizes) -> Self {
+        let mut settings = Settings {
+            flow_seed: std::array::from_fn(|i| mix64(i as u64 + 99)),
+            flow_group_mask: sizes.groups - 1,
+            stash_mask: sizes.stashes - 1,
+            cookie_keys: [[11, 12], [13, 14]],
+            slot_base: SLOT,
+            // The clock stands still, so a cookie made by a test is of the program's present slot.
+            slot_mult: 0,
+            tick_shift: 6,
+            idle_ticks: 4 * 900,
+            closing_ticks: 4 * 10,
+            binding_ticks: 4 * 30,
+            token_key_mask: 1 << TOKEN_KEY.0,
+            ..Settings::default()
+        };
+        settings.token_keys[usize::from(TOKEN_KEY.0)] = TOKEN_KEY.1;
+        Self { sizes, settings, services: Vec::new(), backends: Vec::new() }
+    }
+
+    /// Adds a service that promises everything and returns its id.
+    pub fn service(&mut self, dial: SocketAddrV4) -> u16 {
+        let mut service = Service {
+            addr: IpAddr::V4(*dial.ip()).into(),
+            port: Be16::new(dial.port()),
+            protocol: tcp::PROTOCOL,
+            enabled: 1,
+            mss: 1460,
+            window_scale: 7,
+            promises: PROMISE_SACK | PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE,
+            max_tries: 3,
+            ..Service::default()
+        };
+        assert!(service.set_cookie_name(COOKIE), "the name is short enough");
+        self.services.push(service);
+        self.services.len() as u16
+    }
+
+    /// Adds a ready backend of weight 1 and epoch 1 and returns its slot.
+    pub fn backend(&mut self, service: u16, addr: SocketAddrV4, hop: Option<NextHop>) -> u16 {
+        let behind = &self.services[usize::from(service) - 1];
+        let backend = Backend {
+            addr: IpAddr::V4(*addr.ip()).into(),
+            port: Be16::new(addr.port()),
+            service,
+            state: State::Ready as u8,
+            has_next_hop: u8::from(hop.is_some()),
+            local_mac: hop.map_or([0; 6], |hop| hop.local_mac),
+            next_hop_mac: hop.map_or([0; 6], |hop| hop.mac),
+            ifindex: hop.map_or(0, |hop| hop.ifindex),
+            epoch: 1,
+            weight: 1,
+            ..Backend::default()
+        };
+        self.backends.push(backend.behind(behind.addr, behind.port));
+        (self.backends.len() - 1) as u16
+    }
+
+    pub fn set_state(&mut self, slot: u16, state: State) {
+        self.backends[usize::from(slot)].state = state as u8;
+    }
+
+    /// Every address that the program must know.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let service = |(i, s): (usize, &Service)| Endpoint {
+            addr: s.addr,
+            port: port_and_protocol(s.port, tcp::PROTOCOL),
+            kind: KIND_SERVICE,
+            index: i as u16 + 1,
+        };
+        let backend = |(i, b): (usize, &Backend)| Endpoint {
+            addr: b.addr,
+            port: port_and_protocol(b.port, tcp::PROTOCOL),
+            kind: KIND_BACKEND,
+            index: i as u16,
+        };
+        let present =
+            self.backends.iter().enumerate().filter(|(_, b)| State::from_bits(b.state) != State::Gone);
+        self.services.iter().enumerate().map(service).chain(present.map(backend)).collect()
+    }
+
+    /// The Maglev table of a service over its ready backends; empty when there is none.
+    pub fn maglev(&self, service: u16) -> Vec<u16> {
+        let ready = self
+            .backends
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| b.service == service && State::from_bits(b.state) == State::Ready);
+        let candidates: Vec<Candidate> = ready
+            .map(|(slot, b)| Candidate {
+                id: mix64(b.addr.lo ^ u64::from(b.port.get())),
+                slot: slot as u16,
+                weight: b.weight,
+            })
+            .collect();
+        maglev::build(&candidates, self.sizes.maglev)
+    }
+
+    /// A valid token's text for a session on that backend, at its present epoch.
+    pub fn token(&self, slot: u16, session: u128) -> String {
+        let backend = &self.backends[usize::from(slot)];
+        sign(Token {
+            key_id: TOKEN_KEY.0,
+            service: backend.service,
+            slot,
+            epoch: backend.epoch,
+            session: SessionId(session.to_be_bytes()),
+        })
+    }
+
+    /// The SYN cookie that the program makes, or accepts, for a client's connection to a service.
+    pub fn cookie(&self, client: SocketAddrV4, service: u16, isn: u32, agreed: Agreed) -> u32 {
+        self.cookie_of_slot(client, service, isn, agreed, SLOT)
+    }
+
+    /// One made in another time slot.
+    pub fn cookie_of_slot(
+        &self,
+        client: SocketAddrV4,
+        service: u16,
+        isn: u32,
+        agreed: Agreed,
+        slot: u32,
+    ) -> u32 {
+        let peer = Peer { client: addr(*client.ip()), port: Be16::new(client.port()), service };
+        syn_cookie::make(&self.settings, &peer, isn, agreed, slot)
+    }
+}
+
+/// The text of a token under the key that every [`Setup`] knows.
+pub fn sign(token: Token) -> String {
+    String::from_utf8(encode(&token.sign(&TOKEN_KEY.1)).to_vec()).expect("base64url is ASCII")
+}
+
+/// An IPv4 address as the maps hold it.
+pub fn addr(ip: Ipv4Addr) -> Addr {
+    IpAddr::V4(ip).into()
+}
