@@ -71,6 +71,10 @@ counters! {
     Stashed = "stashed" Packet,
     /// A retransmission from the client repeated the SYN to the backend.
     SynRepeated = "syn_repeated" Packet,
+    /// A backend refused, the next one received the SYN.
+    SynRetried = "syn_retried" Packet,
+    /// The client reset a flow whose backend had not answered.
+    ClientReset = "client_reset_while_binding" Packet,
     /// The backend answered: both halves were spliced.
     Spliced = "spliced" Packet,
     /// A backend that still knew the 4-tuple was reset and got the SYN again.
@@ -117,6 +121,8 @@ counters! {
     DropNoStash = "drop_no_stash" Drop,
     /// No room in the flow table.
     DropFlowTableFull = "drop_flow_table_full" Drop,
+    /// The flow's backend is no longer in the map.
+    DropNoBackendEntry = "drop_no_backend_entry" Drop,
     /// The backend's next hop is not known yet.
     DropNoNextHop = "drop_no_next_hop" Drop,
     /// The backend sent a SYN-ACK again after the splice.

@@ -1,0 +1,72 @@
+//! Atomic instructions. `core::sync::atomic` has no compare-exchange for this target, the instruction set has.
+
+/// Stores `new` if the word still is `old`; returns what it was. A full barrier.
+///
+/// # Safety
+/// `word` points at an aligned map value that stays valid.
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut was = old;
+        // SAFETY: the caller's promise; r0 holds the expected value and receives the former one.
+        unsafe {
+            core::arch::asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {new})",
+                word = in(reg) word,
+                new = in(reg) new,
+                inout("r0") was,
+            );
+        }
+        was
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        // SAFETY: the caller's promise.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|was| was)
+    }
+}
+
+/// Stores `new` and returns what was there. A full barrier: what was written before is seen before.
+///
+/// # Safety
+/// `word` points at an aligned map value that stays valid.
+#[inline(always)]
+pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = new;
+        // SAFETY: the caller's promise.
+        unsafe {
+            core::arch::asm!(
+                "{value} = xchg_64({word} + 0, {value})",
+                word = in(reg) word,
+                value = inout(reg) value,
+            );
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        // SAFETY: the caller's promise.
+        unsafe { AtomicU64::from_ptr(word) }.swap(new, Ordering::SeqCst)
+    }
+}
+
+/// Makes the compiler forget what it knows of a value, so that a bound it proved is checked again where the kernel's
+/// verifier, which does not know the proof, wants to see it.
+#[inline(always)]
+pub(crate) fn launder(value: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = u64::from(value);
+        // SAFETY: the instruction moves a register onto itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value) };
+        value as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    core::hint::black_box(value)
+}

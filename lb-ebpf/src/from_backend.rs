@@ -1,0 +1,150 @@
+//! A packet from a backend.
+
+use crate::flows::{self, Key};
+use crate::from_client::{Side, close};
+use crate::handshake;
+use crate::header::{End, Header};
+use crate::maps::{BACKENDS, SERVICES, count_backend};
+use crate::packet::{Frame, Segment};
+use crate::rewrite;
+use crate::stash;
+use crate::syn::{back, send};
+use crate::verdict::{Verdict, consume, leave, pass};
+use aya_ebpf::programs::XdpContext;
+use lb_common::addr::{Addr, Be16};
+use lb_common::counter::Counter;
+use lb_common::flow::{Flow, FlowState, NO_STASH};
+use lb_common::service::Service;
+use lb_common::settings::Settings;
+use lb_common::tcp::{ACK, FIN, RST, SYN};
+
+/// Backend → client. Returns the service it is counted under as well.
+#[inline(always)]
+pub(crate) fn handle(
+    ctx: &XdpContext,
+    frame: Frame,
+    settings: &'static Settings,
+    slot: u16,
+    client: (Addr, Be16),
+    segment: &Segment,
+) -> (u16, Verdict) {
+    let Some(backend) = BACKENDS.get(u32::from(slot)) else {
+        return (0, pass(Counter::PassedFromBackend));
+    };
+    let id = backend.service;
+    let key = Key { client: client.0, port: client.1, service: id };
+    let Some(entry) = flows::find(settings, &key) else {
+        return (id, pass(Counter::PassedFromBackend));
+    };
+    let Some(service) = SERVICES.get(u32::from(id)) else { return (id, consume(Counter::DropNoService)) };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let flow = unsafe { &*entry.flow };
+    if flow.head.backend != slot {
+        return (id, abandoned(ctx, frame, segment));
+    }
+    let verdict = match FlowState::from_bits(flow.head.state) {
+        FlowState::Established | FlowState::Closing => {
+            if segment.flags & SYN != 0 {
+                let again = segment.flags & ACK != 0;
+                return (
+                    id,
+                    consume(if again { Counter::DropDuplicateSynAck } else { Counter::DropBackendSyn }),
+                );
+            }
+            if !rewrite::has_hop_left(frame) {
+                return (id, consume(Counter::DropTtl));
+            }
+            if segment.flags & (FIN | RST) != 0 {
+                close(entry, segment.flags, Side::Backend);
+            }
+            if flow.stash != NO_STASH && segment.payload > 0 {
+                settle(entry, flow);
+            }
+            rewrite::to_client(ctx, frame, segment, flow, backend, (service.addr, service.port));
+            count_backend(slot, |counters| {
+                counters.packets_from_backend += 1;
+                counters.bytes_from_backend += u64::from(segment.payload);
+            });
+            leave(flow.client_ifindex, Counter::FromBackend)
+        }
+        FlowState::Binding => answered(ctx, &key, entry, flow, service, segment),
+        FlowState::Free | FlowState::Claimed => consume(Counter::DropBusy),
+    };
+    (id, verdict)
+}
+
+/// The backend has begun to respond: what was stashed is no longer needed.
+#[inline(always)]
+fn settle(entry: flows::Entry, flow: &Flow) {
+    if let Some(slot) = stash::lock(entry.index, flow.stash) {
+        stash::release(slot);
+    }
+    // SAFETY: a map value stays valid.
+    unsafe { (*entry.flow).stash = NO_STASH };
+}
+
+/// A backend that the flow was taken from, or never given to, speaks up. Its SYN-ACK must not reach the client, and
+/// without an answer it would repeat it.
+#[inline(always)]
+fn abandoned(ctx: &XdpContext, frame: Frame, segment: &Segment) -> Verdict {
+    if segment.flags & RST != 0 || segment.flags & ACK == 0 {
+        return consume(Counter::DropOtherBackend);
+    }
+    let (from, to) = back(frame);
+    let header =
+        Header { from, to, seq: segment.ack, ack: 0, flags: RST, window: 0, payload: 0, payload_sum: 0 };
+    send(ctx, &header, &[], ctx.ingress_ifindex() as u32, Counter::ResetLateSynAck)
+}
+
+/// The backend's answer to its SYN: a SYN-ACK and a challenge ACK are the joint's; an RST sends the flow to the next
+/// backend at once.
+#[inline(always)]
+fn answered(
+    ctx: &XdpContext,
+    key: &Key,
+    entry: flows::Entry,
+    flow: &Flow,
+    service: &Service,
+    segment: &Segment,
+) -> Verdict {
+    let expected = flow.client_isn.wrapping_add(1);
+    if segment.flags & RST != 0 {
+        if segment.flags & ACK == 0 || segment.ack != expected {
+            return consume(Counter::DropBadBackendAck);
+        }
+        return refused(ctx, key, entry, flow, service);
+    }
+    match segment.flags & (SYN | ACK) {
+        ACK if segment.ack != expected => pass(Counter::PassedToJoint),
+        flags if flags == SYN | ACK && segment.ack == expected => pass(Counter::PassedToJoint),
+        SYN => consume(Counter::DropBackendSyn),
+        _ => consume(Counter::DropBadBackendAck),
+    }
+}
+
+/// The RST becomes a SYN to the next backend, or, when there is none, an RST to the client.
+#[inline(always)]
+fn refused(ctx: &XdpContext, key: &Key, entry: flows::Entry, flow: &Flow, service: &Service) -> Verdict {
+    let Some(slot) = stash::lock(entry.index, flow.stash) else { return consume(Counter::DropBusy) };
+    // SAFETY: a map value stays valid, and this processor has its lock.
+    let stash = unsafe { &*slot.stash };
+    if let Some(backend) = handshake::next(key, entry, flow, slot, stash, service) {
+        let verdict = handshake::offer(ctx, key, flow, stash, backend, Counter::SynRetried);
+        stash::unlock(slot);
+        return verdict;
+    }
+    let header = Header {
+        from: End { mac: flow.local_mac, addr: service.addr, port: service.port },
+        to: End { mac: flow.client_mac, addr: key.client, port: key.port },
+        seq: flow.cookie.wrapping_add(1),
+        ack: flow.client_isn.wrapping_add(1),
+        flags: RST | ACK,
+        window: 0,
+        payload: 0,
+        payload_sum: 0,
+    };
+    let ifindex = flow.client_ifindex;
+    stash::release(slot);
+    handshake::free(entry);
+    send(ctx, &header, &[], ifindex, Counter::ResetRefused)
+}

@@ -1,0 +1,111 @@
+//! A packet addressed to a service.
+
+use crate::flows::{self, Entry, Key};
+use crate::maps::{BACKENDS, SERVICES, count_backend};
+use crate::packet::{Frame, Segment};
+use crate::unknown::is_reborn;
+use crate::verdict::{Verdict, consume, leave};
+use crate::{handshake, rewrite, syn, unknown};
+use aya_ebpf::programs::XdpContext;
+use lb_common::addr::{Addr, Be16};
+use lb_common::counter::Counter;
+use lb_common::flow::{FIN_SEEN, Flow, FlowState};
+use lb_common::settings::Settings;
+use lb_common::tcp::{ACK, FIN, RST, SYN};
+
+/// Client → service.
+#[inline(always)]
+pub(crate) fn handle(
+    ctx: &XdpContext,
+    frame: Frame,
+    settings: &'static Settings,
+    service: u16,
+    client: (Addr, Be16),
+    segment: &Segment,
+) -> Verdict {
+    let key = Key { client: client.0, port: client.1, service };
+    if segment.flags & SYN != 0 {
+        let Some(entry) = SERVICES.get(u32::from(service)) else { return consume(Counter::DropNoService) };
+        return syn::answer(ctx, frame, settings, entry, &key, segment);
+    }
+    if segment.flags & (ACK | RST) == 0 {
+        return consume(Counter::DropNoAck);
+    }
+    let Some(entry) = flows::find(settings, &key) else {
+        return unknown::handle(ctx, frame, settings, &key, segment);
+    };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let flow = unsafe { &*entry.flow };
+    let now = flows::now(settings);
+    if flow.last_seen != now || flow.head.state == FlowState::Closing as u8 {
+        // Once in a tick, and on every packet of a flow that ends: has the client begun anew on the same port?
+        if is_reborn(ctx, settings, &key, flow, segment) {
+            return unknown::handle(ctx, frame, settings, &key, segment);
+        }
+        // SAFETY: as above; a lost race writes the same time.
+        unsafe { (*entry.flow).last_seen = now };
+    }
+    match FlowState::from_bits(flow.head.state) {
+        FlowState::Established | FlowState::Closing => established(ctx, frame, entry, flow, segment),
+        FlowState::Binding => handshake::more(ctx, frame, &key, &entry, segment),
+        FlowState::Free | FlowState::Claimed => consume(Counter::DropBusy),
+    }
+}
+
+#[inline(always)]
+pub(crate) fn established(
+    ctx: &XdpContext,
+    frame: Frame,
+    entry: Entry,
+    flow: &Flow,
+    segment: &Segment,
+) -> Verdict {
+    let Some(backend) = BACKENDS.get(u32::from(flow.head.backend)) else {
+        return consume(Counter::DropNoBackendEntry);
+    };
+    if backend.has_next_hop == 0 {
+        return consume(Counter::DropNoNextHop);
+    }
+    if !rewrite::has_hop_left(frame) {
+        return consume(Counter::DropTtl);
+    }
+    if segment.flags & (FIN | RST) != 0 {
+        close(entry, segment.flags, Side::Client);
+    }
+    if flow.client_mac != segment.src_mac {
+        // The client's router has changed.
+        // SAFETY: a map value stays valid; at worst a few packets go to the former router.
+        unsafe { (*entry.flow).client_mac = segment.src_mac };
+    }
+    rewrite::to_backend(ctx, frame, segment, flow, backend);
+    count_backend(flow.head.backend, |counters| {
+        counters.packets_from_client += 1;
+        counters.bytes_from_client += u64::from(segment.payload);
+    });
+    leave(backend.ifindex, Counter::FromClient)
+}
+
+/// Which half a FIN or RST came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Backend,
+}
+
+/// Notes a FIN or RST. FINs from both sides, or one RST, begin the end of the flow.
+#[inline(always)]
+pub(crate) fn close(entry: Entry, flags: u8, side: Side) {
+    // SAFETY: a map value stays valid. Each side writes its own flags; the state only moves towards closing.
+    unsafe {
+        let flow = &mut *entry.flow;
+        if flags & FIN != 0 {
+            match side {
+                Side::Client => flow.client_flags |= FIN_SEEN,
+                Side::Backend => flow.backend_flags |= FIN_SEEN,
+            }
+        }
+        if flags & RST != 0 || flow.client_flags & flow.backend_flags & FIN_SEEN != 0 {
+            flow.head.state = FlowState::Closing as u8;
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The joint (tc ingress): a backend's SYN-ACK becomes the ACK that carries what the client has sent so far.
+//!
+//! XDP cannot do this on every driver: a veth frame of 74 bytes has no room at its tail. An skb can grow, and be cloned
+//! for a second segment; that costs one skb for each connection, not for each packet.
+
+use crate::endpoints::{Direction, direction};
+use crate::flows::{self, Entry, Key};
+use crate::handshake::syn_header;
+use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
+use crate::maps::{BACKENDS, LEARNED, SERVICES, count, count_backend, settings};
+use crate::options::{self, Offer, Timestamps};
+use crate::packet::{BASE, Packet, Segment, at};
+use crate::stash;
+use crate::steer::ends;
+use crate::verdict::Verdict;
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::programs::TcContext;
+use lb_common::backend::{Backend, Learned};
+use lb_common::counter::Counter;
+use lb_common::flow::{Flow, FlowState, Head, RESCALE_CLIENT};
+use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
+use lb_common::settings::Settings;
+use lb_common::stash::{STASH_BYTES, Stash, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
+use lb_common::syn_cookie::Agreed;
+use lb_common::tcp::{ACK, FIN, NO_WINDOW_SCALE, PROTOCOL, PSH, RST, SYN, rescale_window};
+
+/// Not ours: on to the host.
+pub(crate) const PASS: i32 = TC_ACT_OK as i32;
+const DROP: u32 = TC_ACT_SHOT as u32;
+
+/// Looks for the half-bound flow that a packet answers. `None`: not ours.
+#[inline(always)]
+pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
+    let frame = ctx.frame()?;
+    if frame.load::<{ at::ETH_TYPE }, u16>() != 0x0800_u16.to_be()
+        || frame.load::<{ at::IP }, u8>() != 0x45
+        || frame.load::<{ at::IP_PROTOCOL }, u8>() != PROTOCOL
+    {
+        return None;
+    }
+    let settings = settings()?;
+    let (src, dst) = ends(frame);
+    let Direction::FromBackend(slot) = direction(settings, src, dst) else { return None };
+    let backend = BACKENDS.get(u32::from(slot))?;
+    let id = backend.service;
+    let key = Key { client: dst.0, port: dst.1, service: id };
+    let entry = flows::find(settings, &key)?;
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let flow = unsafe { &*entry.flow };
+    if flow.head.backend != slot || flow.head.state != FlowState::Binding as u8 {
+        return None;
+    }
+    let segment = Segment::read(frame, ctx.len())?;
+    let stash = stash::of(entry.index, flow.stash)?;
+    // SAFETY: a map value stays valid; views are read one word at a time.
+    let stash = unsafe { &*stash.stash };
+    let verdict = match segment.flags & (SYN | ACK | RST) {
+        flags if flags == SYN | ACK => {
+            let service = SERVICES.get(u32::from(id))?;
+            splice(ctx, settings, service, &key, entry, flow, stash, backend, slot, &segment)
+        }
+        ACK => challenge(ctx, &key, flow, stash, backend, &segment),
+        _ => return None,
+    };
+    Some((id, verdict))
+}
+
+/// SYN-ACK: both halves are known now. Publishes the splice, then sends what is stashed.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "everything about one connection comes together here")]
+fn splice(
+    ctx: &TcContext,
+    settings: &Settings,
+    service: &Service,
+    key: &Key,
+    entry: Entry,
+    flow: &Flow,
+    stash: &Stash,
+    backend: &Backend,
+    slot: u16,
+    segment: &Segment,
+) -> Verdict {
+    let offer = options::offer(ctx, segment.header);
+    learn(slot, &offer);
+    let agreed = Agreed::of(flow.cookie);
+    let (window_shift, rescale_client) = if agreed.scales_windows() {
+        let scaled = offer.window_scale != NO_WINDOW_SCALE;
+        let theirs = if scaled { offer.window_scale as i8 } else { 0 };
+        (theirs - service.window_scale as i8, !scaled)
+    } else {
+        (0, false)
+    };
+    let was = flow.head;
+    let head = Head { state: FlowState::Established as u8, window_shift, ..was };
+    // SAFETY: a map value stays valid. The backend's processor alone writes these before the flow is established, and
+    // nobody reads them before.
+    unsafe {
+        let flow = &mut *entry.flow;
+        flow.seq_delta = flow.cookie.wrapping_sub(segment.seq);
+        // What the client was told as our TSval is its own initial sequence number.
+        flow.ts_delta = match offer.timestamps {
+            Some(stamps) => flow.client_isn.wrapping_sub(stamps.val),
+            None => 0,
+        };
+        if rescale_client {
+            flow.client_flags |= RESCALE_CLIENT;
+        }
+        let word = (&raw mut flow.head).cast::<u64>();
+        if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
+            return drop(Counter::DropBusy);
+        }
+    }
+    count_backend(slot, |counters| counters.spliced += 1);
+    let _ = settings;
+    let stamps = match offer.timestamps {
+        Some(theirs) if stash.has_timestamps != 0 => Some(Timestamps { val: stash.ts_val, ecr: theirs.val }),
+        _ => None,
+    };
+    let window = stash.window as u16;
+    let window = if rescale_client { rescale_window(window, agreed.window_scale as i8) } else { window };
+    let header = Header {
+        from: End { mac: backend.local_mac, addr: key.client, port: key.port },
+        to: End { mac: backend.next_hop_mac, addr: backend.addr, port: backend.port },
+        seq: flow.client_isn.wrapping_add(1),
+        ack: segment.seq.wrapping_add(1),
+        flags: ACK,
+        window,
+        payload: 0,
+        payload_sum: 0,
+    };
+    deliver(ctx, stash, &header, stamps, backend.ifindex)
+}
+
+/// Tells the daemon which options the backend has.
+#[inline(always)]
+fn learn(slot: u16, offer: &Offer) {
+    let mut promises = 0;
+    if offer.sack {
+        promises |= PROMISE_SACK;
+    }
+    if offer.timestamps.is_some() {
+        promises |= PROMISE_TIMESTAMPS;
+    }
+    if offer.window_scale != NO_WINDOW_SCALE {
+        promises |= PROMISE_WINDOW_SCALE;
+    }
+    let learned =
+        Learned { seen: 1, promises, window_scale: offer.window_scale, _pad: 0, mss: offer.mss, _pad2: 0 };
+    if let Some(place) = LEARNED.get_ptr_mut(u32::from(slot)) {
+        // SAFETY: a map value stays valid; the daemon reads it as one word.
+        unsafe { *place = learned };
+    }
+}
+
+/// Sends every segment of the stash: clones for all but the last.
+#[inline(always)]
+fn deliver(
+    ctx: &TcContext,
+    stash: &Stash,
+    first: &Header,
+    stamps: Option<Timestamps>,
+    ifindex: u32,
+) -> Verdict {
+    let mut i = 0;
+    while i < VIEWS {
+        // SAFETY: a map value stays valid; a view is one aligned word.
+        let view = View::from_bits(unsafe { core::ptr::read_volatile(&raw const stash.views[i]) });
+        if view.flags & VIEW_USED == 0 {
+            break;
+        }
+        if i > 0 && ctx.clone_redirect(ifindex, 0).is_err() {
+            return drop(Counter::DropJoint);
+        }
+        if !segment(ctx, stash, first, stamps, view) {
+            return drop(Counter::DropJoint);
+        }
+        i += 1;
+    }
+    if i == 0 {
+        return drop(Counter::DropJoint);
+    }
+    leave(ifindex, Counter::Spliced)
+}
+
+/// Makes the packet one segment of the stash.
+#[inline(always)]
+fn segment(ctx: &TcContext, stash: &Stash, first: &Header, stamps: Option<Timestamps>, view: View) -> bool {
+    let mut header = *first;
+    header.seq = first.seq.wrapping_add(u32::from(view.at));
+    header.payload = view.len;
+    header.payload_sum = view.sum;
+    if view.flags & VIEW_PSH != 0 {
+        header.flags |= PSH;
+    }
+    if view.flags & VIEW_FIN != 0 {
+        header.flags |= FIN;
+    }
+    let size = if stamps.is_some() { BASE + 12 } else { BASE };
+    let len = crate::atomic::launder(u32::from(view.len));
+    if !write_header(ctx, &header, stamps, size as u32 + len) {
+        return false;
+    }
+    let at = crate::atomic::launder(u32::from(view.at));
+    if len == 0 {
+        return true;
+    }
+    if len > 1500 || at >= STASH_BYTES as u32 {
+        return false;
+    }
+    // SAFETY: the stash has room for a longest segment at the last offset.
+    unsafe {
+        let bytes = stash.bytes.as_ptr().add(at as usize);
+        aya_ebpf::helpers::bpf_skb_store_bytes(ctx.as_ptr().cast(), size as u32, bytes.cast(), len, 0) == 0
+    }
+}
+
+/// Gives the packet a length and a header.
+#[inline(always)]
+fn write_header(ctx: &TcContext, header: &Header, stamps: Option<Timestamps>, len: u32) -> bool {
+    let mut bytes = [0_u64; MAX_HEADER.div_ceil(8)];
+    let to = bytes.as_mut_ptr().cast::<u8>();
+    // SAFETY: the array has room for the longest header; the helpers check the packet's side.
+    unsafe {
+        let size = match stamps {
+            Some(stamps) => {
+                header::write(to, header, &timestamp_options(stamps.val, stamps.ecr));
+                BASE + 12
+            }
+            None => {
+                header::write(to, header, &[]);
+                BASE
+            }
+        };
+        store(ctx, to, size, len)
+    }
+}
+
+/// # Safety
+/// `from` has `size` readable bytes.
+#[inline(always)]
+unsafe fn store(ctx: &TcContext, from: *const u8, size: usize, len: u32) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let skb = ctx.as_ptr();
+        aya_ebpf::helpers::bpf_skb_change_tail(skb.cast(), len, 0) == 0
+            && aya_ebpf::helpers::bpf_skb_store_bytes(skb.cast(), 0, from.cast(), size as u32, 0) == 0
+    }
+}
+
+/// A bare ACK in answer to a SYN (RFC 5961 §4): the backend still knows the 4-tuple. An RST with the sequence number it
+/// expects makes it forget, then it gets the SYN again.
+#[inline(always)]
+fn challenge(
+    ctx: &TcContext,
+    key: &Key,
+    flow: &Flow,
+    stash: &Stash,
+    backend: &Backend,
+    segment: &Segment,
+) -> Verdict {
+    if segment.ack == flow.client_isn.wrapping_add(1) {
+        return drop(Counter::DropBadBackendAck);
+    }
+    let (syn, options) = syn_header(key, flow, stash, backend);
+    let reset = Header { seq: segment.ack, flags: RST, window: 0, ..syn };
+    let mut bytes = [0_u64; MAX_HEADER.div_ceil(8)];
+    let to = bytes.as_mut_ptr().cast::<u8>();
+    // SAFETY: the array has room for the longest header.
+    unsafe {
+        header::write(to, &reset, &[]);
+        if !store(ctx, to, BASE, BASE as u32) || ctx.clone_redirect(backend.ifindex, 0).is_err() {
+            return drop(Counter::DropJoint);
+        }
+        header::write(to, &syn, &options);
+        if !store(ctx, to, MAX_HEADER, MAX_HEADER as u32) {
+            return drop(Counter::DropJoint);
+        }
+    }
+    count(key.service, Counter::SynRepeated as u32);
+    leave(backend.ifindex, Counter::ChallengeReset)
+}
+
+#[inline(always)]
+fn drop(counter: Counter) -> Verdict {
+    Verdict::new(DROP, counter)
+}
+
+#[inline(always)]
+fn leave(ifindex: u32, counter: Counter) -> Verdict {
+    // SAFETY: the helper only records where the packet goes.
+    Verdict::new(unsafe { aya_ebpf::helpers::bpf_redirect(ifindex, 0) } as u32, counter)
+}

@@ -1,0 +1,84 @@
+//! Every map: key → value, who writes, who reads. Sizes are placeholders; the daemon sets them when it loads.
+
+use crate::packet::OptionArea;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray};
+use lb_common::backend::{Backend, Learned};
+use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
+use lb_common::endpoint::Bucket;
+use lb_common::flow::Flow;
+use lb_common::maglev::Block;
+use lb_common::service::Service;
+use lb_common::settings::Settings;
+use lb_common::stash::Stash;
+
+/// Values begin on a page, so that a cache line never straddles, and user space reads them without system calls.
+const MMAPABLE: u32 = 1 << 10;
+
+/// 0 → settings. Written by the daemon.
+#[map]
+pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Hash bucket → the endpoints in it; two halves. Written by the daemon.
+#[map]
+pub(crate) static ENDPOINTS: Array<Bucket> = Array::with_max_entries(2 * 16_384, 0);
+
+/// Service id → service. Written by the daemon.
+#[map]
+pub(crate) static SERVICES: Array<Service> = Array::with_max_entries(16, 0);
+
+/// Slot → backend. Written by the daemon.
+#[map]
+pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(1024, 0);
+
+/// Block → 32 entries of a Maglev table; two tables a service. Written by the daemon.
+#[map]
+pub(crate) static MAGLEV: Array<Block> = Array::with_max_entries(16 * 2 * 2049, 0);
+
+/// Flow index → flow. Entries are created here; the daemon frees expired ones.
+#[map]
+pub(crate) static FLOWS: Array<Flow> = Array::with_max_entries(131_072, MMAPABLE);
+
+/// Stash index → what a client sent before its backend answered. Written here alone.
+#[map]
+pub(crate) static STASHES: Array<Stash> = Array::with_max_entries(1024, MMAPABLE);
+
+/// Slot → what the backend's SYN-ACKs offered. Written here, read by the daemon.
+#[map]
+pub(crate) static LEARNED: Array<Learned> = Array::with_max_entries(1024, 0);
+
+/// Service id (0: none) → counters of this processor.
+#[map]
+pub(crate) static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::with_max_entries(16, 0);
+
+/// Slot → counters of this processor.
+#[map]
+pub(crate) static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_entries(1024, 0);
+
+/// 0 → room for the options of one header, too large for the stack beside everything else. Of this processor.
+#[map]
+pub(crate) static AREA: PerCpuArray<OptionArea> = PerCpuArray::with_max_entries(1, 0);
+
+/// The settings; absent only if the daemon never wrote them, when every packet passes.
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// Adds one to the counter of a service that has this index.
+#[inline(always)]
+pub(crate) fn count(service: u16, counter: u32) {
+    if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(u32::from(service)) {
+        // SAFETY: the value belongs to this processor while the program runs; the index is a counter's.
+        unsafe { (*counters).0[counter as usize & (COUNTER_ROOM - 1)] += 1 };
+    }
+}
+
+/// Changes this processor's counters of a backend.
+#[inline(always)]
+pub(crate) fn count_backend(slot: u16, change: impl FnOnce(&mut BackendCounters)) {
+    if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(u32::from(slot)) {
+        // SAFETY: the value belongs to this processor while the program runs.
+        change(unsafe { &mut *counters });
+    }
+}

@@ -1,0 +1,129 @@
+//! TCP options: the shapes that common stacks send at once, any other by a walk.
+//!
+//! A plain bounded loop over options makes the verifier follow every combination of lengths ("BPF program is too
+//! large. Processed 1000001 insn"); `bpf_loop` verifies its body once.
+
+use crate::maps::AREA;
+use crate::packet::{OptionArea, Packet, at, read};
+use core::ffi::c_void;
+use lb_common::tcp::{MAX_OPTIONS, NO_WINDOW_SCALE, NOP_NOP_TIMESTAMP, OPTIONS_ROOM, Options};
+
+/// TSval and TSecr of a segment, as numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Timestamps {
+    pub(crate) val: u32,
+    pub(crate) ecr: u32,
+}
+
+extern "C" fn step(_turn: u64, area: *mut c_void) -> u64 {
+    // SAFETY: `walk` passes its own area, alive for the whole loop.
+    let area = unsafe { &mut *area.cast::<OptionArea>() };
+    let OptionArea { bytes, options, len } = area;
+    u64::from(!options.step(bytes, *len))
+}
+
+/// Reads all options of a segment whose TCP header has `header` bytes. The slow way, for every order and padding.
+#[inline(always)]
+pub(crate) fn walk<P: Packet>(packet: &P, header: u32) -> Option<&'static OptionArea> {
+    let place = AREA.get_ptr_mut(0)?;
+    // SAFETY: the value belongs to this processor while the program runs, and one walk is over before the next.
+    let area = unsafe { &mut *place };
+    *area = OptionArea { bytes: [0; OPTIONS_ROOM], options: Options::NONE, len: 0 };
+    let len = crate::atomic::launder(header.wrapping_sub(20));
+    if len == 0 || len > MAX_OPTIONS as u32 {
+        return Some(area);
+    }
+    // SAFETY: the area has 64 bytes, the length is at most 40.
+    if unsafe { packet.copy(at::OPTIONS as u32, area.bytes.as_mut_ptr(), len) } {
+        area.len = len;
+        // SAFETY: the callback and the area outlive the call, which is synchronous.
+        unsafe {
+            aya_ebpf::helpers::bpf_loop(MAX_OPTIONS as u32, step as *mut c_void, place.cast(), 0);
+        }
+    }
+    // SAFETY: as above; read anew, the callback has written to it.
+    Some(unsafe { &*place })
+}
+
+/// Value of an area at a place that the walk reported (offset plus 1).
+#[inline(always)]
+pub(crate) fn word(area: &OptionArea, at_plus_1: u32) -> u32 {
+    let byte = |i: u32| area.bytes[(at_plus_1.wrapping_sub(1).wrapping_add(i)) as usize & (OPTIONS_ROOM - 1)];
+    u32::from_be_bytes([byte(0), byte(1), byte(2), byte(3)])
+}
+
+/// The timestamps of any segment but a SYN.
+#[inline(always)]
+pub(crate) fn timestamps<P: Packet>(packet: &P, header: u32) -> Option<Timestamps> {
+    if header == 20 {
+        return None;
+    }
+    if header >= 32 {
+        let start = packet.window(at::OPTIONS + 12)?;
+        // SAFETY: the window covers the first twelve bytes of options.
+        unsafe {
+            if read::<u32>(start.add(at::OPTIONS)) == NOP_NOP_TIMESTAMP {
+                let val = u32::from_be(read(start.add(at::OPTIONS + 4)));
+                return Some(Timestamps { val, ecr: u32::from_be(read(start.add(at::OPTIONS + 8))) });
+            }
+        }
+    }
+    let area = walk(packet, header)?;
+    let at = u32::from(area.options.timestamps_at);
+    if at == 0 { None } else { Some(Timestamps { val: word(area, at), ecr: word(area, at + 4) }) }
+}
+
+/// Everything a SYN or SYN-ACK offers.
+#[derive(Clone, Copy)]
+pub(crate) struct Offer {
+    pub(crate) mss: u16,
+    /// 0 to 14, or [`lb_common::tcp::NO_WINDOW_SCALE`].
+    pub(crate) window_scale: u8,
+    pub(crate) sack: bool,
+    pub(crate) timestamps: Option<Timestamps>,
+}
+
+impl Offer {
+    const NONE: Self = Self { mss: 536, window_scale: NO_WINDOW_SCALE, sack: false, timestamps: None };
+}
+
+/// First option words of a Linux SYN: MSS, then SACK permitted and timestamps.
+const MSS_OPTION: u32 = 0x0204_0000_u32.to_be();
+const SACK_TIMESTAMP: u32 = 0x0402_080a_u32.to_be();
+const NOP_WINDOW_SCALE: u32 = 0x0103_0300_u32.to_be();
+
+/// The options of a SYN or SYN-ACK.
+#[inline(always)]
+pub(crate) fn offer<P: Packet>(packet: &P, header: u32) -> Offer {
+    if header == 40
+        && let Some(start) = packet.window(at::OPTIONS + 20)
+    {
+        // SAFETY: the window covers twenty bytes of options.
+        let words: [u32; 5] = unsafe { read(start.add(at::OPTIONS)) };
+        if words[0] & 0xffff_u32 == MSS_OPTION & 0xffff
+            && words[1] == SACK_TIMESTAMP
+            && words[4] & 0x00ff_ffff == NOP_WINDOW_SCALE & 0x00ff_ffff
+        {
+            let scale = words[4].to_be() as u8;
+            return Offer {
+                mss: words[0].to_be() as u16,
+                window_scale: if scale > 14 { 14 } else { scale },
+                sack: true,
+                timestamps: Some(Timestamps { val: words[2].to_be(), ecr: words[3].to_be() }),
+            };
+        }
+    }
+    let Some(area) = walk(packet, header) else { return Offer::NONE };
+    let found = area.options;
+    let at = u32::from(found.timestamps_at);
+    Offer {
+        mss: found.mss,
+        window_scale: found.window_scale,
+        sack: found.sack_permitted != 0,
+        timestamps: if at == 0 {
+            None
+        } else {
+            Some(Timestamps { val: word(area, at), ecr: word(area, at + 4) })
+        },
+    }
+}

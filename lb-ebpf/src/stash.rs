@@ -1,0 +1,219 @@
+//! Keeping what a client sends until its backend has answered. See [`lb_common::stash`] for the layout.
+//!
+//! Any processor may read a stash while the one that has its lock appends: bytes first, then the view that names them,
+//! by an exchange that is also a barrier.
+
+use crate::atomic::{compare_exchange, exchange, launder};
+use crate::maps::{FLOWS, STASHES};
+use crate::packet::Packet;
+use lb_common::flow::{FlowState, NO_STASH};
+use lb_common::settings::Settings;
+use lb_common::stash::{STASH_BYTES, Stash, TRIED, VIEW_USED, VIEWS, View};
+
+/// Longest segment that is stashed.
+const MAX_SEGMENT: u32 = 1500;
+
+/// Stashes that a flow may be given.
+const WAYS: u32 = 4;
+
+/// A stash and its index.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) stash: *mut Stash,
+    pub(crate) index: u16,
+}
+
+/// Backends that have been offered a flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Tried {
+    slots: [u16; TRIED],
+    len: u32,
+}
+
+impl Tried {
+    pub(crate) const NONE: Self = Self { slots: [0; TRIED], len: 0 };
+
+    #[inline(always)]
+    pub(crate) fn contains(&self, slot: u16) -> bool {
+        let mut i = 0;
+        let mut found = false;
+        while i < TRIED {
+            found |= (i as u32) < self.len && self.slots[i] == slot;
+            i += 1;
+        }
+        found
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// What a stash remembers.
+    #[inline(always)]
+    pub(crate) fn of(stash: &Stash) -> Self {
+        Self { slots: stash.tried, len: stash.tried_len }
+    }
+}
+
+/// Notes that a backend was offered the flow.
+#[inline(always)]
+pub(crate) fn note_tried(stash: *mut Stash, slot: u16) {
+    // SAFETY: a map value stays valid; one flow's handshake runs on one processor at a time, and a lost entry only
+    // means that a backend may be tried twice.
+    unsafe {
+        let n = (*stash).tried_len;
+        (*stash).tried[n as usize & (TRIED - 1)] = slot;
+        if n < TRIED as u32 {
+            (*stash).tried_len = n + 1;
+        }
+    }
+}
+
+/// The word that says whose a stash is.
+#[inline(always)]
+const fn owner(flow: u32, tick: u32) -> u64 {
+    (flow as u64 + 1) | (tick as u64) << 32
+}
+
+/// Takes a stash for a flow: a free one, or one whose owner does not wait any more.
+#[inline(always)]
+pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
+    let mut i = 0;
+    while i < WAYS {
+        let index = hash.rotate_left(8).wrapping_add(i.wrapping_mul(0x9e37)) & settings.stash_mask & 0xffff;
+        let stash = STASHES.get_ptr_mut(index)?;
+        // SAFETY: a map value stays valid; the owner is one aligned word.
+        unsafe {
+            let held = core::ptr::read_volatile(&raw const (*stash).owner);
+            let usable =
+                held as u32 == 0 || held as u32 == flow + 1 || forsaken(settings, held, index as u16, now);
+            if usable && compare_exchange(&raw mut (*stash).owner, held, owner(flow, now)) == held {
+                let slot = Slot { stash, index: index as u16 };
+                // The lock may be left by a processor that still appends for the former owner: wait our turn.
+                if compare_exchange(&raw mut (*stash).lock, 0, 1) == 0 {
+                    let mut view = 0;
+                    while view < VIEWS {
+                        (*stash).views[view] = 0;
+                        view += 1;
+                    }
+                    (*stash).tried_len = 0;
+                    return Some(slot);
+                }
+            }
+        }
+        i += 1;
+    }
+    None
+}
+
+/// Whether the flow that holds a stash has no use for it: it is spliced, gone, or its backend stayed silent too long.
+#[inline(always)]
+fn forsaken(settings: &Settings, held: u64, index: u16, now: u32) -> bool {
+    if now.wrapping_sub((held >> 32) as u32) > settings.binding_ticks {
+        return true;
+    }
+    match FLOWS.get((held as u32).wrapping_sub(1)) {
+        Some(flow) => {
+            flow.stash != index
+                || flow.head.state == FlowState::Established as u8
+                || flow.head.state == FlowState::Closing as u8
+        }
+        None => true,
+    }
+}
+
+/// Lets others append.
+#[inline(always)]
+pub(crate) fn unlock(slot: Slot) {
+    // SAFETY: a map value stays valid.
+    unsafe { exchange(&raw mut (*slot.stash).lock, 0) };
+}
+
+/// Gives a stash back that was locked.
+#[inline(always)]
+pub(crate) fn release(slot: Slot) {
+    // SAFETY: a map value stays valid.
+    unsafe { exchange(&raw mut (*slot.stash).owner, 0) };
+    unlock(slot);
+}
+
+/// The stash of a flow, if it still is the flow's.
+#[inline(always)]
+pub(crate) fn of(flow: u32, index: u16) -> Option<Slot> {
+    if index == NO_STASH {
+        return None;
+    }
+    let stash = STASHES.get_ptr_mut(u32::from(index))?;
+    // SAFETY: a map value stays valid.
+    let held = unsafe { core::ptr::read_volatile(&raw const (*stash).owner) };
+    if held as u32 == flow.wrapping_add(1) { Some(Slot { stash, index }) } else { None }
+}
+
+/// The stash of a flow, locked.
+#[inline(always)]
+pub(crate) fn lock(flow: u32, index: u16) -> Option<Slot> {
+    let slot = of(flow, index)?;
+    // SAFETY: a map value stays valid.
+    unsafe {
+        if compare_exchange(&raw mut (*slot.stash).lock, 0, 1) != 0 {
+            return None;
+        }
+    }
+    // Under the lock nobody can take it away.
+    let still = of(flow, index);
+    if still.is_none() {
+        unlock(slot);
+    }
+    still
+}
+
+/// Copies `len` bytes at `from` of the packet to offset `at` of the stream. Returns whether they fit.
+#[inline(always)]
+pub(crate) fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool {
+    let (at, len) = (launder(at), launder(len));
+    if at >= STASH_BYTES as u32 || len == 0 || len > MAX_SEGMENT {
+        return false;
+    }
+    // SAFETY: the stash has room for a longest segment at the last offset.
+    unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at as usize), len) }
+}
+
+/// Publishes a segment: joined to the last view, in the place of one that begins at the same offset, or as a new one.
+/// Returns whether there was room.
+#[inline(always)]
+pub(crate) fn publish(slot: Slot, view: View, mss: u32) -> bool {
+    let mut last = 0_u64;
+    let mut i = 0;
+    while i < VIEWS {
+        // SAFETY: a map value stays valid; a view is one aligned word.
+        let word = unsafe { &raw mut (*slot.stash).views[i] };
+        // SAFETY: as above.
+        let held = unsafe { core::ptr::read_volatile(word) };
+        let present = View::from_bits(held);
+        if present.flags & VIEW_USED == 0 {
+            let joined = if i > 0 { View::from_bits(last).join(view, mss) } else { None };
+            match joined {
+                Some(joined) => {
+                    // SAFETY: i is at least 1 here; masked for the verifier.
+                    let before = unsafe { &raw mut (*slot.stash).views[(i - 1) & (VIEWS - 1)] };
+                    // SAFETY: as above.
+                    unsafe { exchange(before, joined.to_bits()) };
+                }
+                // SAFETY: as above.
+                None => unsafe {
+                    exchange(word, view.to_bits());
+                },
+            }
+            return true;
+        }
+        if present.at == view.at && present.len <= view.len {
+            // SAFETY: as above.
+            unsafe { exchange(word, view.to_bits()) };
+            return true;
+        }
+        last = held;
+        i += 1;
+    }
+    false
+}

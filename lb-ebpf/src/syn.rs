@@ -1,0 +1,116 @@
+//! A client's SYN: answered for the backend with a SYN cookie, leaving no trace in memory.
+
+use crate::flows::{Key, jiffies};
+use crate::header::{self, End, Header, MAX_HEADER};
+use crate::options;
+use crate::packet::{Frame, Packet, Segment, at};
+use crate::verdict::{Verdict, consume, leave};
+use aya_ebpf::programs::XdpContext;
+use lb_common::addr::Mac;
+use lb_common::counter::Counter;
+use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
+use lb_common::settings::Settings;
+use lb_common::syn_cookie::{self, Agreed, Peer};
+use lb_common::tcp::{ACK, NO_WINDOW_SCALE, SYN};
+
+/// Who asks for a cookie.
+#[inline(always)]
+pub(crate) const fn peer(key: &Key) -> Peer {
+    Peer { client: key.client, port: key.port, service: key.service }
+}
+
+/// The two ends of a frame we answer to: from us to where it came from.
+#[inline(always)]
+pub(crate) fn back(frame: Frame) -> (End, End) {
+    let (src, dst) = crate::steer::ends(frame);
+    (
+        End { mac: frame.load::<{ at::ETH_DST }, Mac>(), addr: dst.0, port: dst.1 },
+        End { mac: frame.load::<{ at::ETH_SRC }, Mac>(), addr: src.0, port: src.1 },
+    )
+}
+
+/// SYN → SYN-ACK. The window is twice the client's maximum segment size: a client that may send nothing would wait
+/// for ever, and more than that could not be stashed. TSval is the client's own sequence number, which its segments
+/// will echo (see [`lb_common::syn_cookie`]).
+#[inline(always)]
+pub(crate) fn answer(
+    ctx: &XdpContext,
+    frame: Frame,
+    settings: &Settings,
+    service: &Service,
+    key: &Key,
+    segment: &Segment,
+) -> Verdict {
+    if segment.flags & ACK != 0 {
+        return consume(Counter::DropBadFlags);
+    }
+    if service.enabled == 0 {
+        return consume(Counter::DropNoService);
+    }
+    let offer = options::offer(ctx, segment.header);
+    let promised = |option: u8| service.promises & option != 0;
+    let mss = if offer.mss < service.mss { offer.mss } else { service.mss };
+    let agreed = Agreed {
+        mss_index: syn_cookie::mss_index(mss),
+        window_scale: if promised(PROMISE_WINDOW_SCALE) { offer.window_scale } else { NO_WINDOW_SCALE },
+        sack: promised(PROMISE_SACK) && offer.sack,
+    };
+    let timestamps = match offer.timestamps {
+        Some(theirs) if promised(PROMISE_TIMESTAMPS) => Some((segment.seq, theirs.val)),
+        _ => None,
+    };
+    let scale = if agreed.scales_windows() { Some(service.window_scale) } else { None };
+    let slot = settings.slot(jiffies());
+    let cookie = syn_cookie::make(settings, &peer(key), segment.seq, agreed, slot);
+    let (from, to) = back(frame);
+    let header = Header {
+        from,
+        to,
+        seq: cookie,
+        ack: segment.seq.wrapping_add(1),
+        flags: SYN | ACK,
+        window: 2 * agreed.mss(),
+        payload: 0,
+        payload_sum: 0,
+    };
+    let options = header::syn_options(service.mss, agreed.sack, timestamps, scale);
+    send(ctx, &header, &options, ctx.ingress_ifindex() as u32, Counter::SynAnswered)
+}
+
+/// Makes the packet a segment without payload and sends it out of an interface.
+#[inline(always)]
+pub(crate) fn send<const N: usize>(
+    ctx: &XdpContext,
+    header: &Header,
+    options: &[u32; N],
+    ifindex: u32,
+    counter: Counter,
+) -> Verdict {
+    const { assert!(crate::packet::BASE + 4 * N <= MAX_HEADER) };
+    let len = crate::packet::BASE + 4 * N;
+    if !resize(ctx, len as u32) {
+        return consume(Counter::DropNoRoom);
+    }
+    let Some(start) = ctx.window(len) else { return consume(Counter::DropNoRoom) };
+    // SAFETY: the window covers the headers and N option words.
+    unsafe { header::write(start, header, options) };
+    leave(ifindex, counter)
+}
+
+/// Gives the frame another length: cut at its tail, grown at its head, where every driver leaves room. What it held is
+/// lost, and so is every pointer into it.
+#[inline(always)]
+fn resize(ctx: &XdpContext, len: u32) -> bool {
+    let more = len as i32 - ctx.len() as i32;
+    if more == 0 {
+        return true;
+    }
+    // SAFETY: the helpers change the packet or refuse; all pointers into it are taken anew afterwards.
+    unsafe {
+        if more < 0 {
+            aya_ebpf::helpers::bpf_xdp_adjust_tail(ctx.ctx, more) == 0
+        } else {
+            aya_ebpf::helpers::bpf_xdp_adjust_head(ctx.ctx, -more) == 0
+        }
+    }
+}
