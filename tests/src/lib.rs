@@ -13,7 +13,9 @@ pub mod object;
 pub mod runner;
 pub mod server;
 pub mod setup;
+pub mod testbed;
 pub mod topology;
+pub mod world;
 
 /// # Panics
 /// When not run as root: such a test must fail, not be skipped.
