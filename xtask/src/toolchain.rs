@@ -52,7 +52,7 @@ impl Toolchain {
     pub(crate) fn build(&self) -> Command {
         let mut command = self.compiler.command("cargo");
         command.arg("build").arg("--release");
-        self.aim(&mut command);
+        self.aim(&mut command, &format!("{} {CODE}", kernel()));
         command
     }
 
@@ -61,11 +61,11 @@ impl Toolchain {
         // Called by its path: `cargo clippy` would find rustup's first.
         let mut command = self.compiler.command("cargo-clippy");
         command.arg("clippy").arg("--release");
-        self.aim(&mut command);
+        self.aim(&mut command, &kernel());
         command
     }
 
-    fn aim(&self, command: &mut Command) {
+    fn aim(&self, command: &mut Command, rust_flags: &str) {
         if matches!(self.compiler, Compiler::Nightly(_)) {
             command.arg("-Zbuild-std=core");
         }
@@ -75,18 +75,20 @@ impl Toolchain {
             .current_dir(workspace::root())
             .env("CARGO_TARGET_DIR", workspace::target().join("ebpf"))
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker)
-            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", rust_flags());
+            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", rust_flags);
     }
 }
 
-/// aya-ebpf picks its bindings by `bpf_target_arch`, the architecture of the kernel. Debug information and BTF are what
-/// `bpf_loop`'s callbacks need. Without `allows-misaligned-mem-access` every unaligned read becomes byte loads.
-fn rust_flags() -> String {
-    format!(
-        "--cfg bpf_target_arch=\"{}\" -C debuginfo=2 -C link-arg=--btf -C target-feature=+allows-misaligned-mem-access",
-        env::consts::ARCH
-    )
+/// aya-ebpf picks its bindings by this: the architecture of the kernel.
+fn kernel() -> String {
+    format!("--cfg bpf_target_arch=\"{}\"", env::consts::ARCH)
 }
+
+/// Debug information and BTF are what `bpf_loop`'s callbacks need. Without `allows-misaligned-mem-access` every unaligned
+/// read becomes byte loads; rustc warns about it in every crate, at every build, and cannot be told to warn of everything
+/// else: `cargo xtask check` does.
+const CODE: &str =
+    "-C debuginfo=2 -C link-arg=--btf -C target-feature=+allows-misaligned-mem-access -A warnings";
 
 /// Takes away what the `cargo run` that started us told its child about its own compiler.
 fn detached(command: &mut Command) {
