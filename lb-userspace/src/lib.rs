@@ -5,4 +5,5 @@ pub mod daemon;
 pub mod datapath;
 pub mod health;
 pub mod net;
+pub mod session;
 pub mod supervisor;

@@ -1,0 +1,52 @@
+//! Session state: an LRU cache in front of one shared database, and the tokens that bring a session home.
+//!
+//! What must stay true is written down in [`sessions`]; nothing here knows about HTTP, maps or network namespaces.
+
+pub mod cache;
+pub mod limits;
+pub mod record;
+pub mod sessions;
+pub mod shelf;
+pub mod state;
+pub mod store;
+pub mod token;
+
+pub use cache::SessionCache;
+pub use limits::{Limits, TooLarge};
+pub use record::{Owner, Record, Stamp};
+pub use sessions::{Refusal, Seen, SessionError, Sessions, Source};
+pub use shelf::Peers;
+pub use state::State;
+pub use store::{SessionStore, StoreError, sled::SledStore};
+pub use token::{KeysError, TokenKeys};
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One incarnation of a session server: its slot never changes, its epoch grows with each incarnation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Instance {
+    /// Id of the service it stands behind, from [`SessionStore::service_id`].
+    pub service: u16,
+    /// From [`SessionStore::slot`].
+    pub slot: u16,
+    /// From [`SessionStore::next_epoch`].
+    pub epoch: u32,
+    /// Name of the backend, for people.
+    pub name: String,
+}
+
+impl Instance {
+    /// The part of it that a record or a token names.
+    pub fn owner(&self) -> Owner {
+        Owner { slot: self.slot, epoch: self.epoch }
+    }
+}
+
+/// Milliseconds since 1970, as everything that expires here counts time.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// The system's clock.
+pub fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

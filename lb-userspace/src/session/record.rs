@@ -1,0 +1,222 @@
+//! A session as the database keeps it: who owns it, when it expires, and its state.
+//!
+//! | bytes, big endian | field |
+//! |---|---|
+//! | 0 | format, 1 |
+//! | 1..5 | CRC-32 of all that follows |
+//! | 5..13 | version |
+//! | 13..15 | service id |
+//! | 15..17, 17..21 | the owner's slot and epoch |
+//! | 21..29, 29..37 | created, expires: milliseconds since 1970 |
+//! | 37.. | state, as a JSON object |
+
+use super::State;
+
+const FORMAT: u8 = 1;
+const HEADER: usize = 37;
+
+/// The instance that may answer for a session from its cache.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Owner {
+    pub slot: u16,
+    pub epoch: u32,
+}
+
+/// What a write is based on: it takes effect only while the database still holds exactly this.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    pub version: u64,
+    pub owner: Owner,
+}
+
+/// One session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// Grows by one with each change of the state; 1 when the session begins.
+    pub version: u64,
+    /// The service whose session it is.
+    pub service: u16,
+    pub owner: Owner,
+    /// Milliseconds since 1970.
+    pub created: u64,
+    /// Milliseconds since 1970; from then on the session does not exist.
+    pub expires: u64,
+    pub state: State,
+}
+
+/// Why stored bytes are not a record.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Damage {
+    #[error("only {0} bytes long")]
+    Short(usize),
+    #[error("format {0}, and this version reads format {FORMAT}")]
+    Format(u8),
+    #[error("its checksum does not match")]
+    Checksum,
+    #[error("its state is not a JSON object: {0}")]
+    State(String),
+}
+
+impl Record {
+    pub fn stamp(&self) -> Stamp {
+        Stamp { version: self.version, owner: self.owner }
+    }
+
+    pub fn is_expired(&self, now: u64) -> bool {
+        now >= self.expires
+    }
+
+    /// Bytes of memory that a cached copy takes, bookkeeping included.
+    pub fn weight(&self) -> usize {
+        const RECORD: usize = 320;
+        const ENTRY: usize = 80;
+        RECORD + self.state.bytes() + self.state.len() * ENTRY
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER];
+        bytes[0] = FORMAT;
+        bytes[5..13].copy_from_slice(&self.version.to_be_bytes());
+        bytes[13..15].copy_from_slice(&self.service.to_be_bytes());
+        bytes[21..29].copy_from_slice(&self.created.to_be_bytes());
+        serde_json::to_writer(&mut bytes, &self.state).expect("a map of strings to JSON is JSON");
+        set_owner(&mut bytes, self.owner, self.expires);
+        bytes
+    }
+
+    /// # Errors
+    /// [`Damage`]: nothing of a record that is not whole is used.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Damage> {
+        let head = Head::read(bytes)?;
+        let state =
+            serde_json::from_slice(&bytes[HEADER..]).map_err(|error| Damage::State(error.to_string()))?;
+        Ok(Self {
+            version: head.stamp.version,
+            service: head.service,
+            owner: head.stamp.owner,
+            created: head.created,
+            expires: head.expires,
+            state,
+        })
+    }
+}
+
+/// The fixed part of a stored record: enough to compare, to expire, to hand over, without reading the state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Head {
+    pub stamp: Stamp,
+    pub service: u16,
+    pub created: u64,
+    pub expires: u64,
+}
+
+impl Head {
+    /// # Errors
+    /// [`Damage`], the checksum over the whole record included.
+    pub fn read(bytes: &[u8]) -> Result<Self, Damage> {
+        match bytes.first() {
+            None => return Err(Damage::Short(0)),
+            Some(&FORMAT) => {}
+            Some(&other) => return Err(Damage::Format(other)),
+        }
+        if bytes.len() < HEADER {
+            return Err(Damage::Short(bytes.len()));
+        }
+        if bytes[1..5] != crc32fast::hash(&bytes[5..]).to_be_bytes() {
+            return Err(Damage::Checksum);
+        }
+        Ok(Self {
+            stamp: Stamp {
+                version: u64::from_be_bytes(array(&bytes[5..])),
+                owner: Owner {
+                    slot: u16::from_be_bytes(array(&bytes[15..])),
+                    epoch: u32::from_be_bytes(array(&bytes[17..])),
+                },
+            },
+            service: u16::from_be_bytes(array(&bytes[13..])),
+            created: u64::from_be_bytes(array(&bytes[21..])),
+            expires: u64::from_be_bytes(array(&bytes[29..])),
+        })
+    }
+}
+
+/// Writes owner and expiry into an encoded record, and the checksum that then holds.
+pub fn set_owner(bytes: &mut [u8], owner: Owner, expires: u64) {
+    bytes[15..17].copy_from_slice(&owner.slot.to_be_bytes());
+    bytes[17..21].copy_from_slice(&owner.epoch.to_be_bytes());
+    bytes[29..37].copy_from_slice(&expires.to_be_bytes());
+    let sum = crc32fast::hash(&bytes[5..]).to_be_bytes();
+    bytes[1..5].copy_from_slice(&sum);
+}
+
+/// The first `N` bytes; callers have checked that there are as many.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(&bytes[..N]);
+    array
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let state = proptest::collection::btree_map(".*", ".*", 0..5).prop_map(|entries| {
+            let mut state = State::default();
+            for (key, value) in entries {
+                state.set_as(key, &value).unwrap();
+            }
+            state
+        });
+        let header = (any::<u64>(), any::<u16>(), any::<u16>(), any::<u32>(), any::<u64>(), any::<u64>());
+        (header, state).prop_map(|((version, service, slot, epoch, created, expires), state)| Record {
+            version,
+            service,
+            owner: Owner { slot, epoch },
+            created,
+            expires,
+            state,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn decode_undoes_encode(record in any_record()) {
+            prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
+        }
+
+        #[test]
+        fn any_flipped_bit_is_noticed(record in any_record(), at: prop::sample::Index, bit in 0u32..8) {
+            let mut bytes = record.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1u8 << bit;
+            prop_assert!(Record::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_lost_tail_is_noticed(record in any_record(), at: prop::sample::Index) {
+            let bytes = record.encode();
+            prop_assert!(Record::decode(&bytes[..at.index(bytes.len())]).is_err());
+        }
+
+        #[test]
+        fn a_new_owner_changes_nothing_else(record in any_record(), slot: u16, epoch: u32, expires: u64) {
+            let mut bytes = record.encode();
+            let owner = Owner { slot, epoch };
+            set_owner(&mut bytes, owner, expires);
+            prop_assert_eq!(Record::decode(&bytes), Ok(Record { owner, expires, ..record }));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = Record::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn another_format_is_named() {
+        assert_eq!(Record::decode(&[2; 64]), Err(Damage::Format(2)));
+        assert_eq!(Damage::Format(2).to_string(), "format 2, and this version reads format 1");
+    }
+}

@@ -1,0 +1,129 @@
+//! The database behind the sessions: one small trait, so that it can be something else than the embedded one.
+
+pub mod sled;
+
+use super::record::Damage;
+use super::{Clock, Owner, Record, Stamp};
+use futures::future::BoxFuture;
+use lb_common::token::SessionId;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Keys and values of a session together can never be larger than this, whatever the configuration says: sled puts
+/// what is larger beside its log, where nothing makes it durable.
+pub const MAX_STATE_BYTES: usize = 64 * 1024;
+
+/// What every implementation answers with.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// Where sessions, epochs and ids are kept.
+///
+/// Every method is atomic. `save`, `delete` and everything about names and epochs is durable before it is
+/// acknowledged, and `load` never shows what a crash could still take back.
+pub trait SessionStore: Send + Sync + 'static {
+    /// The session, expired or not; the caller decides with [`Record::is_expired`].
+    fn load(&self, id: SessionId) -> Answer<'_, Option<Record>>;
+
+    /// Writes a session, if the database holds exactly `expected` now (`None`: no such session).
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when it holds something else. After [`StoreError::Failed`] it is not known whether the
+    /// write will be found later.
+    fn save<'a>(&'a self, id: SessionId, record: &Record, expected: Option<Stamp>) -> Answer<'a, ()>;
+
+    /// Hands a session to `owner` and moves its expiry, if the database holds exactly `expected` now. Nothing that a
+    /// client can see changes, so this need not be durable where a crash ends every server with the database.
+    fn claim(&self, id: SessionId, expected: Stamp, owner: Owner, expires: u64) -> Answer<'_, ()>;
+
+    /// Ends a session, if the database holds exactly `expected` now.
+    fn delete(&self, id: SessionId, expected: Stamp) -> Answer<'_, ()>;
+
+    /// Removes sessions that have expired by `now`, looking at no more than `slice` of them, from `after` on.
+    fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept>;
+
+    /// How many sessions there are, expired ones that no sweep has met included.
+    fn count(&self) -> Answer<'_, u64>;
+
+    /// The next epoch of a slot: larger than any it ever had, even after the slot was forgotten and given to another
+    /// backend. 1 for a new one.
+    fn next_epoch(&self, slot: u16) -> Answer<'_, u32>;
+
+    /// The id of a service, 1 or more, the same one for ever; given out when first asked for.
+    fn service_id(&self, service: &str) -> Answer<'_, u16>;
+
+    /// The slot of a backend, the same one until it is forgotten; the smallest free one when first asked for. Slots
+    /// are counted over all services.
+    fn slot(&self, service: &str, backend: &str) -> Answer<'_, u16>;
+
+    /// All slots given out: service, backend, slot.
+    fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>>;
+
+    /// Frees the slot of a backend that is gone for good.
+    fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()>;
+
+    /// Frees the id of a service that is gone for good, and ends all its sessions: a later service may get that id.
+    fn forget_service(&self, service: &str) -> Answer<'_, ()>;
+}
+
+/// What a slice of a sweep did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    pub examined: usize,
+    pub removed: usize,
+    /// Where the next slice begins; `None` when this one reached the end.
+    pub after: Option<SessionId>,
+}
+
+/// Why the database did not do what it was asked to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the session was changed or ended by another writer")]
+    Conflict,
+    #[error("no space left for {path}: {free} bytes free, {reserve} must stay free")]
+    NoSpace { path: PathBuf, free: u64, reserve: u64 },
+    #[error("store {path} is in use by process {pid}: stop that lbd first, or choose another path")]
+    Locked { path: PathBuf, pid: String },
+    #[error(
+        "store {path} has format {found}, this version reads format {expected}: use the lbd that wrote it, or \
+         move it away to begin an empty one"
+    )]
+    Format { path: PathBuf, found: String, expected: String },
+    #[error("cannot open store {path}: {reason}")]
+    Open { path: PathBuf, reason: String },
+    #[error("the record of session {id} is damaged: {damage}")]
+    Damaged { id: SessionId, damage: Damage },
+    #[error("the entry for {name} in the store is damaged")]
+    DamagedName { name: String },
+    #[error("no free {0} is left: forget one that is no longer used")]
+    Exhausted(&'static str),
+    #[error("name {0:?} is empty or longer than 255 bytes")]
+    Name(String),
+    #[error("a record of {bytes} bytes is more than the {limit} that the store takes")]
+    RecordSize { bytes: usize, limit: usize },
+    #[error("store failed: {0}")]
+    Failed(String),
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Removes expired sessions for as long as it is polled: every `pause` one slice of at most `slice` records, so that
+/// nobody waits for a sweep.
+pub async fn sweep_forever(store: Arc<dyn SessionStore>, clock: Clock, pause: Duration, slice: usize) {
+    let mut after = None;
+    let mut ticks = tokio::time::interval(pause);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match store.sweep(clock(), after, slice).await {
+            Ok(swept) => {
+                after = swept.after;
+                if swept.removed > 0 {
+                    tracing::debug!(removed = swept.removed, "expired sessions removed");
+                }
+            }
+            Err(StoreError::Closed) => return,
+            Err(error) => tracing::warn!(%error, "expired sessions could not be removed, next try soon"),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The embedded store: sled, one directory, one process, owned by lbd.
+//!
+//! Two things sled 0.34 does not do are done here. A flush of sled writes its log with `sync_file_range`, which
+//! promises nothing about a power failure: [`commit`] follows it with `fdatasync`. And sled refuses everything after one
+//! failed write: writes are refused before the disk is full, and after a failure all the same the database is opened
+//! anew.
+
+mod commit;
+mod names;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod trees;
+
+use super::{Answer, SessionStore, StoreError, Swept};
+use crate::session::record::{Owner, Record, Stamp};
+use commit::{Committer, Queue};
+use futures::FutureExt;
+use lb_common::token::SessionId;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use trees::Shared;
+
+/// How the store uses memory and disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SledOptions {
+    /// Bytes of memory for sled's page cache.
+    pub cache_bytes: u64,
+    /// Writes are refused while less than this is free where the store is, in bytes: sled needs room to recover.
+    pub reserve_bytes: u64,
+}
+
+impl Default for SledOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 128 << 20, reserve_bytes: 64 << 20 }
+    }
+}
+
+/// How much work group commit saved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CommitStats {
+    /// Writes acknowledged or refused.
+    pub writes: u64,
+    /// Times the disk was asked to make something durable.
+    pub flushes: u64,
+}
+
+/// [`SessionStore`] on sled. Shared by all servers of an lbd.
+pub struct SledStore {
+    shared: Arc<Shared>,
+    queue: Option<Queue>,
+    committer: Option<JoinHandle<()>>,
+    /// Held for as long as the store is open.
+    _lock: Flock<File>,
+}
+
+impl SledStore {
+    /// Opens the store in directory `path`, or creates it there (mode 0700).
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another process has it open, [`StoreError::Format`] when another version wrote it,
+    /// [`StoreError::Open`] for everything else.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, SledOptions::default())
+    }
+
+    /// As [`SledStore::open`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_with(path: &Path, options: SledOptions) -> Result<Self, StoreError> {
+        let (mut store, committer) = Self::prepare(path, options)?;
+        store.start(committer)?;
+        Ok(store)
+    }
+
+    /// What group commit did since the store was opened.
+    pub fn stats(&self) -> CommitStats {
+        self.shared.stats()
+    }
+
+    /// A store that takes writes but does not do them yet.
+    fn prepare(path: &Path, options: SledOptions) -> Result<(Self, Committer), StoreError> {
+        let failed =
+            |reason: std::io::Error| StoreError::Open { path: path.into(), reason: reason.to_string() };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let lock = lock(path)?;
+        let shared = Arc::new(Shared::open(path, options)?);
+        let (queue, committer) = commit::pair(shared.clone());
+        Ok((Self { shared, queue: Some(queue), committer: None, _lock: lock }, committer))
+    }
+
+    fn start(&mut self, committer: Committer) -> Result<(), StoreError> {
+        let thread = std::thread::Builder::new()
+            .name("session-commit".into())
+            .spawn(move || committer.run())
+            .map_err(|error| StoreError::Open {
+                path: self.shared.path().into(),
+                reason: format!("cannot start its thread: {error}"),
+            })?;
+        self.committer = Some(thread);
+        Ok(())
+    }
+
+    fn queue(&self) -> &Queue {
+        self.queue.as_ref().expect("the queue is taken only when the store is dropped")
+    }
+}
+
+impl Drop for SledStore {
+    /// Finishes what was queued, so that the directory is free for the next one when this returns.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.committer.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the commit thread of the session store panicked");
+        }
+    }
+}
+
+impl SessionStore for SledStore {
+    fn load(&self, id: SessionId) -> Answer<'_, Option<Record>> {
+        self.shared.load(id).boxed()
+    }
+
+    fn save<'a>(&'a self, id: SessionId, record: &Record, expected: Option<Stamp>) -> Answer<'a, ()> {
+        let bytes = record.encode();
+        self.queue().submit(Some(id), move |trees| sessions::save(trees, id, &bytes, expected))
+    }
+
+    fn claim(&self, id: SessionId, expected: Stamp, owner: Owner, expires: u64) -> Answer<'_, ()> {
+        let claimed = self.shared.claim(id, expected, owner, expires);
+        async move { claimed }.boxed()
+    }
+
+    fn delete(&self, id: SessionId, expected: Stamp) -> Answer<'_, ()> {
+        self.queue().submit(Some(id), move |trees| sessions::delete(trees, id, expected))
+    }
+
+    fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept> {
+        let swept = self.shared.with(|trees| sessions::sweep(trees, now, after, slice));
+        async move { swept }.boxed()
+    }
+
+    fn count(&self) -> Answer<'_, u64> {
+        let count = self.shared.with(|trees| Ok(trees.sessions.len() as u64));
+        async move { count }.boxed()
+    }
+
+    fn next_epoch(&self, slot: u16) -> Answer<'_, u32> {
+        self.queue().submit(None, move |trees| names::next_epoch(trees, slot))
+    }
+
+    fn service_id(&self, service: &str) -> Answer<'_, u16> {
+        let service = service.to_owned();
+        self.queue().submit(None, move |trees| names::service_id(trees, &service))
+    }
+
+    fn slot(&self, service: &str, backend: &str) -> Answer<'_, u16> {
+        let (service, backend) = (service.to_owned(), backend.to_owned());
+        self.queue().submit(None, move |trees| names::slot(trees, &service, &backend))
+    }
+
+    fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>> {
+        // Through the queue, so that what it shows is durable.
+        self.queue().submit(None, names::slots)
+    }
+
+    fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()> {
+        let (service, backend) = (service.to_owned(), backend.to_owned());
+        self.queue().submit(None, move |trees| names::forget_slot(trees, &service, &backend))
+    }
+
+    fn forget_service(&self, service: &str) -> Answer<'_, ()> {
+        let service = service.to_owned();
+        self.queue().submit(None, move |trees| names::forget_service(trees, &service))
+    }
+}
+
+/// Takes the directory for this process. sled has a lock as well, but cannot say who holds it.
+fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
+    let file_path = path.join("lock");
+    let failed = |reason: String| StoreError::Open { path: path.into(), reason };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&file_path)
+        .map_err(|error| failed(format!("{}: {error}", file_path.display())))?;
+    let mut holder = String::new();
+    // Read before locking: the holder's number is for the message only.
+    let _ = file.read_to_string(&mut holder);
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            let written = lock.set_len(0).and_then(|()| write_pid(&mut lock));
+            written.map_err(|error| failed(format!("{}: {error}", file_path.display())))?;
+            Ok(lock)
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            let pid = if holder.trim().is_empty() { "unknown".into() } else { holder.trim().into() };
+            Err(StoreError::Locked { path: PathBuf::from(path), pid })
+        }
+        Err((_, errno)) => Err(failed(format!("cannot lock {}: {errno}", file_path.display()))),
+    }
+}
+
+fn write_pid(file: &mut File) -> std::io::Result<()> {
+    use std::io::Seek;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}

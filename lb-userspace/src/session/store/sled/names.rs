@@ -1,0 +1,97 @@
+//! Epochs, service ids and slots: what must never be given out twice. Only the committer's thread comes here, so that
+//! reading and writing need no lock.
+
+use super::StoreError;
+use super::sessions::end_all;
+use super::trees::{Trees, failed};
+use sled::Tree;
+use std::collections::BTreeSet;
+
+const MAX_NAME: usize = 255;
+
+pub(super) fn next_epoch(trees: &Trees, slot: u16) -> Result<u32, StoreError> {
+    let key = slot.to_be_bytes();
+    let last = match trees.epochs.get(key).map_err(failed)? {
+        None => 0,
+        Some(bytes) => u32::from_be_bytes(
+            bytes
+                .as_ref()
+                .try_into()
+                .map_err(|_| StoreError::DamagedName { name: format!("slot {slot}") })?,
+        ),
+    };
+    let next = last.checked_add(1).ok_or(StoreError::Exhausted("epoch of that slot"))?;
+    trees.epochs.insert(key, &next.to_be_bytes()).map_err(failed)?;
+    Ok(next)
+}
+
+pub(super) fn service_id(trees: &Trees, service: &str) -> Result<u16, StoreError> {
+    check(service)?;
+    assign(&trees.services, service.as_bytes(), service, 1, "service id")
+}
+
+pub(super) fn slot(trees: &Trees, service: &str, backend: &str) -> Result<u16, StoreError> {
+    let name = format!("{service}/{backend}");
+    assign(&trees.slots, &slot_key(service, backend)?, &name, 0, "slot")
+}
+
+pub(super) fn slots(trees: &Trees) -> Result<Vec<(String, String, u16)>, StoreError> {
+    let mut slots = Vec::new();
+    for entry in &trees.slots {
+        let (key, value) = entry.map_err(failed)?;
+        let damaged = || StoreError::DamagedName { name: format!("{key:?}") };
+        let (len, names) = key.split_first().ok_or_else(damaged)?;
+        let (service, backend) = names.split_at_checked(usize::from(*len)).ok_or_else(damaged)?;
+        let text = |name: &[u8]| String::from_utf8(name.to_vec()).map_err(|_| damaged());
+        slots.push((text(service)?, text(backend)?, number(&value, "a slot")?));
+    }
+    Ok(slots)
+}
+
+/// The epoch of the slot stays: a token of the forgotten backend must not fit the next one there.
+pub(super) fn forget_slot(trees: &Trees, service: &str, backend: &str) -> Result<(), StoreError> {
+    trees.slots.remove(slot_key(service, backend)?).map_err(failed)?;
+    Ok(())
+}
+
+pub(super) fn forget_service(trees: &Trees, service: &str) -> Result<(), StoreError> {
+    check(service)?;
+    if let Some(value) = trees.services.get(service).map_err(failed)? {
+        // Its sessions first: whatever happens in between, no other service can have the id before they are gone.
+        end_all(trees, number(&value, service)?)?;
+        trees.services.remove(service).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// What `key` was given, or the smallest number from `first` on that nothing has.
+fn assign(tree: &Tree, key: &[u8], name: &str, first: u16, what: &'static str) -> Result<u16, StoreError> {
+    if let Some(value) = tree.get(key).map_err(failed)? {
+        return number(&value, name);
+    }
+    let mut taken = BTreeSet::new();
+    for value in tree.iter().values() {
+        taken.insert(number(&value.map_err(failed)?, name)?);
+    }
+    let free = (first..=u16::MAX).find(|n| !taken.contains(n)).ok_or(StoreError::Exhausted(what))?;
+    tree.insert(key, &free.to_be_bytes()).map_err(failed)?;
+    Ok(free)
+}
+
+fn number(value: &[u8], name: &str) -> Result<u16, StoreError> {
+    value.try_into().map(u16::from_be_bytes).map_err(|_| StoreError::DamagedName { name: name.into() })
+}
+
+fn slot_key(service: &str, backend: &str) -> Result<Vec<u8>, StoreError> {
+    check(service)?;
+    check(backend)?;
+    let len = u8::try_from(service.len()).expect("names are at most 255 bytes");
+    Ok([&[len], service.as_bytes(), backend.as_bytes()].concat())
+}
+
+fn check(name: &str) -> Result<(), StoreError> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(StoreError::Name(name.into()));
+    }
+    Ok(())
+}

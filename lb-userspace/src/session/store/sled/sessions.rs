@@ -1,0 +1,117 @@
+//! Sessions in sled. Every change compares the whole record that it replaces, so the committer and the claims of the
+//! servers' own threads cannot undo each other.
+
+use super::StoreError;
+use super::trees::{MAX_RECORD_BYTES, Trees, failed};
+use crate::session::record::{Damage, Head, Owner, Record, Stamp, set_owner};
+use crate::session::store::Swept;
+use lb_common::token::SessionId;
+use std::ops::Bound;
+
+pub(super) fn load(trees: &Trees, id: SessionId) -> Result<Option<Record>, StoreError> {
+    let bytes = trees.sessions.get(id.0).map_err(failed)?;
+    bytes.map(|bytes| Record::decode(&bytes).map_err(|damage| StoreError::Damaged { id, damage })).transpose()
+}
+
+pub(super) fn save(
+    trees: &Trees,
+    id: SessionId,
+    bytes: &[u8],
+    expected: Option<Stamp>,
+) -> Result<(), StoreError> {
+    if bytes.len() > MAX_RECORD_BYTES {
+        return Err(StoreError::RecordSize { bytes: bytes.len(), limit: MAX_RECORD_BYTES });
+    }
+    replace(trees, id, expected, |_| Some(bytes.to_vec()))
+}
+
+pub(super) fn delete(trees: &Trees, id: SessionId, expected: Stamp) -> Result<(), StoreError> {
+    replace(trees, id, Some(expected), |_| None)
+}
+
+pub(super) fn claim(
+    trees: &Trees,
+    id: SessionId,
+    expected: Stamp,
+    owner: Owner,
+    expires: u64,
+) -> Result<(), StoreError> {
+    replace(trees, id, Some(expected), |old| {
+        let mut bytes = old.to_vec();
+        set_owner(&mut bytes, owner, expires);
+        Some(bytes)
+    })
+}
+
+/// Puts `change(old)` in place of a record that has the expected stamp. An owner that only extends the expiry leaves
+/// the stamp as it is: then the comparison of bytes fails, and the new record is looked at.
+fn replace(
+    trees: &Trees,
+    id: SessionId,
+    expected: Option<Stamp>,
+    change: impl Fn(&[u8]) -> Option<Vec<u8>>,
+) -> Result<(), StoreError> {
+    loop {
+        let old = trees.sessions.get(id.0).map_err(failed)?;
+        let stamp = match &old {
+            Some(bytes) => Some(head(id, bytes)?.stamp),
+            None => None,
+        };
+        if stamp != expected {
+            return Err(StoreError::Conflict);
+        }
+        let new = change(old.as_deref().unwrap_or_default());
+        match trees.sessions.compare_and_swap(id.0, old, new).map_err(failed)? {
+            Ok(()) => return Ok(()),
+            Err(_changed) => {}
+        }
+    }
+}
+
+/// Not durable by itself: what a crash brings back is expired still, and no server shows it.
+pub(super) fn sweep(
+    trees: &Trees,
+    now: u64,
+    after: Option<SessionId>,
+    slice: usize,
+) -> Result<Swept, StoreError> {
+    let from = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.0));
+    let mut swept = Swept::default();
+    for entry in trees.sessions.range::<[u8; 16], _>((from, Bound::Unbounded)).take(slice) {
+        let (key, bytes) = entry.map_err(failed)?;
+        let id = SessionId(
+            key.as_ref().try_into().map_err(|_| StoreError::DamagedName { name: format!("{key:?}") })?,
+        );
+        swept.examined += 1;
+        swept.after = Some(id);
+        match Head::read(&bytes) {
+            Ok(head) if now >= head.expires => {
+                // Someone who extended it in the meantime wins.
+                let gone =
+                    trees.sessions.compare_and_swap(&key, Some(bytes), None::<&[u8]>).map_err(failed)?;
+                swept.removed += usize::from(gone.is_ok());
+            }
+            Ok(_) => {}
+            Err(damage) => tracing::warn!(session = %id, %damage, "damaged record in the session store"),
+        }
+    }
+    if swept.examined < slice {
+        swept.after = None;
+    }
+    Ok(swept)
+}
+
+/// Ends every session of a service.
+pub(super) fn end_all(trees: &Trees, service: u16) -> Result<(), StoreError> {
+    for entry in &trees.sessions {
+        let (key, bytes) = entry.map_err(failed)?;
+        if Head::read(&bytes).is_ok_and(|head| head.service == service) {
+            trees.sessions.remove(key).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn head(id: SessionId, bytes: &[u8]) -> Result<Head, StoreError> {
+    Head::read(bytes).map_err(|damage: Damage| StoreError::Damaged { id, damage })
+}

@@ -1,0 +1,399 @@
+use super::*;
+use crate::session::State;
+use crate::session::store::MAX_STATE_BYTES;
+use futures::future::join_all;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const ME: Owner = Owner { slot: 1, epoch: 1 };
+const OTHER: Owner = Owner { slot: 2, epoch: 5 };
+
+fn id(n: u32) -> SessionId {
+    let mut id = [0; 16];
+    id[..4].copy_from_slice(&n.to_be_bytes());
+    SessionId(id)
+}
+
+fn record(version: u64, value: &str) -> Record {
+    let mut state = State::default();
+    state.set_as("k", &value).unwrap();
+    Record { version, service: 1, owner: ME, created: 0, expires: u64::MAX, state }
+}
+
+fn options() -> SledOptions {
+    SledOptions { cache_bytes: 16 << 20, reserve_bytes: 0 }
+}
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self) -> PathBuf {
+        self.0.path().join("store")
+    }
+    fn open(&self) -> SledStore {
+        SledStore::open_with(&self.path(), options()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_save_is_there_after_opening_again() {
+    let place = Place::new();
+    let store = place.open();
+    store.save(id(1), &record(1, "a"), None).await.unwrap();
+    store.save(id(1), &record(2, "b"), Some(record(1, "a").stamp())).await.unwrap();
+    drop(store);
+    let store = place.open();
+    assert_eq!(store.load(id(1)).await.unwrap(), Some(record(2, "b")));
+    assert_eq!(store.load(id(2)).await.unwrap(), None);
+    assert_eq!(store.count().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn only_one_of_many_writers_on_the_same_version_wins() {
+    let place = Place::new();
+    let store = place.open();
+    store.save(id(1), &record(1, "begin"), None).await.unwrap();
+    let base = record(1, "begin").stamp();
+    let writers = (0..16).map(|n| {
+        let next = record(2, &n.to_string());
+        let save = store.save(id(1), &next, Some(base));
+        async move { save.await.map(|()| next) }
+    });
+    let results = join_all(writers).await;
+    let mut winners = results.iter().filter_map(|r| r.as_ref().ok());
+    let winner = winners.next().unwrap();
+    assert!(winners.next().is_none());
+    assert!(results.iter().filter_map(|r| r.as_ref().err()).all(|e| matches!(e, StoreError::Conflict)));
+    assert_eq!(store.load(id(1)).await.unwrap().as_ref(), Some(winner));
+}
+
+#[tokio::test]
+async fn what_is_not_as_expected_is_a_conflict() {
+    let place = Place::new();
+    let store = place.open();
+    let first = record(1, "a");
+    let absent = store.save(id(1), &record(2, "b"), Some(first.stamp())).await;
+    assert!(matches!(absent, Err(StoreError::Conflict)));
+    store.save(id(1), &first, None).await.unwrap();
+    assert!(matches!(store.save(id(1), &first, None).await, Err(StoreError::Conflict)));
+    let other = Stamp { owner: OTHER, ..first.stamp() };
+    assert!(matches!(store.save(id(1), &record(2, "b"), Some(other)).await, Err(StoreError::Conflict)));
+    assert!(matches!(store.delete(id(1), other).await, Err(StoreError::Conflict)));
+    assert!(matches!(store.claim(id(1), other, ME, 1).await, Err(StoreError::Conflict)));
+    store.delete(id(1), first.stamp()).await.unwrap();
+    assert!(matches!(store.delete(id(1), first.stamp()).await, Err(StoreError::Conflict)));
+    assert_eq!(store.load(id(1)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_claim_changes_owner_and_expiry_and_beats_the_former_owner() {
+    let place = Place::new();
+    let store = place.open();
+    let first = record(1, "a");
+    store.save(id(1), &first, None).await.unwrap();
+    store.claim(id(1), first.stamp(), OTHER, 77).await.unwrap();
+    let claimed = store.load(id(1)).await.unwrap().unwrap();
+    assert_eq!(claimed, Record { owner: OTHER, expires: 77, ..first.clone() });
+    assert!(matches!(
+        store.save(id(1), &record(2, "b"), Some(first.stamp())).await,
+        Err(StoreError::Conflict)
+    ));
+    store.save(id(1), &record(2, "b"), Some(claimed.stamp())).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_writers_share_a_flush() {
+    const WRITERS: u32 = 500;
+    let place = Place::new();
+    let (store, committer) = SledStore::prepare(&place.path(), options()).unwrap();
+    // Nothing is done before all have handed in their writes, so it does not depend on who is faster.
+    let writes: Vec<_> = (0..WRITERS).map(|n| store.save(id(n), &record(1, "a"), None)).collect();
+    assert_eq!(store.stats(), CommitStats::default());
+    std::thread::spawn(move || committer.run());
+    for result in join_all(writes).await {
+        result.unwrap();
+    }
+    assert_eq!(store.stats(), CommitStats { writes: u64::from(WRITERS), flushes: 1 });
+    assert_eq!(store.count().await.unwrap(), u64::from(WRITERS));
+}
+
+#[tokio::test]
+async fn a_write_goes_on_when_nobody_waits_for_it() {
+    let place = Place::new();
+    let store = place.open();
+    drop(store.save(id(1), &record(1, "a"), None));
+    drop(store);
+    assert_eq!(place.open().load(id(1)).await.unwrap(), Some(record(1, "a")));
+}
+
+#[tokio::test]
+async fn a_reader_waits_until_what_it_saw_is_durable() {
+    let place = Place::new();
+    let (store, _committer) = SledStore::prepare(&place.path(), options()).unwrap();
+    // A batch that has written and not flushed, held still.
+    store.shared.begin(1, [id(1)].into_iter());
+    let bytes = record(1, "a").encode();
+    store.shared.with(|trees| sessions::save(trees, id(1), &bytes, None)).unwrap();
+    let over = AtomicBool::new(false);
+    let read = async {
+        let found = store.load(id(1)).await.unwrap();
+        assert!(over.load(Ordering::SeqCst), "read before it was durable");
+        found
+    };
+    let finish = async {
+        tokio::task::yield_now().await;
+        store.shared.flush().unwrap();
+        over.store(true, Ordering::SeqCst);
+        store.shared.finish(1, 1, false);
+    };
+    // Polled in this order: the reader is there first.
+    let (found, ()) = futures::join!(read, finish);
+    assert_eq!(found, Some(record(1, "a")));
+    // Others are not kept waiting by it.
+    store.shared.begin(2, [id(1)].into_iter());
+    assert_eq!(store.load(id(2)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_reader_never_sees_what_a_failed_batch_wrote() {
+    let place = Place::new();
+    let (store, _committer) = SledStore::prepare(&place.path(), options()).unwrap();
+    store.shared.begin(1, [id(1)].into_iter());
+    let bytes = record(1, "lost").encode();
+    store.shared.with(|trees| sessions::save(trees, id(1), &bytes, None)).unwrap();
+    let finish = async {
+        tokio::task::yield_now().await;
+        store.shared.with(|trees| sessions::delete(trees, id(1), record(1, "lost").stamp())).unwrap();
+        store.shared.finish(1, 1, true);
+    };
+    let (found, ()) = futures::join!(store.load(id(1)), finish);
+    assert_eq!(found.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_reads_go_on() {
+    let place = Place::new();
+    let store = place.open();
+    let first = record(1, "a");
+    store.save(id(1), &first, None).await.unwrap();
+    drop(store);
+    let full = SledOptions { reserve_bytes: u64::MAX, ..options() };
+    let store = SledStore::open_with(&place.path(), full).unwrap();
+    let refused = store.save(id(1), &record(2, "b"), Some(first.stamp())).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused}");
+    assert!(matches!(store.claim(id(1), first.stamp(), OTHER, 1).await, Err(StoreError::NoSpace { .. })));
+    assert!(matches!(store.next_epoch(1).await, Err(StoreError::NoSpace { .. })));
+    assert_eq!(store.load(id(1)).await.unwrap(), Some(first.clone()));
+    drop(store);
+    let store = place.open();
+    assert_eq!(store.load(id(1)).await.unwrap(), Some(first.clone()), "nothing was half-written");
+    store.save(id(1), &record(2, "b"), Some(first.stamp())).await.unwrap();
+}
+
+#[tokio::test]
+async fn opened_anew_it_has_all_that_was_acknowledged() {
+    let place = Place::new();
+    let store = place.open();
+    for n in 0..100 {
+        store.save(id(n), &record(1, "a"), None).await.unwrap();
+    }
+    store.shared.reopen();
+    for n in 0..100 {
+        assert_eq!(store.load(id(n)).await.unwrap(), Some(record(1, "a")));
+    }
+    store.save(id(0), &record(2, "b"), Some(record(1, "a").stamp())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_who_has_the_store() {
+    let place = Place::new();
+    let _store = place.open();
+    // A second open file is to the lock what a second process is.
+    let error = SledStore::open(&place.path()).err().unwrap();
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Locked { .. }), "{text}");
+    assert!(text.contains(&place.path().display().to_string()), "{text}");
+    assert!(
+        text.contains(&format!("process {}", std::process::id())) && text.contains("stop that lbd"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn another_format_is_refused_and_left_alone() {
+    let place = Place::new();
+    drop(place.open());
+    let db = trees_open(&place);
+    db.insert("format", "2").unwrap();
+    db.flush().unwrap();
+    drop(db);
+    for _ in 0..2 {
+        let error = SledStore::open(&place.path()).err().unwrap();
+        assert!(matches!(&error, StoreError::Format { found, .. } if found == "2"), "{error}");
+    }
+    // And a database that is no session store at all.
+    let place = Place::new();
+    std::fs::create_dir(place.path()).unwrap();
+    let db = trees_open(&place);
+    db.insert("something", "else").unwrap();
+    drop(db);
+    let error = SledStore::open(&place.path()).err().unwrap();
+    assert!(matches!(&error, StoreError::Format { found, .. } if found == "none"), "{error}");
+}
+
+fn trees_open(place: &Place) -> sled::Db {
+    loop {
+        match sled::Config::new().path(place.path()).segment_size(8 << 20).flush_every_ms(None).open() {
+            Ok(db) => return db,
+            Err(error) => assert!(error.to_string().contains("could not acquire lock"), "{error}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn the_directory_is_private() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    let _store = place.open();
+    assert_eq!(std::fs::metadata(place.path()).unwrap().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_an_error_not_a_session() {
+    let place = Place::new();
+    let store = place.open();
+    store.save(id(1), &record(1, "a"), None).await.unwrap();
+    let mut bytes = record(1, "a").encode();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    store.shared.with(|trees| Ok(trees.sessions.insert(id(1).0, bytes.clone()).unwrap())).unwrap();
+    let error = store.load(id(1)).await.unwrap_err();
+    assert!(error.to_string().contains(&id(1).to_string()), "{error}");
+    assert!(matches!(store.save(id(1), &record(2, "b"), None).await, Err(StoreError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn epochs_grow_across_opening_and_forgetting() {
+    let place = Place::new();
+    let mut last = 0;
+    for _ in 0..3 {
+        let store = place.open();
+        let slot = store.slot("shop", "s1").await.unwrap();
+        assert_eq!(slot, 0);
+        for _ in 0..3 {
+            let epoch = store.next_epoch(slot).await.unwrap();
+            assert!(epoch > last);
+            last = epoch;
+        }
+        store.forget_slot("shop", "s1").await.unwrap();
+        assert_eq!(store.slot("shop", "s2").await.unwrap(), slot, "the slot is given to another");
+        assert!(store.next_epoch(slot).await.unwrap() > last, "tokens of s1 must not fit s2");
+        store.forget_slot("shop", "s2").await.unwrap();
+    }
+    assert_eq!(place.open().next_epoch(1).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn the_last_epoch_is_never_given_twice() {
+    let place = Place::new();
+    let store = place.open();
+    store
+        .shared
+        .with(|trees| Ok(trees.epochs.insert(7u16.to_be_bytes(), &(u32::MAX - 1).to_be_bytes()).unwrap()))
+        .unwrap();
+    assert_eq!(store.next_epoch(7).await.unwrap(), u32::MAX);
+    assert!(matches!(store.next_epoch(7).await, Err(StoreError::Exhausted(_))));
+}
+
+#[tokio::test]
+async fn ids_and_slots_are_stable_and_the_smallest_free() {
+    let place = Place::new();
+    let store = place.open();
+    assert_eq!(store.service_id("shop").await.unwrap(), 1);
+    assert_eq!(store.service_id("api").await.unwrap(), 2);
+    let names = [("shop", "a"), ("shop", "b"), ("api", "a"), ("apia", "b")];
+    for (n, (service, backend)) in names.iter().enumerate() {
+        assert_eq!(store.slot(service, backend).await.unwrap(), n as u16);
+    }
+    store.forget_slot("shop", "b").await.unwrap();
+    store.forget_slot("shop", "never there").await.unwrap();
+    drop(store);
+    let store = place.open();
+    assert_eq!(store.slot("api", "a").await.unwrap(), 2);
+    assert_eq!(store.slot("api", "new").await.unwrap(), 1);
+    assert_eq!(store.service_id("shop").await.unwrap(), 1);
+    let mut slots = store.slots().await.unwrap();
+    slots.sort_by_key(|slot| slot.2);
+    let expected = [("shop", "a", 0), ("api", "new", 1), ("api", "a", 2), ("apia", "b", 3)];
+    assert_eq!(slots, expected.map(|(s, b, n)| (s.to_owned(), b.to_owned(), n)));
+    for name in ["", &"x".repeat(256)] {
+        assert!(matches!(store.service_id(name).await, Err(StoreError::Name(_))));
+        assert!(matches!(store.slot("shop", name).await, Err(StoreError::Name(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_forgotten_service_takes_its_sessions_with_it() {
+    let place = Place::new();
+    let store = place.open();
+    assert_eq!(store.service_id("shop").await.unwrap(), 1);
+    assert_eq!(store.service_id("api").await.unwrap(), 2);
+    store.save(id(1), &record(1, "a"), None).await.unwrap();
+    store.save(id(2), &Record { service: 2, ..record(1, "b") }, None).await.unwrap();
+    store.forget_service("shop").await.unwrap();
+    store.forget_service("never there").await.unwrap();
+    assert_eq!(store.load(id(1)).await.unwrap(), None);
+    assert!(store.load(id(2)).await.unwrap().is_some());
+    assert_eq!(store.service_id("new").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_sweep_removes_the_expired_in_slices() {
+    let place = Place::new();
+    let store = place.open();
+    for n in 0..10 {
+        let expires = if n % 2 == 0 { 100 } else { 200 };
+        store.save(id(n), &Record { expires, ..record(1, "a") }, None).await.unwrap();
+    }
+    let mut after = None;
+    let mut removed = 0;
+    let mut slices = 0;
+    loop {
+        let swept = store.sweep(150, after, 4).await.unwrap();
+        assert!(swept.examined <= 4);
+        removed += swept.removed;
+        slices += 1;
+        after = swept.after;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((removed, slices), (5, 3));
+    assert_eq!(store.count().await.unwrap(), 5);
+    assert!(store.load(id(1)).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn the_largest_sessions_stay_inside_the_log() {
+    let place = Place::new();
+    let store = place.open();
+    let mut large = record(1, "");
+    large.state.set_as("k", &"x".repeat(MAX_STATE_BYTES - 3)).unwrap();
+    assert_eq!(large.state.bytes(), MAX_STATE_BYTES);
+    for round in 1..=12 {
+        for n in 0..40 {
+            let expected = (round > 1).then(|| Stamp { version: round - 1, owner: ME });
+            store.save(id(n), &Record { version: round, ..large.clone() }, expected).await.unwrap();
+        }
+    }
+    let blobs = std::fs::read_dir(place.path().join("blobs")).unwrap().count();
+    assert_eq!(blobs, 0, "what is beside the log is not made durable by a flush");
+    let mut huge = record(1, "");
+    huge.state.set_as("k", &"x".repeat(2 * MAX_STATE_BYTES)).unwrap();
+    assert!(matches!(store.save(id(99), &huge, None).await, Err(StoreError::RecordSize { .. })));
+    drop(store);
+    assert_eq!(place.open().load(id(39)).await.unwrap().unwrap().version, 12);
+}
