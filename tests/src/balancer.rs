@@ -1,7 +1,7 @@
 //! The product's programs at work between the namespaces, told what to do by the test instead of by the daemon.
 
 use crate::maps::Maps;
-use crate::object::{Sizes, load_lb};
+use crate::object::{Sizes, load_lb, load_program};
 use crate::setup::Setup;
 use crate::topology::{PORT, Topology, VIP};
 use anyhow::{Context, Result};
@@ -40,8 +40,7 @@ impl Balancer {
         let mut ebpf = load_lb(setup.sizes)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.apply(&setup)?;
-        let xdp: &mut Xdp = ebpf.program_mut("lb").context("the object has no program lb")?.try_into()?;
-        xdp.load()?;
+        let xdp = load_program(&mut ebpf, "lb", Xdp::load)?;
         town.balancer.run(|| -> Result<()> {
             for port in town.ports() {
                 xdp.attach(&port.name, XdpMode::Driver)
@@ -49,9 +48,7 @@ impl Balancer {
             }
             Ok(())
         })?;
-        let joint: &mut SchedClassifier =
-            ebpf.program_mut("lb_joint").context("the object has no program lb_joint")?.try_into()?;
-        joint.load()?;
+        let joint = load_program(&mut ebpf, "lb_joint", SchedClassifier::load)?;
         town.balancer.run(|| -> Result<()> {
             for port in town.ports() {
                 joint

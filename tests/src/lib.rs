@@ -10,6 +10,7 @@ pub mod frame;
 pub mod maps;
 pub mod netns;
 pub mod object;
+pub mod raw;
 pub mod runner;
 pub mod server;
 pub mod setup;

@@ -1,6 +1,7 @@
 //! The BPF objects under test: where they are and how large their maps are made.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use std::path::PathBuf;
 
@@ -53,6 +54,29 @@ pub fn load_lb(sizes: Sizes) -> Result<Ebpf> {
 pub fn load_testbed() -> Result<Ebpf> {
     let path = path_of("testbed")?;
     Ebpf::load_file(&path).with_context(|| format!("loading {}", path.display()))
+}
+
+/// Loads a program into the kernel. When the verifier refuses it, the end of its log is what matters.
+pub fn load_program<'a, P>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+    load: fn(&mut P) -> Result<(), ProgramError>,
+) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    let program: &mut P = program.try_into()?;
+    match load(program) {
+        Ok(()) => Ok(program),
+        Err(ProgramError::LoadError { io_error, verifier_log }) => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            bail!("the kernel refuses program {name}: {io_error}; its log ends:\n{tail}")
+        }
+        Err(error) => Err(error).with_context(|| format!("loading program {name}")),
+    }
 }
 
 /// `$LB_BPF_DIR/name`, or else `target/bpf/name` in the workspace.

@@ -3,7 +3,7 @@
 use crate::frame::{self, Segment};
 use crate::maps::{Counts, Maps};
 use crate::netns::Netns;
-use crate::object::load_lb;
+use crate::object::{load_lb, load_program};
 use crate::setup::Setup;
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -55,11 +55,8 @@ impl Runner {
         netns.sysctl("ipv6/conf/default/disable_ipv6", 1)?;
         netns.ip(&["link add out0 type veth peer name out1", "link set out0 up", "link set out1 up"])?;
         let mut ebpf = load_lb(setup.sizes)?;
-        let xdp: &mut Xdp = ebpf.program_mut("lb").context("the object has no program lb")?.try_into()?;
-        xdp.load()?;
-        let joint: &mut SchedClassifier =
-            ebpf.program_mut("lb_joint").context("the object has no program lb_joint")?.try_into()?;
-        joint.load()?;
+        load_program(&mut ebpf, "lb", Xdp::load)?;
+        load_program(&mut ebpf, "lb_joint", SchedClassifier::load)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.apply(&setup)?;
         Ok(Self { setup, maps, ebpf, netns })

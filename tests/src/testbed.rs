@@ -5,7 +5,7 @@ pub mod rule;
 
 pub use rule::{Rule, Seen, Tally};
 
-use crate::object::load_testbed;
+use crate::object::{load_program, load_testbed};
 use crate::topology::{Host, NIC};
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -95,9 +95,7 @@ impl Filter {
                 host.netns.run(|| program.attach(NIC, XdpMode::Driver))?;
             }
             Side::Egress => {
-                let program: &mut SchedClassifier =
-                    ebpf.program_mut("tb_filter").context("no program tb_filter")?.try_into()?;
-                program.load()?;
+                let program = load_program(&mut ebpf, "tb_filter", SchedClassifier::load)?;
                 // The newer way to attach knows no verdict that loses a frame behind its sender's back.
                 let link = host.netns.run(|| -> Result<_> {
                     qdisc_add_clsact(NIC)?;
