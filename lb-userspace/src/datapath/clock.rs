@@ -73,8 +73,25 @@ impl Clock {
 
     /// Fills in the fields of the settings that tell the time.
     pub fn fill(&self, settings: &mut Settings) {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.fill_at(settings, self.jiffies(), wall);
+        self.fill_at(settings, self.jiffies(), wall_clock());
+    }
+
+    /// By how much the time slots of the settings, as the programs compute them, differ from the wall clock.
+    pub fn drift(&self, settings: &Settings) -> Duration {
+        self.drift_at(settings, self.jiffies(), wall_clock())
+    }
+
+    fn drift_at(&self, settings: &Settings, jiffies: u64, wall: Duration) -> Duration {
+        let mut right = *settings;
+        self.fill_at(&mut right, jiffies, wall);
+        // In slots, times 2^32.
+        let position = |settings: &Settings| {
+            let passed = jiffies.wrapping_sub(settings.slot_jiffies) as i64;
+            (i128::from(settings.slot_base) << 32) + i128::from(passed) * i128::from(settings.slot_mult)
+        };
+        let slots = position(settings).abs_diff(position(&right));
+        let nanoseconds = (slots * u128::from(SLOT_SECONDS) * 1_000_000_000) >> 32;
+        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 
     fn fill_at(&self, settings: &mut Settings, jiffies: u64, wall: Duration) {
@@ -85,6 +102,10 @@ impl Clock {
         settings.slot_mult = (1 << 32) / (slot * u64::from(self.hz));
         settings.tick_shift = self.tick_shift();
     }
+}
+
+fn wall_clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn to_jiffies(time: Duration, hz: u32) -> u64 {
@@ -153,9 +174,28 @@ mod tests {
         let start = 1_000_000_000;
         clock.fill_at(&mut settings, start, Duration::from_secs(64 * 1000 + 10));
         for (seconds, slot) in
-            [(0, 1000), (53, 1000), (55, 1001), (64 * 5, 1005), (86_400 - 10, 1000 + 86_400 / 64)]
+            [(0, 1000), (53, 1000), (55, 1001), (64 * 5, 1005), (86_400 - 5, 1000 + 86_400 / 64)]
         {
             assert_eq!(settings.slot(start + seconds * 250), slot, "after {seconds} s");
+        }
+    }
+
+    #[test]
+    fn drift_is_the_distance_from_the_wall_clock() {
+        let clock = Clock { hz: 250, offset: 0 };
+        let mut settings = Settings::default();
+        let (jiffies, wall) = (1_000_000_000, Duration::from_secs(64 * 20_000_000 + 10));
+        clock.fill_at(&mut settings, jiffies, wall);
+        let day = Duration::from_secs(86_400);
+        let day_later = jiffies + 86_400 * 250;
+        for (name, jiffies, wall, least, most) in [
+            ("at once", jiffies, wall, 0, 5),
+            ("a day later, by rounding alone", day_later, wall + day, 10, 300),
+            ("the wall clock stepped forward", jiffies, wall + Duration::from_secs(3), 2990, 3010),
+            ("the wall clock stepped back", jiffies, wall - Duration::from_secs(30), 29_990, 30_010),
+        ] {
+            let drift = clock.drift_at(&settings, jiffies, wall).as_millis();
+            assert!((least..=most).contains(&drift), "{name}: {drift} ms");
         }
     }
 

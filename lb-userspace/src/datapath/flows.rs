@@ -1,6 +1,12 @@
 //! The flow table, seen through a shared mapping: listed without a system call, and freed by compare-and-swap.
 
-use lb_common::flow::Flow;
+use super::error::DatapathError;
+use lb_common::flow::{Flow, FlowState, Head};
+use lb_common::settings::Settings;
+use memmap2::{MmapOptions, MmapRaw};
+use std::mem::offset_of;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many flows a slice of the table freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -10,13 +16,182 @@ pub struct Expired {
     pub closing: u32,
 }
 
-/// The flow table.
+impl Expired {
+    pub fn total(&self) -> u32 {
+        self.binding + self.established + self.closing
+    }
+}
+
+const WORDS: usize = size_of::<Flow>() / size_of::<u64>();
+const HEAD: usize = offset_of!(Flow, head) / size_of::<u64>();
+const _: () = assert!(offset_of!(Flow, head).is_multiple_of(size_of::<u64>()));
+
+/// A flow as the words of the map.
+type Entry = [AtomicU64; WORDS];
+
+/// The flow table. The programs change it at any time, so it is read and written by whole words only.
 #[derive(Debug)]
-pub struct Flows {}
+pub struct Flows {
+    mapping: MmapRaw,
+    entries: usize,
+    /// Where the next slice of [`Flows::expire`] begins.
+    cursor: usize,
+}
 
 impl Flows {
-    /// Copies of all flows, in no order. A flow that changes while it is copied may be seen as it was or as it becomes.
-    pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
-        std::iter::empty()
+    pub(super) fn map(fd: impl AsFd, entries: u32) -> Result<Self, DatapathError> {
+        use std::os::fd::AsRawFd;
+        let entries = entries as usize;
+        let mapping = MmapOptions::new()
+            .len(entries * size_of::<Flow>())
+            .map_raw(fd.as_fd().as_raw_fd())
+            .map_err(DatapathError::system("cannot map the flow table into memory"))?;
+        Ok(Self { mapping, entries, cursor: 0 })
+    }
+
+    fn table(&self) -> &[Entry] {
+        // SAFETY: the mapping is page-aligned, of this length, readable and writable, and lives as long as `self`;
+        // everybody who shares it, the programs included, accesses its words atomically.
+        unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().cast(), self.entries) }
+    }
+
+    /// How many flows there is room for, if they spread evenly.
+    pub fn capacity(&self) -> usize {
+        self.entries
+    }
+
+    /// Copies of all flows, in no order, with their index. A flow that changes while it is copied may be seen as it was
+    /// or as it becomes, but never as a mixture of two flows.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Flow)> + '_ {
+        self.table().iter().enumerate().filter_map(|(i, entry)| Some((i as u32, snapshot(entry)?)))
+    }
+
+    /// Looks at the next `budget` entries and frees those whose time has come.
+    pub(super) fn expire(&mut self, now: u32, budget: usize, settings: &Settings) -> Expired {
+        let mut expired = Expired::default();
+        for _ in 0..budget.min(self.entries) {
+            let at = self.cursor;
+            self.cursor = (at + 1) % self.entries;
+            let entry = &self.table()[at];
+            let head = entry[HEAD].load(Ordering::Acquire);
+            let (limit, count) = match FlowState::from_bits(Head::from_bits(head).state) {
+                // A processor claims an entry for less than a microsecond.
+                FlowState::Free | FlowState::Claimed => continue,
+                FlowState::Binding => (settings.binding_ticks, &mut expired.binding),
+                FlowState::Established => (settings.idle_ticks, &mut expired.established),
+                FlowState::Closing => (settings.closing_ticks, &mut expired.closing),
+            };
+            let age = now.wrapping_sub(copy(entry).last_seen) as i32;
+            // Signed: a packet of this very moment is younger than the time we were given.
+            if age < 0 || age as u32 <= limit {
+                continue;
+            }
+            // The head is what it was: nobody took the entry or moved the flow on meanwhile.
+            if entry[HEAD].compare_exchange(head, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                *count += 1;
+            }
+        }
+        expired
+    }
+}
+
+fn copy(entry: &Entry) -> Flow {
+    bytemuck::cast(std::array::from_fn::<u64, WORDS, _>(|i| entry[i].load(Ordering::Relaxed)))
+}
+
+fn snapshot(entry: &Entry) -> Option<Flow> {
+    for _ in 0..4 {
+        let before = Head::from_bits(entry[HEAD].load(Ordering::Acquire));
+        if matches!(FlowState::from_bits(before.state), FlowState::Free | FlowState::Claimed) {
+            return None;
+        }
+        let flow = copy(entry);
+        std::sync::atomic::fence(Ordering::Acquire);
+        let after = Head::from_bits(entry[HEAD].load(Ordering::Relaxed));
+        let same =
+            |a: Head, b: Head| Head::key(a.client_port, a.service) == Head::key(b.client_port, b.service);
+        if same(before, after) && same(flow.head, after) {
+            return Some(flow);
+        }
+    }
+    // Taken over and over while we look: it is not there long enough to be listed.
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::addr::Be16;
+    use std::io::{Seek, SeekFrom, Write};
+
+    const SETTINGS: Settings = Settings {
+        binding_ticks: 10,
+        idle_ticks: 1000,
+        closing_ticks: 20,
+        live: 0,
+        endpoint_seed: [0; 2],
+        flow_seed: [0; 7],
+        flow_group_mask: 0,
+        stash_mask: 0,
+        cookie_keys: [[0; 2]; 2],
+        cookie_key: 0,
+        slot_base: 0,
+        slot_jiffies: 0,
+        slot_mult: 0,
+        tick_shift: 0,
+        token_keys: [[0; 2]; 16],
+        token_key_mask: 0,
+        _pad: 0,
+    };
+
+    fn flow(port: u16, state: FlowState, last_seen: u32) -> Flow {
+        let head = Head { client_port: Be16::new(port), service: 1, state: state as u8, ..Head::default() };
+        Flow { head, last_seen, ..Flow::default() }
+    }
+
+    fn table(flows: &[Flow]) -> Flows {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytemuck::cast_slice(flows)).unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        Flows::map(file, flows.len() as u32).unwrap()
+    }
+
+    fn ports(flows: &Flows) -> Vec<u16> {
+        flows.iter().map(|(_, flow)| flow.head.client_port.get()).collect()
+    }
+
+    #[test]
+    fn flows_expire_by_their_state() {
+        let mut flows = table(&[
+            flow(1, FlowState::Binding, 100),
+            flow(2, FlowState::Established, 100),
+            flow(3, FlowState::Closing, 100),
+            flow(4, FlowState::Claimed, 0),
+            Flow::default(),
+            flow(6, FlowState::Established, 200),
+        ]);
+        assert_eq!(ports(&flows), [1, 2, 3, 6], "free and claimed entries are no flows");
+        assert_eq!(flows.expire(110, 100, &SETTINGS), Expired::default(), "at the limit is not beyond it");
+        assert_eq!(flows.expire(111, 100, &SETTINGS), Expired { binding: 1, ..Expired::default() });
+        assert_eq!(flows.expire(121, 100, &SETTINGS), Expired { closing: 1, ..Expired::default() });
+        assert_eq!(flows.expire(1101, 100, &SETTINGS), Expired { established: 1, ..Expired::default() });
+        assert_eq!(ports(&flows), [6]);
+    }
+
+    #[test]
+    fn a_slice_goes_on_where_the_last_ended() {
+        let mut flows = table(&(1..=10).map(|port| flow(port, FlowState::Binding, 0)).collect::<Vec<_>>());
+        assert_eq!(flows.expire(11, 4, &SETTINGS).total(), 4);
+        assert_eq!(ports(&flows), [5, 6, 7, 8, 9, 10]);
+        assert_eq!(flows.expire(11, 4, &SETTINGS).total(), 4);
+        assert_eq!(flows.expire(11, 4, &SETTINGS).total(), 2, "and around the end");
+    }
+
+    #[test]
+    fn a_flow_seen_after_now_is_young() {
+        let mut flows = table(&[flow(1, FlowState::Binding, 5), flow(2, FlowState::Binding, u32::MAX - 5)]);
+        assert_eq!(flows.expire(3, 10, &SETTINGS).total(), 0, "9 ticks across the overflow");
+        assert_eq!(flows.expire(6, 10, &SETTINGS).total(), 1);
+        assert_eq!(ports(&flows), [1]);
     }
 }

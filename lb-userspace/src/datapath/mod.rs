@@ -2,36 +2,40 @@
 //!
 //! Everything here is a short system call and never waits for the network, so it may be called from the event loop.
 
+mod attach;
 mod clock;
+mod counters;
+mod error;
 mod flows;
 mod limits;
+mod load;
+mod maps;
+mod pins;
+mod sys;
+mod tables;
+mod write;
 
 pub use clock::{Clock, ClockError};
+pub use counters::Counters;
+pub use error::DatapathError;
 pub use flows::{Expired, Flows};
-pub use limits::Limits;
+pub use limits::{LimitError, Limits};
+pub use write::MapWrite;
 
-use lb_common::backend::{Backend, Learned};
-use lb_common::counter::{BackendCounters, COUNTERS};
-use lb_common::endpoint::Endpoint;
-use lb_common::service::Service;
+use crate::net::{Rtnl, check_peer};
+use attach::{Attached, Attacher};
+use lb_common::backend::Learned;
 use lb_common::settings::Settings;
+use load::Loaded;
+use pins::Pins;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use write::Writer;
 
-/// One change to what the programs see. The registry makes them, [`Datapath::apply`] performs them in order.
-#[derive(Clone, Debug)]
-pub enum MapWrite {
-    /// Keys and timeouts. The fields that describe the maps and the clock (`live`, `endpoint_seed`, `flow_seed`,
-    /// `flow_group_mask`, `stash_mask`, `slot_*`, `tick_shift`) are the data path's own: whatever stands in them is
-    /// replaced. See [`Clock::ticks`] for the timeouts.
-    Settings(Box<Settings>),
-    /// The whole table of who a packet is for, replacing the previous one at once.
-    Endpoints(Vec<Endpoint>),
-    /// A service. With a table of backend slots, that becomes its Maglev table (empty: no backend is ready); without,
-    /// the present table stays. `maglev_base` and `maglev_size` are filled in.
-    Service { id: u16, service: Service, maglev: Option<Vec<u16>> },
-    /// A backend; `Backend::default()` removes it.
-    Backend { slot: u16, backend: Backend },
-}
+/// Name of the XDP program in the object.
+pub const XDP: &str = "lb";
+/// Name of the tc program in the object.
+pub const JOINT: &str = "lb_joint";
 
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize, serde::Serialize)]
@@ -58,31 +62,13 @@ pub struct DatapathOptions {
 }
 
 /// The loaded programs, their maps and their attachments. Dropping it leaves everything in place: packets keep flowing.
-#[derive(Debug)]
-pub struct Datapath {}
-
-/// Why the data path cannot do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {}
-
-/// What the programs counted, summed over all processors.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
-    /// By service id; index 0 counts packets that belong to no service.
-    pub services: Vec<[u64; COUNTERS]>,
-    /// By backend slot.
-    pub backends: Vec<BackendCounters>,
-}
-
-/// What an earlier daemon left in the maps that were taken over.
-#[derive(Clone, Debug, Default)]
-pub struct Inherited {
-    /// Ids of services in the map.
-    pub services: Vec<u16>,
-    /// Slots of backends in the map.
-    pub backends: Vec<u16>,
-    /// Settings in use: keep their SYN cookie keys, or handshakes in flight are lost.
-    pub settings: Option<Box<Settings>>,
+pub struct Datapath {
+    loaded: Loaded,
+    object: PathBuf,
+    mode: Mode,
+    writer: Writer,
+    flows: Flows,
+    attached: BTreeMap<String, Attached>,
 }
 
 impl Datapath {
@@ -90,22 +76,51 @@ impl Datapath {
     /// is lost.
     ///
     /// # Errors
-    /// Nothing is attached when an interface, the kernel, the object or a pinned map is not what it should be.
-    pub fn open(_options: &DatapathOptions) -> Result<Self, DatapathError> {
-        unimplemented!()
+    /// Nothing is attached when the kernel, an interface, the object or a pinned map is not what it should be.
+    pub fn open(options: &DatapathOptions) -> Result<Self, DatapathError> {
+        let mut loaded = load::load(options)?;
+        let flows = Flows::map(loaded.maps.flows.fd(), options.limits.flow_entries())?;
+        let writer = Writer::new(&mut loaded.maps, options.limits, loaded.inherited)?;
+        let (object, mode) = (options.object.clone(), options.mode);
+        let mut datapath = Self { loaded, object, mode, writer, flows, attached: BTreeMap::new() };
+        for interface in &options.interfaces {
+            datapath.attach_interface(interface)?;
+        }
+        tracing::info!(inherited = datapath.loaded.inherited, object = %options.object.display(), "data path loaded");
+        Ok(datapath)
     }
 
-    /// What was found in the maps at [`Datapath::open`]; empty when they are new.
-    pub fn inherited(&self) -> &Inherited {
-        unimplemented!()
+    /// The settings of an earlier daemon, when its maps were taken over. Keep their SYN cookie keys: else handshakes in
+    /// flight are lost.
+    pub fn inherited(&self) -> Option<&Settings> {
+        self.loaded.inherited.then_some(self.writer.settings())
     }
 
     /// Performs map writes in order.
     ///
     /// # Errors
     /// The first write that fails; those before it are done.
-    pub fn apply(&mut self, _writes: &[MapWrite]) -> Result<(), DatapathError> {
-        unimplemented!()
+    pub fn apply(&mut self, writes: &[MapWrite]) -> Result<(), DatapathError> {
+        writes.iter().try_for_each(|write| self.writer.write(&mut self.loaded.maps, write))
+    }
+
+    /// Ends the take-over of an earlier daemon's state. Services, backends and links that it left and this daemon has
+    /// not written or attached by now are removed, so call it when everything in the configuration has been.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn settle(&mut self) -> Result<(), DatapathError> {
+        self.writer.remove_unwritten(&mut self.loaded.maps)?;
+        for link in self.loaded.pins.links() {
+            if !self.attached.contains_key(&link.interface) {
+                tracing::info!(interface = link.interface, "detached: no longer configured");
+                self.loaded.pins.remove_link(&link.path)?;
+            }
+        }
+        if self.loaded.pins.remove_older_layouts()? > 0 {
+            tracing::warn!("removed the maps of another version of lbd; the flows in them are lost");
+        }
+        Ok(())
     }
 
     /// Attaches both programs to one more interface, or again to one that was re-created. Does nothing when they are
@@ -113,68 +128,96 @@ impl Datapath {
     ///
     /// # Errors
     /// The interface is missing, down, or carries a foreign XDP program.
-    pub fn attach_interface(&mut self, _name: &str) -> Result<(), DatapathError> {
-        unimplemented!()
+    pub fn attach_interface(&mut self, name: &str) -> Result<(), DatapathError> {
+        let mut rtnl = Rtnl::open()?;
+        let link = load::check_interface(&mut rtnl, name)?;
+        if self.attached.get(name).is_some_and(|attached| attached.ifindex == link.index)
+            && link.xdp.is_some()
+        {
+            return Ok(());
+        }
+        let Loaded { ebpf, pins, .. } = &mut self.loaded;
+        let attached = Attacher { ebpf, pins, object: &self.object, mode: self.mode }.attach(&link)?;
+        tracing::info!(interface = name, mode = ?attached.mode, "attached");
+        self.attached.insert(name.to_owned(), attached);
+        check_peer(&mut rtnl, &link)?.warn(name);
+        Ok(())
     }
 
     /// Detaches from an interface; fine when it is gone already.
     ///
     /// # Errors
     /// The pins cannot be removed.
-    pub fn detach_interface(&mut self, _name: &str) -> Result<(), DatapathError> {
-        unimplemented!()
+    pub fn detach_interface(&mut self, name: &str) -> Result<(), DatapathError> {
+        self.attached.remove(name);
+        for link in self.loaded.pins.links() {
+            if link.interface == name {
+                self.loaded.pins.remove_link(&link.path)?;
+            }
+        }
+        attach::detach_filter(name);
+        Ok(())
     }
 
     /// Interfaces that carry the programs, with the mode they run in.
-    pub fn interfaces(&self) -> Vec<(String, Mode)> {
-        unimplemented!()
+    pub fn interfaces(&self) -> impl Iterator<Item = (&str, Mode)> {
+        self.attached.iter().map(|(name, attached)| (name.as_str(), attached.mode))
     }
 
-    /// All counters.
+    /// All counters, summed over all processors.
     ///
     /// # Errors
     /// A map cannot be read.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
-        unimplemented!()
+        counters::read(&self.loaded.maps)
     }
 
     /// What the programs learned of a backend's TCP from its SYN-ACKs; `None` when nothing yet.
     ///
     /// # Errors
-    /// The map cannot be read.
-    pub fn learned(&self, _slot: u16) -> Result<Option<Learned>, DatapathError> {
-        unimplemented!()
+    /// The slot is beyond the limit.
+    pub fn learned(&self, slot: u16) -> Result<Option<Learned>, DatapathError> {
+        let learned = self.loaded.maps.learned.get(&u32::from(slot), 0);
+        let learned = learned.map_err(DatapathError::system(format!("cannot read map LEARNED at {slot}")))?;
+        Ok((learned.seen != 0).then_some(learned))
     }
 
     /// The flow table.
     pub fn flows(&self) -> &Flows {
-        unimplemented!()
+        &self.flows
     }
 
-    /// Looks at the next `budget` flow entries and frees those that have expired; call it a few times a second.
-    pub fn expire(&mut self, _budget: usize) -> Expired {
-        unimplemented!()
+    /// Looks at the next `budget` flow entries and frees those that have expired. Call it a few times a second, with
+    /// a budget that goes around [`Flows::capacity`] within the shortest timeout.
+    pub fn expire(&mut self, budget: usize) -> Expired {
+        self.flows.expire(self.writer.clock().tick(), budget, self.writer.settings())
     }
 
     /// The kernel's clock, as the programs see it.
     pub fn clock(&self) -> Clock {
-        unimplemented!()
+        self.writer.clock()
     }
 
-    /// Writes the clock into the settings again, so that cookie slots stay with the wall clock; call it every minute.
+    /// Measures the clock again, and writes it into the settings when it has drifted. Call it every minute, so that
+    /// time slots stay those of the other nodes.
     ///
     /// # Errors
-    /// The map cannot be written.
+    /// The clock cannot be read, or the map not written.
     pub fn refresh_clock(&mut self) -> Result<(), DatapathError> {
-        unimplemented!()
+        self.writer.refresh_clock(&mut self.loaded.maps)
     }
 }
 
-/// Removes every trace of a daemon that kept its state in `run_dir`: links, pins and the mount.
+/// Removes every trace of the data path of a daemon that kept its state in `run_dir`: links, pins and the mount.
 /// Fine when there is none. Returns what was removed, one line each.
 ///
 /// # Errors
-/// Something is still in use, or not ours to remove.
-pub fn detach(_run_dir: &Path) -> Result<Vec<String>, DatapathError> {
-    unimplemented!()
+/// A daemon is still running there.
+pub fn detach(run_dir: &Path) -> Result<Vec<String>, DatapathError> {
+    let removed = Pins::remove(run_dir)?;
+    // Filters have no pins; kernels with TCX links have no filters of ours.
+    for link in Rtnl::open()?.links()? {
+        attach::detach_filter(&link.name);
+    }
+    Ok(removed)
 }

@@ -1,29 +1,72 @@
 //! The network around the programs: namespaces, interfaces, addresses, routes, and where frames for a backend go.
 //! Synchronous netlink calls that take microseconds, but for [`NextHops`], which is a task of its own.
 
+mod addresses;
+pub mod ethtool;
+mod links;
+mod mounts;
+mod netns;
 mod next_hop;
+mod peer;
+mod rtnl;
+mod sysctl;
 
+pub use addresses::{Neighbour, Route};
+pub use links::{AttachedXdp, Link, MAX_NAME};
+pub(crate) use mounts::in_host_mounts;
+pub use netns::Netns;
 pub use next_hop::{NextHop, NextHopEvent, NextHops};
+pub use peer::{Peer, check_peer};
+pub use rtnl::Rtnl;
+pub use sysctl::{get as sysctl, set as set_sysctl};
 
+use std::io;
 use std::net::IpAddr;
 
 /// Why the network cannot be arranged.
 #[derive(Debug, thiserror::Error)]
-pub enum NetError {}
+pub enum NetError {
+    #[error("{what}")]
+    Kernel {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("there is no interface {0}")]
+    NoInterface(String),
+    #[error("interface name {0:?} has not 1 to 15 characters without spaces and slashes")]
+    BadName(String),
+}
+
+impl NetError {
+    /// Turns a system error into one that says what could not be done.
+    pub(crate) fn kernel(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Kernel { what: what.into(), source }
+    }
+}
 
 /// Adds `address`/32 (or /128) to the loopback interface, so that ARP and ping for a virtual address are answered.
 /// Fine when it is there already. Returns whether it was added.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn announce(_address: IpAddr) -> Result<bool, NetError> {
-    unimplemented!()
+pub fn announce(address: IpAddr) -> Result<bool, NetError> {
+    let mut rtnl = Rtnl::open()?;
+    let lo = loopback(&mut rtnl)?;
+    rtnl.set_up(lo)?;
+    rtnl.add_address(lo, address, addresses::host_prefix(address))
 }
 
 /// Takes back what [`announce`] added; fine when it is gone.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn withdraw(_address: IpAddr) -> Result<(), NetError> {
-    unimplemented!()
+pub fn withdraw(address: IpAddr) -> Result<(), NetError> {
+    let mut rtnl = Rtnl::open()?;
+    let lo = loopback(&mut rtnl)?;
+    rtnl.delete_address(lo, address, addresses::host_prefix(address))
+}
+
+fn loopback(rtnl: &mut Rtnl) -> Result<u32, NetError> {
+    Ok(rtnl.link("lo")?.ok_or_else(|| NetError::NoInterface("lo".to_owned()))?.index)
 }

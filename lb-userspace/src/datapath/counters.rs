@@ -1,0 +1,47 @@
+//! Reads the counters. Each processor has its own, so that none waits for another; here they are summed.
+
+use super::error::DatapathError;
+use super::maps::Maps;
+use aya::maps::{MapData, PerCpuArray};
+use lb_common::counter::{BackendCounters, COUNTERS, ServiceCounters};
+
+/// What the programs counted.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// By service id; index 0 counts packets that belong to no service.
+    pub services: Vec<[u64; COUNTERS]>,
+    /// By backend slot.
+    pub backends: Vec<BackendCounters>,
+}
+
+const BACKEND_WORDS: usize = size_of::<BackendCounters>() / size_of::<u64>();
+
+pub(super) fn read(maps: &Maps) -> Result<Counters, DatapathError> {
+    let services = sums(&maps.service_counters, "SERVICE_COUNTERS", |ServiceCounters(row)| *row)?;
+    let backends = sums(&maps.backend_counters, "BACKEND_COUNTERS", |row: &BackendCounters| {
+        bytemuck::cast::<_, [u64; BACKEND_WORDS]>(*row)
+    })?;
+    Ok(Counters {
+        services: services.iter().map(|row| std::array::from_fn(|i| row[i])).collect(),
+        backends: backends.into_iter().map(bytemuck::cast).collect(),
+    })
+}
+
+fn sums<V: aya::Pod, const N: usize>(
+    map: &PerCpuArray<MapData, V>,
+    name: &str,
+    words: impl Fn(&V) -> [u64; N],
+) -> Result<Vec<[u64; N]>, DatapathError> {
+    let row = |index| {
+        let values = map.get(&index, 0)?;
+        let mut sum = [0_u64; N];
+        for value in values.iter() {
+            for (sum, word) in sum.iter_mut().zip(words(value)) {
+                *sum = sum.wrapping_add(word);
+            }
+        }
+        Ok(sum)
+    };
+    let rows: Result<_, aya::maps::MapError> = (0..map.len()).map(row).collect();
+    rows.map_err(DatapathError::system(format!("cannot read map {name}")))
+}

@@ -1,0 +1,129 @@
+//! From an object file to programs in the kernel. Everything that can be wrong is found before anything is attached.
+
+use super::error::DatapathError;
+use super::maps::{self, Maps};
+use super::pins::Pins;
+use super::{DatapathOptions, JOINT, XDP};
+use crate::net::Rtnl;
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use std::path::Path;
+
+/// Oldest kernel that has every helper of the programs.
+const OLDEST_KERNEL: (u32, u32) = (5, 17);
+
+/// A loaded object.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    pub(super) maps: Maps,
+    pub(super) pins: Pins,
+    /// Whether the maps were pinned by an earlier daemon.
+    pub(super) inherited: bool,
+}
+
+/// Checks everything, then loads the programs over pinned maps.
+pub(super) fn load(options: &DatapathOptions) -> Result<Loaded, DatapathError> {
+    options.limits.check()?;
+    check_system()?;
+    let mut rtnl = Rtnl::open()?;
+    for interface in &options.interfaces {
+        check_interface(&mut rtnl, interface)?;
+    }
+    let path = &options.object;
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => DatapathError::NoObject(path.clone()),
+        _ => DatapathError::system(format!("cannot read BPF object {}", path.display()))(error),
+    })?;
+    let unreadable = || format!("{} is not a BPF object that can be loaded", path.display());
+    let object = aya_obj::Object::parse(&bytes).map_err(DatapathError::system(unreadable()))?;
+    for name in [XDP, JOINT] {
+        if !object.programs.contains_key(name) {
+            return Err(DatapathError::Lacks { path: path.clone(), kind: "program", name: name.to_owned() });
+        }
+    }
+    let expected = maps::expected(&object, path, &options.limits)?;
+
+    let pins = Pins::open(&options.run_dir)?;
+    let inherited = maps::check_pinned(&pins, &expected)?;
+    let mut loader = EbpfLoader::new();
+    for (name, expected) in &expected {
+        loader.map_max_entries(name, expected.max_entries).map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(&bytes).map_err(DatapathError::system(unreadable()))?;
+    let xdp: &mut Xdp = program(&mut ebpf, path, XDP)?;
+    xdp.load().map_err(refused(XDP))?;
+    let joint: &mut SchedClassifier = program(&mut ebpf, path, JOINT)?;
+    joint.load().map_err(refused(JOINT))?;
+    let maps = Maps::take(&mut ebpf, path)?;
+    Ok(Loaded { ebpf, maps, pins, inherited })
+}
+
+/// A program of the object, as what it is.
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, path: &Path, name: &str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let lacks = || DatapathError::Lacks { path: path.to_owned(), kind: "program", name: name.to_owned() };
+    ebpf.program_mut(name)
+        .ok_or_else(lacks)?
+        .try_into()
+        .map_err(DatapathError::system(format!("program `{name}` in {} is of another type", path.display())))
+}
+
+/// Finds an interface and checks that packets can arrive on it.
+pub(super) fn check_interface(rtnl: &mut Rtnl, name: &str) -> Result<crate::net::Link, DatapathError> {
+    let link = rtnl.link(name)?.ok_or_else(|| DatapathError::NoInterface(name.to_owned()))?;
+    if link.up { Ok(link) } else { Err(DatapathError::InterfaceDown(name.to_owned())) }
+}
+
+fn check_system() -> Result<(), DatapathError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(DatapathError::NotRoot);
+    }
+    let system =
+        nix::sys::utsname::uname().map_err(DatapathError::os("cannot ask for the kernel's version"))?;
+    let release = system.release().to_string_lossy().into_owned();
+    match parse_release(&release) {
+        Some(version) if version < OLDEST_KERNEL => Err(DatapathError::Kernel { found: release }),
+        // A release without numbers says nothing; the verifier will.
+        _ => Ok(()),
+    }
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// What the verifier said, without the thousands of lines before it.
+fn refused(name: &'static str) -> impl FnOnce(ProgramError) -> DatapathError {
+    move |error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<_> = log.trim().lines().collect();
+            let mut log = lines[lines.len().saturating_sub(20)..].join("\n");
+            if log.is_empty() {
+                log = io_error.to_string();
+            }
+            DatapathError::Verifier { name: name.to_owned(), log }
+        }
+        other => DatapathError::system(format!("cannot load program `{name}`"))(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_read() {
+        for (release, version) in [
+            ("6.18.44-fc", Some((6, 18))),
+            ("5.17.0", Some((5, 17))),
+            ("6.1.0-13-amd64", Some((6, 1))),
+            ("strange", None),
+        ] {
+            assert_eq!(parse_release(release), version, "{release}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The maps: what each must look like, and typed handles through which alone they are written.
+
+use super::error::DatapathError;
+use super::limits::{ENDPOINT_BUCKETS, Limits};
+use super::pins::Pins;
+use aya::Ebpf;
+use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray};
+use lb_common::backend::{Backend, Learned};
+use lb_common::counter::{BackendCounters, ServiceCounters};
+use lb_common::endpoint::Bucket;
+use lb_common::flow::Flow;
+use lb_common::maglev::Block;
+use lb_common::service::Service;
+use lb_common::settings::Settings;
+use lb_common::stash::Stash;
+use std::path::Path;
+
+/// A map that this daemon uses.
+struct Shape {
+    name: &'static str,
+    /// Bytes of a value.
+    value: usize,
+    entries: fn(&Limits) -> u32,
+}
+
+const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
+    Shape { name, value: size_of::<V>(), entries }
+}
+
+const SHAPES: [Shape; 10] = [
+    shape::<Settings>("SETTINGS", |_| 1),
+    shape::<Bucket>("ENDPOINTS", |_| 2 * ENDPOINT_BUCKETS),
+    shape::<Service>("SERVICES", |limits| limits.services),
+    shape::<Backend>("BACKENDS", |limits| limits.backends),
+    shape::<Block>("MAGLEV", |limits| limits.services * 2 * limits.maglev_blocks()),
+    shape::<Flow>("FLOWS", Limits::flow_entries),
+    shape::<Stash>("STASHES", |limits| limits.pending),
+    shape::<ServiceCounters>("SERVICE_COUNTERS", |limits| limits.services),
+    shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),
+    shape::<Learned>("LEARNED", |limits| limits.backends),
+];
+
+/// What a map must be: the object says type and flags, the limits say how many entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Expected {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    pub(super) max_entries: u32,
+    flags: u32,
+}
+
+/// Checks the maps of a parsed object against what this daemon knows of them, and says what each must be once loaded.
+/// Maps that only the programs know are taken as they are; the object's own data sections are not pinned.
+pub(super) fn expected(
+    object: &aya_obj::Object,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Vec<(String, Expected)>, DatapathError> {
+    for shape in &SHAPES {
+        let Some(map) = object.maps.get(shape.name) else {
+            return Err(DatapathError::Lacks {
+                path: path.to_owned(),
+                kind: "map",
+                name: shape.name.to_owned(),
+            });
+        };
+        let expected = shape.value as u32;
+        if map.value_size() != expected {
+            return Err(DatapathError::ObjectMap {
+                path: path.to_owned(),
+                name: shape.name.to_owned(),
+                what: "values of a size of",
+                found: map.value_size(),
+                expected,
+            });
+        }
+    }
+    let kept = object.maps.iter().filter(|(name, _)| !name.starts_with('.'));
+    Ok(kept
+        .map(|(name, map)| {
+            let shape = SHAPES.iter().find(|shape| shape.name == name);
+            let expected = Expected {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: shape.map_or(map.max_entries(), |shape| (shape.entries)(limits)),
+                flags: map.map_flags(),
+            };
+            (name.clone(), expected)
+        })
+        .collect())
+}
+
+/// Checks every map that is pinned already. Returns whether all of them are there.
+pub(super) fn check_pinned(pins: &Pins, expected: &[(String, Expected)]) -> Result<bool, DatapathError> {
+    let mut complete = true;
+    for (name, expected) in expected {
+        let pin = pins.map(name);
+        if !pin.exists() {
+            complete = false;
+            continue;
+        }
+        let found = MapInfo::from_pin(&pin).map_err(DatapathError::system(format!(
+            "cannot open pinned map {}",
+            pins.show(&pin).display()
+        )))?;
+        // Kinds without keys or with sizes set by the kernel are none of ours: all five must agree.
+        let kind = found.map_type().map_or(0, |kind| kind as u32);
+        let rows = [
+            ("type", kind, expected.kind),
+            ("keys of a size of", found.key_size(), expected.key_size),
+            ("values of a size of", found.value_size(), expected.value_size),
+            ("a number of entries of", found.max_entries(), expected.max_entries),
+            ("flags", found.map_flags(), expected.flags),
+        ];
+        if let Some((what, found, expected)) = rows.into_iter().find(|(_, found, expected)| found != expected)
+        {
+            return Err(DatapathError::PinnedMap { pin: pins.show(&pin), what, found, expected });
+        }
+    }
+    Ok(complete)
+}
+
+/// Typed handles of the maps.
+pub(super) struct Maps {
+    pub(super) settings: Array<MapData, Settings>,
+    pub(super) endpoints: Array<MapData, Bucket>,
+    pub(super) services: Array<MapData, Service>,
+    pub(super) backends: Array<MapData, Backend>,
+    pub(super) maglev: Array<MapData, Block>,
+    pub(super) flows: MapData,
+    pub(super) service_counters: PerCpuArray<MapData, ServiceCounters>,
+    pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
+    pub(super) learned: Array<MapData, Learned>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, path: &Path) -> Result<Self, DatapathError> {
+        Ok(Self {
+            settings: take(ebpf, path, "SETTINGS")?,
+            endpoints: take(ebpf, path, "ENDPOINTS")?,
+            services: take(ebpf, path, "SERVICES")?,
+            backends: take(ebpf, path, "BACKENDS")?,
+            maglev: take(ebpf, path, "MAGLEV")?,
+            flows: match ebpf.take_map("FLOWS") {
+                Some(Map::Array(flows)) => flows,
+                _ => {
+                    return Err(DatapathError::Lacks {
+                        path: path.to_owned(),
+                        kind: "array",
+                        name: "FLOWS".to_owned(),
+                    });
+                }
+            },
+            service_counters: take(ebpf, path, "SERVICE_COUNTERS")?,
+            backend_counters: take(ebpf, path, "BACKEND_COUNTERS")?,
+            learned: take(ebpf, path, "LEARNED")?,
+        })
+    }
+}
+
+fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    path: &Path,
+    name: &str,
+) -> Result<M, DatapathError> {
+    let lacks = || DatapathError::Lacks { path: path.to_owned(), kind: "map", name: name.to_owned() };
+    let map = ebpf.take_map(name).ok_or_else(lacks)?;
+    M::try_from(map)
+        .map_err(DatapathError::system(format!("map {name} in {} is not as expected", path.display())))
+}

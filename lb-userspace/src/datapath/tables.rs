@@ -1,0 +1,153 @@
+//! The tables of which there are two halves: one is live, the other is filled, then they change places. What each half
+//! holds is remembered, so that only what changes is written.
+
+use super::error::DatapathError;
+use super::limits::ENDPOINT_BUCKETS;
+use super::maps::Maps;
+use lb_common::endpoint::{self, Bucket, Endpoint};
+use lb_common::maglev::{BLOCK, Block, NOBODY};
+use std::time::{Duration, Instant};
+
+/// Halves of the endpoint table.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    /// What each half holds, once we wrote it.
+    halves: [Option<Vec<Bucket>>; 2],
+    flip: Flip,
+    /// Where the search for a hash seed begins.
+    seed: u64,
+}
+
+/// What the settings must say for a half of the endpoint table to be live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LiveHalf {
+    pub(super) half: usize,
+    pub(super) live: u64,
+    pub(super) seed: u64,
+}
+
+impl Endpoints {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { halves: [None, None], flip: Flip::default(), seed }
+    }
+
+    /// Fills the half that is not live. The caller then makes it live.
+    pub(super) fn write(
+        &mut self,
+        maps: &mut Maps,
+        live: u64,
+        endpoints: &[Endpoint],
+    ) -> Result<LiveHalf, DatapathError> {
+        let (seed, table) = endpoint::build(endpoints, ENDPOINT_BUCKETS as usize, self.seed)
+            .map_err(DatapathError::system("the endpoint table is too small"))?;
+        let half = if live as u32 == 0 && live != 0 { 1 } else { 0 };
+        self.flip.wait();
+        let base = half as u32 * ENDPOINT_BUCKETS;
+        write_changes(self.halves[half].take().as_deref(), &table, |i, bucket| {
+            maps.endpoints.set(base + i, bucket, 0)
+        })
+        .map_err(DatapathError::system("cannot write map ENDPOINTS"))?;
+        self.halves[half] = Some(table);
+        self.flip.done();
+        Ok(LiveHalf { half, live: u64::from(base) | u64::from(ENDPOINT_BUCKETS - 1) << 32, seed })
+    }
+}
+
+/// Halves of one service's Maglev table.
+#[derive(Debug, Default)]
+pub(super) struct MaglevTables {
+    halves: [Option<Vec<Block>>; 2],
+    flip: Flip,
+}
+
+impl MaglevTables {
+    /// Fills the half at which the service does not look. `first` is the first block of its first half, `blocks` the
+    /// length of a half, `live` the block at which it looks now. Returns the block at which it shall look.
+    pub(super) fn write(
+        &mut self,
+        maps: &mut Maps,
+        (first, blocks): (u32, u32),
+        live: u32,
+        table: &[u16],
+    ) -> Result<u32, DatapathError> {
+        let half = usize::from(live == first);
+        let base = first + half as u32 * blocks;
+        let table: Vec<Block> = table
+            .chunks(BLOCK)
+            .map(|chunk| {
+                let mut block = Block([NOBODY; BLOCK]);
+                block.0[..chunk.len()].copy_from_slice(chunk);
+                block
+            })
+            .collect();
+        self.flip.wait();
+        write_changes(self.halves[half].take().as_deref(), &table, |i, block| {
+            maps.maglev.set(base + i, block, 0)
+        })
+        .map_err(DatapathError::system("cannot write map MAGLEV"))?;
+        self.halves[half] = Some(table);
+        self.flip.done();
+        Ok(base)
+    }
+}
+
+fn write_changes<V: Copy + PartialEq, E>(
+    before: Option<&[V]>,
+    after: &[V],
+    mut write: impl FnMut(u32, V) -> Result<(), E>,
+) -> Result<(), E> {
+    for (i, value) in after.iter().enumerate() {
+        if before.and_then(|before| before.get(i)) != Some(value) {
+            write(i as u32, *value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the half that just ceased to be live untouched while a program that began before may still read it.
+#[derive(Debug, Default)]
+struct Flip(Option<Instant>);
+
+impl Flip {
+    /// No program runs that long. Beyond it, waiting would be waste.
+    const LONGEST_RUN: Duration = Duration::from_millis(100);
+
+    fn done(&mut self) {
+        self.0 = Some(Instant::now());
+    }
+
+    fn wait(&self) {
+        const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+        if self.0.is_some_and(|flipped| flipped.elapsed() < Self::LONGEST_RUN) {
+            // SAFETY: the call takes no pointers. It returns when every program that was running has ended: the kernel
+            // implements this command as `synchronize_rcu`.
+            let outcome = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+            if outcome != 0 {
+                // Not built into this kernel: wait the time instead, which is as good.
+                std::thread::sleep(Self::LONGEST_RUN);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_changes_are_written() {
+        let writes = |before: Option<&[u8]>, after: &[u8]| {
+            let mut written = Vec::new();
+            write_changes(before, after, |i, value| {
+                written.push((i, value));
+                Ok::<_, ()>(())
+            })
+            .unwrap();
+            written
+        };
+        assert_eq!(writes(None, &[7, 8]), [(0, 7), (1, 8)]);
+        assert_eq!(writes(Some(&[7, 8]), &[7, 9]), [(1, 9)]);
+        assert_eq!(writes(Some(&[7]), &[7, 9]), [(1, 9)]);
+        assert_eq!(writes(Some(&[7, 8, 9]), &[7, 8]), []);
+    }
+}

@@ -1,0 +1,223 @@
+//! Interfaces: what they are, and veth pairs.
+
+use super::NetError;
+use super::rtnl::{CREATE, Rtnl, is_absent};
+use lb_common::addr::Mac;
+use rtnetlink::packet_core::DefaultNla;
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Longest name of an interface.
+pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// An interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// All zero for an interface without Ethernet addresses.
+    pub mac: Mac,
+    pub up: bool,
+    pub mtu: u32,
+    /// `veth`, `vlan`, … or nothing for hardware.
+    pub kind: String,
+    /// The other end of a veth pair: its index and the id of its namespace as seen from this one (`None`: the same).
+    pub peer: Option<(u32, Option<i32>)>,
+    /// The XDP program that it carries.
+    pub xdp: Option<AttachedXdp>,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AttachedXdp {
+    pub program_id: u32,
+    /// Run by the kernel's stack instead of the driver.
+    pub generic: bool,
+}
+
+impl Rtnl {
+    /// The interface of that name, or `None`.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.find_link(message, || format!("cannot look up interface {name}"))
+    }
+
+    /// The interface of that index, or `None`.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.find_link(message, || format!("cannot look up interface {index}"))
+    }
+
+    fn find_link(
+        &mut self,
+        message: LinkMessage,
+        what: impl Fn() -> String,
+    ) -> Result<Option<Link>, NetError> {
+        match self.ask(RouteNetlinkMessage::GetLink(message)) {
+            Ok(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read_link(&message))),
+            Ok(_) => Ok(None),
+            Err(error) => Err(NetError::kernel(what())(error)),
+        }
+    }
+
+    /// All interfaces.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn links(&mut self) -> Result<Vec<Link>, NetError> {
+        let answers = self
+            .list(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+            .map_err(NetError::kernel("cannot list interfaces"))?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(read_link(message)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Creates a veth pair: `name` here, `peer` in another namespace (or here).
+    ///
+    /// # Errors
+    /// A name is taken, or too long.
+    pub fn add_veth(
+        &mut self,
+        name: &str,
+        peer: &str,
+        namespace: Option<BorrowedFd<'_>>,
+    ) -> Result<(), NetError> {
+        let mut far = LinkMessage::default();
+        far.attributes.push(LinkAttribute::IfName(peer.to_owned()));
+        if let Some(namespace) = namespace {
+            far.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        }
+        let mut near = LinkMessage::default();
+        near.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        near.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]));
+        self.order(RouteNetlinkMessage::NewLink(near), CREATE)
+            .map_err(NetError::kernel(format!("cannot create veth pair {name} and {peer}")))
+    }
+
+    /// Brings an interface up.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_up(&mut self, index: u32) -> Result<(), NetError> {
+        self.set_link_state(index, LinkFlags::Up)
+    }
+
+    /// Brings an interface down.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_down(&mut self, index: u32) -> Result<(), NetError> {
+        self.set_link_state(index, LinkFlags::empty())
+    }
+
+    fn set_link_state(&mut self, index: u32, flags: LinkFlags) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.header.change_mask = LinkFlags::Up;
+        let state = if flags.is_empty() { "down" } else { "up" };
+        self.order(RouteNetlinkMessage::SetLink(message), 0)
+            .map_err(NetError::kernel(format!("cannot bring interface {index} {state}")))
+    }
+
+    /// Removes an interface, a veth with its other end; fine when it is gone.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn delete_link(&mut self, index: u32) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self.order(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(error) if !is_absent(&error) => {
+                Err(NetError::kernel(format!("cannot remove interface {index}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives an interface a `pfifo` queue of so many packets: a full ring of a veth then holds its sender back instead
+    /// of losing frames.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_pfifo(&mut self, index: u32, limit: u32) -> Result<(), NetError> {
+        const TCA_OPTIONS: u16 = 2;
+        let mut message = TcMessage::default();
+        message.header.family = AddressFamily::Unspec;
+        message.header.index = index as i32;
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
+        // `struct tc_fifo_qopt`: the limit alone.
+        message
+            .attributes
+            .push(TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, limit.to_ne_bytes().to_vec())));
+        self.order(RouteNetlinkMessage::NewQueueDiscipline(message), super::rtnl::REPLACE)
+            .map_err(NetError::kernel(format!("cannot give interface {index} a pfifo queue")))
+    }
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        up: message.header.flags.contains(LinkFlags::Up),
+        mtu: 0,
+        kind: String::new(),
+        peer: None,
+        xdp: None,
+    };
+    let (mut other, mut namespace) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => other = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        link.kind = kind.to_string();
+                    }
+                }
+            }
+            LinkAttribute::Xdp(attributes) => link.xdp = read_xdp(attributes),
+            _ => {}
+        }
+    }
+    if link.kind == "veth" {
+        link.peer = other.map(|index| (index, namespace));
+    }
+    link
+}
+
+fn read_xdp(attributes: &[LinkXdp]) -> Option<AttachedXdp> {
+    let generic = attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+    attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(program_id) if *program_id != 0 => {
+            Some(AttachedXdp { program_id: *program_id, generic })
+        }
+        _ => None,
+    })
+}
