@@ -124,25 +124,9 @@ mod tests {
     use lb_common::addr::Be16;
     use std::io::{Seek, SeekFrom, Write};
 
-    const SETTINGS: Settings = Settings {
-        binding_ticks: 10,
-        idle_ticks: 1000,
-        closing_ticks: 20,
-        live: 0,
-        endpoint_seed: [0; 2],
-        flow_seed: [0; 7],
-        flow_group_mask: 0,
-        stash_mask: 0,
-        cookie_keys: [[0; 2]; 2],
-        cookie_key: 0,
-        slot_base: 0,
-        slot_jiffies: 0,
-        slot_mult: 0,
-        tick_shift: 0,
-        token_keys: [[0; 2]; 16],
-        token_key_mask: 0,
-        _pad: 0,
-    };
+    fn timeouts() -> Settings {
+        Settings { binding_ticks: 10, idle_ticks: 1000, closing_ticks: 20, ..Settings::default() }
+    }
 
     fn flow(port: u16, state: FlowState, last_seen: u32) -> Flow {
         let head = Head { client_port: Be16::new(port), service: 1, state: state as u8, ..Head::default() };
@@ -171,27 +155,27 @@ mod tests {
             flow(6, FlowState::Established, 200),
         ]);
         assert_eq!(ports(&flows), [1, 2, 3, 6], "free and claimed entries are no flows");
-        assert_eq!(flows.expire(110, 100, &SETTINGS), Expired::default(), "at the limit is not beyond it");
-        assert_eq!(flows.expire(111, 100, &SETTINGS), Expired { binding: 1, ..Expired::default() });
-        assert_eq!(flows.expire(121, 100, &SETTINGS), Expired { closing: 1, ..Expired::default() });
-        assert_eq!(flows.expire(1101, 100, &SETTINGS), Expired { established: 1, ..Expired::default() });
+        assert_eq!(flows.expire(110, 100, &timeouts()), Expired::default(), "at the limit is not beyond it");
+        assert_eq!(flows.expire(111, 100, &timeouts()), Expired { binding: 1, ..Expired::default() });
+        assert_eq!(flows.expire(121, 100, &timeouts()), Expired { closing: 1, ..Expired::default() });
+        assert_eq!(flows.expire(1101, 100, &timeouts()), Expired { established: 1, ..Expired::default() });
         assert_eq!(ports(&flows), [6]);
     }
 
     #[test]
     fn a_slice_goes_on_where_the_last_ended() {
         let mut flows = table(&(1..=10).map(|port| flow(port, FlowState::Binding, 0)).collect::<Vec<_>>());
-        assert_eq!(flows.expire(11, 4, &SETTINGS).total(), 4);
+        assert_eq!(flows.expire(11, 4, &timeouts()).total(), 4);
         assert_eq!(ports(&flows), [5, 6, 7, 8, 9, 10]);
-        assert_eq!(flows.expire(11, 4, &SETTINGS).total(), 4);
-        assert_eq!(flows.expire(11, 4, &SETTINGS).total(), 2, "and around the end");
+        assert_eq!(flows.expire(11, 4, &timeouts()).total(), 4);
+        assert_eq!(flows.expire(11, 4, &timeouts()).total(), 2, "and around the end");
     }
 
     #[test]
     fn a_flow_seen_after_now_is_young() {
         let mut flows = table(&[flow(1, FlowState::Binding, 5), flow(2, FlowState::Binding, u32::MAX - 5)]);
-        assert_eq!(flows.expire(3, 10, &SETTINGS).total(), 0, "9 ticks across the overflow");
-        assert_eq!(flows.expire(6, 10, &SETTINGS).total(), 1);
+        assert_eq!(flows.expire(3, 10, &timeouts()).total(), 0, "9 ticks across the overflow");
+        assert_eq!(flows.expire(6, 10, &timeouts()).total(), 1);
         assert_eq!(ports(&flows), [1]);
     }
 }
