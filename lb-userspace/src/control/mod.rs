@@ -1,0 +1,121 @@
+//! How lbctl and lbd speak: one JSON object a line over a Unix socket, a [`Request`] answered by a [`Response`].
+//! What stands here is data; [`server`] and [`client`] carry it, the daemon gives the answers.
+
+pub mod client;
+pub mod server;
+#[cfg(test)]
+mod tests;
+mod view;
+mod wire;
+
+pub use view::{
+    BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, ServiceView, SessionView,
+    StatsView, StatusView, TokenView,
+};
+pub use wire::{MAX_LINE, VERSION, WireError};
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What lbctl can ask for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status {},
+    ServiceList {},
+    BackendList {
+        service: Option<String>,
+    },
+    /// Sets what the operator wants of a backend.
+    BackendSet {
+        backend: String,
+        admin: Admin,
+    },
+    /// Ends a managed server gracefully and starts it anew; answered when it is ready.
+    BackendRestart {
+        backend: String,
+    },
+    /// Ends a managed server as a crash would. It comes back after `down_for_ms`, or at once.
+    BackendKill {
+        backend: String,
+        down_for_ms: Option<u64>,
+    },
+    SessionShow {
+        token: String,
+    },
+    FlowList {
+        service: Option<String>,
+        backend: Option<String>,
+        limit: usize,
+    },
+    Stats {
+        service: Option<String>,
+    },
+    Explain {
+        token: String,
+        service: Option<String>,
+    },
+    /// A new key signs tokens from now on; the older ones still verify.
+    KeysRotate {},
+}
+
+/// What lbd says.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Response {
+    Status(Box<StatusView>),
+    Services { services: Vec<ServiceView> },
+    Backends { backends: Vec<BackendView> },
+    Session(Box<SessionView>),
+    Flows(FlowsView),
+    Stats(StatsView),
+    Explain(Box<ExplainView>),
+    Done { message: String },
+    Refused(Refused),
+}
+
+/// Why something was not done, and what to do about it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}{}", help.as_ref().map_or(String::new(), |help| format!("\n{help}")))]
+pub struct Refused {
+    pub reason: String,
+    pub help: Option<String>,
+}
+
+impl Refused {
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), help: None }
+    }
+
+    pub fn with_help(reason: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { reason: reason.into(), help: Some(help.into()) }
+    }
+}
+
+/// What the operator wants of a backend; whether it is up is another matter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Admin {
+    /// Takes everything.
+    Ready,
+    /// Takes only sessions that live there.
+    Drain,
+    /// Takes nothing.
+    Maint,
+}
+
+impl Admin {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,113 @@
+use super::client::{ClientError, ask};
+use super::server::{Call, ControlSocket, SocketError};
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// A socket whose requests are answered with their own text; the directory goes with it.
+fn echo() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sub/lbd.sock");
+    let socket = ControlSocket::bind(&path).unwrap();
+    let (calls, mut asked) = mpsc::unbounded_channel::<Call>();
+    tokio::spawn(async move { socket.serve(calls).await });
+    tokio::spawn(async move {
+        while let Some(call) = asked.recv().await {
+            let message = format!("{:?}", call.request);
+            // The asker may have gone.
+            let _ = call.reply.send(Response::Done { message });
+        }
+    });
+    (directory, path)
+}
+
+#[tokio::test]
+async fn a_question_is_answered() {
+    let (_directory, path) = echo();
+    for _ in 0..3 {
+        let answer = ask(&path, &Request::Status {}).await.unwrap();
+        assert_eq!(answer, Response::Done { message: "Status".into() });
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn several_questions_fit_in_one_connection_and_rubbish_ends_it() {
+    let (_directory, path) = echo();
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    stream
+        .write_all(b"{\"v\":1,\"verb\":\"status\"}\n{\"v\":1,\"verb\":\"keys_rotate\"}\nrubbish\n")
+        .await
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], r#"{"v":1,"answer":"done","message":"Status"}"#);
+    assert_eq!(lines[1], r#"{"v":1,"answer":"done","message":"KeysRotate"}"#);
+    assert!(
+        lines[2].starts_with(r#"{"v":1,"answer":"refused","reason":"a message is not understood"#),
+        "{text}"
+    );
+    assert_eq!(lines.len(), 3);
+}
+
+#[tokio::test]
+async fn an_endless_request_is_cut_off() {
+    let (_directory, path) = echo();
+    let (mut reader, mut writer) = UnixStream::connect(&path).await.unwrap().into_split();
+    let sent = tokio::spawn(async move { writer.write_all(&vec![b'x'; 4 << 20]).await });
+    let mut answer = vec![0; 200];
+    let length = reader.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    assert!(answer.contains("a message is longer than 65536 bytes"), "{answer}");
+    assert!(sent.await.unwrap().is_err(), "nobody reads the rest");
+}
+
+#[tokio::test]
+async fn a_live_socket_is_left_alone_and_a_dead_one_replaced() {
+    let (_directory, path) = echo();
+    let error = ControlSocket::bind(&path).unwrap_err();
+    assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains("stop it first"), "{error}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let dead = directory.path().join("lbd.sock");
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    assert!(dead.exists(), "a killed lbd leaves its socket");
+    assert!(matches!(ask(&dead, &Request::Status {}).await, Err(ClientError::NotRunning { .. })));
+    let socket = ControlSocket::bind(&dead).unwrap();
+    drop(socket);
+    assert!(!dead.exists(), "one that stops removes it");
+
+    std::fs::write(&dead, "not a socket").unwrap();
+    assert!(matches!(ControlSocket::bind(&dead), Err(SocketError::NoSocket { .. })));
+}
+
+#[tokio::test]
+async fn without_an_lbd_the_client_says_how_to_start_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = ask(&directory.path().join("none.sock"), &Request::Status {}).await.unwrap_err().to_string();
+    assert!(error.contains("no lbd answers at") && error.contains("lbd --config lb.toml"), "{error}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_dies_is_told_from_one_that_refuses() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move { drop(listener.accept().await) });
+    let error = ask(&path, &Request::Status {}).await.unwrap_err();
+    assert!(matches!(error, ClientError::Gone { .. }), "{error}");
+
+    // The loop that would answer has ended: refused, not hung.
+    let path = directory.path().join("other.sock");
+    let socket = ControlSocket::bind(&path).unwrap();
+    let (calls, asked) = mpsc::unbounded_channel::<Call>();
+    drop(asked);
+    tokio::spawn(async move { socket.serve(calls).await });
+    let answer = ask(&path, &Request::Status {}).await.unwrap();
+    assert_eq!(answer, Response::Refused(Refused::new("lbd is stopping")));
+}

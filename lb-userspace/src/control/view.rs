@@ -1,0 +1,154 @@
+//! What lbctl shows: the answers' contents, in the words and units that people and programs read.
+
+use super::Admin;
+use serde::{Deserialize, Serialize};
+
+/// The daemon as a whole.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Version of lbd.
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub config: String,
+    /// Whether the maps were taken over from an earlier lbd.
+    pub took_over: bool,
+    pub interfaces: Vec<InterfaceView>,
+    pub services: usize,
+    pub backends: usize,
+    /// Backends that take everything.
+    pub backends_ready: usize,
+    pub flows: usize,
+    pub flows_limit: u32,
+    /// Sessions in the database.
+    pub sessions: u64,
+    /// Which key signs new tokens...
+    pub token_key: u8,
+    /// ...and how many verify.
+    pub token_keys: u32,
+    pub store: String,
+}
+
+/// An interface that carries the programs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InterfaceView {
+    pub name: String,
+    /// `driver` or `generic`.
+    pub mode: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub name: String,
+    pub id: u16,
+    pub vip: String,
+    pub protocol: String,
+    pub affinity: String,
+    pub backends: usize,
+    /// Those that take everything...
+    pub ready: usize,
+    /// ...and those that take the sessions that live there.
+    pub draining: usize,
+    /// What clients are told that every backend can do: some of `window_scale`, `sack`, `timestamps`.
+    pub promises: Vec<String>,
+    /// In bytes.
+    pub mss: u16,
+    pub maglev_size: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BackendView {
+    pub service: String,
+    pub name: String,
+    pub slot: u16,
+    pub addr: String,
+    /// Whether lbd runs it.
+    pub managed: bool,
+    /// `ready`, `drain`, `maint` or `down`.
+    pub state: String,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// What the checks say: `up`, `down` or `unknown`.
+    pub health: String,
+    /// Why it is down.
+    pub reason: Option<String>,
+    pub weight: u16,
+    pub epoch: u32,
+    /// How long it has been in that state.
+    pub since_seconds: u64,
+    /// Where frames for it go.
+    pub next_hop: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TokenView {
+    pub session: String,
+    pub service: String,
+    /// Name of the backend, when there is one in that slot.
+    pub backend: Option<String>,
+    pub slot: u16,
+    pub epoch: u32,
+    /// The key that signed it.
+    pub key: u8,
+}
+
+/// A token, and what the database has of its session.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SessionView {
+    pub token: TokenView,
+    /// False when the database has no such session, or it has expired.
+    pub found: bool,
+    pub version: Option<u64>,
+    /// The instance that may answer from its cache: backend and epoch.
+    pub owner: Option<String>,
+    pub created_unix_ms: Option<u64>,
+    pub expires_unix_ms: Option<u64>,
+    pub state: Option<serde_json::Value>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FlowView {
+    pub service: String,
+    pub backend: String,
+    pub client: String,
+    pub state: String,
+    /// Since the client last sent something.
+    pub idle_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct FlowsView {
+    pub flows: Vec<FlowView>,
+    /// How many there are; `flows` may have been cut off at the limit.
+    pub total: usize,
+}
+
+/// One named counter.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CounterView {
+    /// Name of the service, `service/backend`, or `-` for packets that belong to no service.
+    pub of: String,
+    pub counter: String,
+    pub value: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StatsView {
+    pub counters: Vec<CounterView>,
+}
+
+/// Where a request with a token would go, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExplainView {
+    pub service: String,
+    /// What the token says, if it verifies.
+    pub token: Option<TokenView>,
+    /// `hit`, `stale`, `redispatched`, `new` or `reset`.
+    pub verdict: String,
+    /// The backend that would get it; `None` when that is chosen by weight, or there is none.
+    pub backend: Option<String>,
+    /// One sentence.
+    pub why: String,
+    /// The counters that would grow.
+    pub counters: Vec<String>,
+}

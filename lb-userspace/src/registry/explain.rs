@@ -1,0 +1,173 @@
+//! Where a request with a token would go, and why: the packet program's steering rules, told instead of done.
+
+use super::Registry;
+use crate::control::{ExplainView, Refused, TokenView};
+use lb_common::backend::State;
+use lb_common::counter::Counter;
+use lb_common::hash::scale;
+use lb_common::maglev::{next_hash, session_hash};
+use lb_common::token::{self, Token, TokenError};
+
+/// Entries of a Maglev table that the program looks at before giving up.
+const WALK: u32 = 32;
+
+impl Registry {
+    /// Explains what would become of a first payload with this token, sent to `service` (or to the one it names).
+    ///
+    /// # Errors
+    /// The service is not known, or cannot be told from a token that does not verify.
+    pub fn explain(&self, text: &str, service: Option<&str>) -> Result<ExplainView, Refused> {
+        let asked = service.map(|name| self.find_service(name)).transpose()?;
+        match self.verify(text) {
+            Ok(token) => {
+                let id = asked.unwrap_or(token.service);
+                if !self.services.contains_key(&id) {
+                    let reason = format!("the token names service {id}, and there is none with that id");
+                    return Err(Refused::with_help(reason, "say which service it is sent to with --service"));
+                }
+                Ok(if id == token.service {
+                    self.explain_valid(id, &token)
+                } else {
+                    let why =
+                        format!("the token is good for service {} alone", self.service_label(token.service));
+                    self.explain_new(id, Some(self.token_view(&token)), &why)
+                })
+            }
+            Err(error) => {
+                let only = self.services.keys().next().filter(|_| self.services.len() == 1);
+                let id = asked.or(only.copied()).ok_or_else(|| {
+                    let help = "say which service it is sent to with --service";
+                    Refused::with_help(format!("{error}, so it names no service"), help)
+                })?;
+                Ok(self.explain_new(id, None, &error.to_string()))
+            }
+        }
+    }
+
+    /// What a token says, if it verifies.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn verify(&self, text: &str) -> Result<Token, TokenError> {
+        let raw = token::decode(text.trim().as_bytes())?;
+        let key = Token::key_id(&raw)?;
+        if self.settings.token_key_mask >> key & 1 == 0 {
+            return Err(TokenError::UnknownKey(key));
+        }
+        Token::verify(&raw, &self.settings.token_keys[usize::from(key)])
+    }
+
+    /// A token in the names that people know.
+    pub fn token_view(&self, token: &Token) -> TokenView {
+        TokenView {
+            session: token.session.to_string(),
+            service: self.service_label(token.service),
+            backend: self.name_of(token.slot),
+            slot: token.slot,
+            epoch: token.epoch,
+            key: token.key_id,
+        }
+    }
+
+    fn explain_valid(&self, id: u16, token: &Token) -> ExplainView {
+        let view = Some(self.token_view(token));
+        let owner = self.backends.get(&token.slot).filter(|backend| backend.service == id);
+        let Some(backend) = owner else {
+            let why = format!("no backend of this service has slot {} any more", token.slot);
+            return self.explain_redispatch(id, token, view, &why);
+        };
+        let (name, state) = (&backend.name, backend.state.name());
+        if !backend.state.serves_sessions() {
+            let reason = backend.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+            let why = format!("{name} holds the session, but is {state}{reason}");
+            return self.explain_redispatch(id, token, view, &why);
+        }
+        let stale = backend.epoch != token.epoch;
+        let (verdict, why, counters) = if stale {
+            let why = format!(
+                "{name} is {state} and in epoch {}, the token is from epoch {}: it goes there, and the server reloads \
+                 the session from the database",
+                backend.epoch, token.epoch
+            );
+            ("stale", why, vec![Counter::AffinityHit, Counter::StaleInstance])
+        } else {
+            let why = format!(
+                "{name} is {state} and in the token's epoch {}: its cache holds the session",
+                token.epoch
+            );
+            ("hit", why, vec![Counter::AffinityHit])
+        };
+        self.explained(id, view, verdict, Some(self.full_name(backend)), why, &counters)
+    }
+
+    fn explain_redispatch(&self, id: u16, token: &Token, view: Option<TokenView>, why: &str) -> ExplainView {
+        match self.substitute(id, token) {
+            Some(name) => {
+                let why = format!("{why}; {name} takes its place and reloads the session from the database");
+                self.explained(id, view, "redispatched", Some(name), why, &[Counter::Redispatched])
+            }
+            None => {
+                let why = format!("{why}, and no other backend is ready");
+                self.explained(id, view, "reset", None, why, &[Counter::ResetNoBackend])
+            }
+        }
+    }
+
+    fn explain_new(&self, id: u16, view: Option<TokenView>, why: &str) -> ExplainView {
+        let service = &self.services[&id];
+        if service.table.is_empty() {
+            let counters = [Counter::InvalidToken, Counter::ResetNoBackend];
+            return self.explained(
+                id,
+                view,
+                "reset",
+                None,
+                format!("{why}, and no backend is ready"),
+                &counters,
+            );
+        }
+        let why = format!("{why}: a new session begins, at a ready backend chosen by weight");
+        self.explained(id, view, "new", None, why, &[Counter::InvalidToken, Counter::NewSession])
+    }
+
+    fn explained(
+        &self,
+        id: u16,
+        token: Option<TokenView>,
+        verdict: &str,
+        backend: Option<String>,
+        why: String,
+        counters: &[Counter],
+    ) -> ExplainView {
+        ExplainView {
+            service: self.service_label(id),
+            token,
+            verdict: verdict.to_owned(),
+            backend,
+            why,
+            counters: counters.iter().map(|counter| counter.name().to_owned()).collect(),
+        }
+    }
+
+    /// The backend that takes over a session whose own one does not serve: the same walk as the packet program's.
+    fn substitute(&self, id: u16, token: &Token) -> Option<String> {
+        let table = &self.services[&id].table;
+        let size = u32::try_from(table.len()).ok().filter(|size| *size > 0)?;
+        let mut hash = session_hash(&token.session);
+        for _ in 0..WALK {
+            let slot = table[scale(hash, size) as usize];
+            if let Some(backend) = self.backends.get(&slot)
+                && backend.service == id
+                && backend.state == State::Ready
+            {
+                return Some(self.full_name(backend));
+            }
+            hash = next_hash(hash);
+        }
+        None
+    }
+
+    fn service_label(&self, id: u16) -> String {
+        self.service_name(id).map_or_else(|| format!("#{id}"), str::to_owned)
+    }
+}

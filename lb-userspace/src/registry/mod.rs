@@ -1,0 +1,350 @@
+//! Desired state: what each service and backend should be, from what the operator wants and what was seen. Pure:
+//! [`Registry::apply`] takes a change and the time, and returns map writes and what else is to be done. It opens, sends
+//! and waits for nothing.
+
+mod backend;
+mod explain;
+mod list;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use crate::config::Config;
+use crate::control::{Admin, Refused};
+use crate::datapath::MapWrite;
+use crate::net::NextHop;
+use backend::{Backend, Server};
+use lb_common::backend::{self as map, Learned, State};
+use lb_common::hash::SipKey;
+use lb_common::service as map_service;
+use lb_common::settings::Settings;
+use lb_common::token::MAX_KEYS;
+use service::Service;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// All services and backends, and what every packet shares.
+#[derive(Debug)]
+pub struct Registry {
+    /// By id.
+    services: BTreeMap<u16, Service>,
+    /// By slot.
+    backends: BTreeMap<u16, Backend>,
+    settings: Settings,
+    maglev_size: u32,
+    /// Managed servers are on their way out.
+    stopping: bool,
+}
+
+/// The numbers that the database has given to names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ids {
+    /// Id of each service of the configuration, in its order.
+    pub services: Vec<u16>,
+    /// Slot of each backend of each service.
+    pub slots: Vec<Vec<u16>>,
+}
+
+/// What an earlier lbd left in the maps.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Left {
+    pub services: BTreeMap<u16, map_service::Service>,
+    pub backends: BTreeMap<u16, map::Backend>,
+}
+
+/// One thing that has changed.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Change {
+    /// A health check has decided. `learned.seen` is 0 when it learned nothing of the backend's TCP.
+    Health { slot: u16, up: bool, learned: Learned, reason: Option<String> },
+    /// Where frames for an address go; `None`: nobody knows any more.
+    NextHop { addr: IpAddr, hop: Option<NextHop> },
+    /// A managed server listens, as the instance of that epoch.
+    ServerReady { slot: u16, epoch: u32 },
+    /// A managed server does not serve any more.
+    ServerGone { slot: u16, reason: String },
+    /// The database gave the next epoch of a backend that lbd does not run.
+    Epoch { slot: u16, epoch: u32 },
+    /// The operator wants a backend to be this.
+    Admin { backend: String, admin: Admin },
+    /// The operator wants a managed server to end gracefully and start anew.
+    Restart { backend: String },
+    /// The operator wants a managed server to crash.
+    Kill { backend: String, down_for: Option<Duration> },
+    /// The token keys that verify from now on.
+    TokenKeys { keys: Box<[SipKey; MAX_KEYS]>, mask: u32 },
+    /// A fresh key for SYN cookies; the one before stays good.
+    CookieKey { key: SipKey },
+    /// lbd stops: managed servers take no new flows.
+    Stopping,
+}
+
+/// What follows from a change.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// To be performed in this order.
+    pub writes: Vec<MapWrite>,
+    pub effects: Vec<Effect>,
+    /// States that changed, for the log.
+    pub transitions: Vec<Transition>,
+    /// Why nothing was done, when the operator asked for what cannot be.
+    pub refused: Option<Refused>,
+    /// The backend that the operator meant.
+    pub slot: Option<u16>,
+}
+
+/// Something to do that is not a map write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Check the backend's health from now on, forgetting what was found before.
+    Check { slot: u16 },
+    /// Ask the database for the next epoch of a backend; answered with [`Change::Epoch`].
+    NextEpoch { slot: u16 },
+    /// End the managed server gracefully and start it anew.
+    Restart { slot: u16 },
+    /// Let the managed server crash.
+    Kill { slot: u16, down_for: Option<Duration> },
+}
+
+/// A backend's state has changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transition {
+    pub service: String,
+    pub backend: String,
+    pub slot: u16,
+    pub from: State,
+    pub to: State,
+    pub epoch: u32,
+    pub reason: Option<String>,
+}
+
+impl Registry {
+    /// The state in which lbd starts, and the writes that bring the maps there from what an earlier lbd has left.
+    ///
+    /// A backend that lbd does not run starts in the state it was left in, so that no packet is lost while it is checked
+    /// again. `settings` holds keys and timeouts.
+    pub fn new(config: &Config, ids: &Ids, left: &Left, settings: Settings, now: Instant) -> (Self, Outcome) {
+        let mut registry = Self {
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            settings,
+            maglev_size: config.limits.maglev_size,
+            stopping: false,
+        };
+        for ((service, id), slots) in config.services.iter().zip(&ids.services).zip(&ids.slots) {
+            for (backend, slot) in service.backends.iter().zip(slots) {
+                let backend = Backend::new(backend, *id, *slot, config, left.backends.get(slot), now);
+                registry.backends.insert(*slot, backend);
+            }
+            registry.services.insert(*id, Service::new(service, *id, left.services.get(id)));
+        }
+        let mut outcome = Outcome::default();
+        outcome.writes.push(registry.settings_write());
+        registry.settle(now, &mut outcome);
+        let gone = left.backends.keys().filter(|slot| !registry.backends.contains_key(slot));
+        outcome
+            .writes
+            .extend(gone.map(|slot| MapWrite::Backend { slot: *slot, backend: Default::default() }));
+        let gone = left.services.keys().filter(|id| !registry.services.contains_key(id));
+        outcome.writes.extend(gone.map(|id| MapWrite::Service {
+            id: *id,
+            service: Default::default(),
+            maglev: None,
+        }));
+        // Last: nothing finds its way into the tables before they are complete.
+        outcome.writes.push(registry.endpoints_write());
+        let checked = registry.backends.values().filter(|backend| backend.server == Server::Elsewhere);
+        outcome.effects.extend(checked.map(|backend| Effect::Check { slot: backend.slot }));
+        (registry, outcome)
+    }
+
+    /// Takes a change in.
+    pub fn apply(&mut self, change: Change, now: Instant) -> Outcome {
+        let mut outcome = Outcome::default();
+        match change {
+            Change::Health { slot, up, learned, reason } => {
+                if let Some(backend) = self.backends.get_mut(&slot) {
+                    backend.checked(up, learned, reason);
+                }
+            }
+            Change::NextHop { addr, hop } => {
+                for backend in self.backends.values_mut().filter(|backend| backend.addr.ip() == addr) {
+                    // A way that is lost may be found again before anybody misses it: the checks decide.
+                    backend.next_hop = hop.or(backend.next_hop);
+                }
+            }
+            Change::ServerReady { slot, epoch } => {
+                if let Some(backend) = self.backends.get_mut(&slot) {
+                    backend.started(epoch);
+                    outcome.effects.push(Effect::Check { slot });
+                }
+            }
+            Change::ServerGone { slot, reason } => {
+                if let Some(backend) = self.backends.get_mut(&slot) {
+                    backend.server = Server::Gone(reason);
+                }
+            }
+            Change::Epoch { slot, epoch } => {
+                if let Some(backend) = self.backends.get_mut(&slot) {
+                    backend.renewed(epoch);
+                }
+            }
+            Change::Admin { backend, admin } => match self.find(&backend) {
+                Ok(slot) => {
+                    outcome.slot = Some(slot);
+                    self.backend_mut(slot).admin = admin;
+                }
+                Err(refused) => outcome.refused = Some(refused),
+            },
+            Change::Restart { backend } => match self.find_managed(&backend, "restarted") {
+                Ok(slot) => {
+                    outcome.slot = Some(slot);
+                    self.backend_mut(slot).server = Server::Starting;
+                    outcome.effects.push(Effect::Restart { slot });
+                }
+                Err(refused) => outcome.refused = Some(refused),
+            },
+            Change::Kill { backend, down_for } => match self.find_managed(&backend, "killed") {
+                Ok(slot) => {
+                    outcome.slot = Some(slot);
+                    outcome.effects.push(Effect::Kill { slot, down_for });
+                }
+                Err(refused) => outcome.refused = Some(refused),
+            },
+            Change::TokenKeys { keys, mask } => {
+                (self.settings.token_keys, self.settings.token_key_mask) = (*keys, mask);
+                outcome.writes.push(self.settings_write());
+            }
+            Change::CookieKey { key } => {
+                // First the key where nobody looks, then the word that says to look there: cookies made between the
+                // two writes verify all the same.
+                let unused = self.settings.cookie_key & 1 ^ 1;
+                self.settings.cookie_keys[unused as usize] = key;
+                outcome.writes.push(self.settings_write());
+                self.settings.cookie_key = unused;
+                outcome.writes.push(self.settings_write());
+            }
+            Change::Stopping => self.stopping = true,
+        }
+        self.settle(now, &mut outcome);
+        outcome
+    }
+
+    /// The slot that a name means: `service/backend`, or `backend` where only one service has it.
+    ///
+    /// # Errors
+    /// No backend is named so, or several are.
+    pub fn find(&self, name: &str) -> Result<u16, Refused> {
+        let matching: Vec<_> =
+            self.backends.values().filter(|b| b.name == name || self.full_name(b) == name).collect();
+        match matching[..] {
+            [backend] => Ok(backend.slot),
+            [] => {
+                let names: Vec<_> = self.backends.values().map(|backend| self.full_name(backend)).collect();
+                Err(Refused::with_help(format!("there is no backend `{name}`"), suggest(name, &names)))
+            }
+            _ => {
+                let names: Vec<_> = matching.iter().map(|backend| self.full_name(backend)).collect();
+                let reason = format!("`{name}` names several backends");
+                Err(Refused::with_help(reason, format!("say which: {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// The id that a service's name means.
+    ///
+    /// # Errors
+    /// No service is named so.
+    pub fn find_service(&self, name: &str) -> Result<u16, Refused> {
+        self.services.values().find(|service| service.name == name).map(|service| service.id).ok_or_else(
+            || {
+                let names: Vec<_> = self.services.values().map(|service| service.name.clone()).collect();
+                Refused::with_help(format!("there is no service `{name}`"), suggest(name, &names))
+            },
+        )
+    }
+
+    /// State and epoch of a backend.
+    pub fn backend(&self, slot: u16) -> Option<(State, u32)> {
+        self.backends.get(&slot).map(|backend| (backend.state, backend.epoch))
+    }
+
+    /// `service/backend`, for a slot.
+    pub fn name_of(&self, slot: u16) -> Option<String> {
+        self.backends.get(&slot).map(|backend| self.full_name(backend))
+    }
+
+    /// Name of a service.
+    pub fn service_name(&self, id: u16) -> Option<&str> {
+        self.services.get(&id).map(|service| service.name.as_str())
+    }
+
+    fn find_managed(&self, name: &str, done: &str) -> Result<u16, Refused> {
+        let slot = self.find(name)?;
+        match &self.backends[&slot].server {
+            Server::Elsewhere => Err(Refused::with_help(
+                format!("lbd does not run `{name}`, so it cannot be {done} from here"),
+                format!("`lbctl backend maint {name}` takes it out before you do that where it runs"),
+            )),
+            _ if self.stopping => Err(Refused::new("lbd is stopping")),
+            _ => Ok(slot),
+        }
+    }
+
+    fn full_name(&self, backend: &Backend) -> String {
+        format!("{}/{}", self.services[&backend.service].name, backend.name)
+    }
+
+    fn backend_mut(&mut self, slot: u16) -> &mut Backend {
+        self.backends.get_mut(&slot).expect("the slot was just found")
+    }
+
+    /// Brings states, tables and promises in line with what is known, and writes down what changed: backends first,
+    /// so that no table names a backend that is not there yet, and none that left is chosen from an old table.
+    fn settle(&mut self, now: Instant, outcome: &mut Outcome) {
+        for backend in self.backends.values_mut() {
+            let service = &self.services[&backend.service];
+            if let Some((from, reason)) = backend.settle(self.stopping, now, &mut outcome.effects) {
+                outcome.transitions.push(Transition {
+                    service: service.name.clone(),
+                    backend: backend.name.clone(),
+                    slot: backend.slot,
+                    from,
+                    to: backend.state,
+                    epoch: backend.epoch,
+                    reason,
+                });
+            }
+            if let Some(entry) = backend.unwritten(service) {
+                outcome.writes.push(MapWrite::Backend { slot: backend.slot, backend: entry });
+            }
+        }
+        for service in self.services.values_mut() {
+            let id = service.id;
+            let backends = self.backends.values().filter(|backend| backend.service == id);
+            outcome.writes.extend(service.settle(backends, self.maglev_size));
+        }
+    }
+
+    fn settings_write(&self) -> MapWrite {
+        MapWrite::Settings(Box::new(self.settings))
+    }
+
+    fn endpoints_write(&self) -> MapWrite {
+        let services = self.services.values().map(Service::endpoint);
+        let backends = self.backends.values().map(|b| b.endpoint(&self.services[&b.service]));
+        MapWrite::Endpoints(services.chain(backends).collect())
+    }
+}
+
+fn suggest(typed: &str, known: &[String]) -> String {
+    let distance = |name: &&String| {
+        let short = name.rsplit('/').next().unwrap_or(name);
+        strsim::damerau_levenshtein(typed, name).min(strsim::damerau_levenshtein(typed, short))
+    };
+    match known.iter().min_by_key(distance).filter(|name| distance(name) <= (typed.len() / 3).max(1)) {
+        Some(close) => format!("did you mean `{close}`?"),
+        None => format!("there are: {}", known.join(", ")),
+    }
+}

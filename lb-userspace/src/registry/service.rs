@@ -1,0 +1,122 @@
+//! One service: its Maglev table and what it may promise, both following from its backends.
+
+use super::backend::Backend;
+use crate::config::{self, Affinity, Protocol};
+use crate::datapath::MapWrite;
+use lb_common::addr::Be16;
+use lb_common::backend::State;
+use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
+use lb_common::maglev::{self, Candidate};
+use lb_common::service::{self as map, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
+use std::net::SocketAddr;
+
+/// What Ethernet carries; promised until a backend is known to take less.
+const MSS: u16 = 1460;
+
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) id: u16,
+    pub(super) name: String,
+    pub(super) vip: SocketAddr,
+    pub(super) protocol: Protocol,
+    pub(super) affinity: Affinity,
+    window_scale: u8,
+    max_tries: u8,
+    /// Some of [`PROMISE_SACK`] and the like.
+    pub(super) promises: u8,
+    pub(super) mss: u16,
+    candidates: Vec<Candidate>,
+    /// Empty when nobody is ready.
+    pub(super) table: Vec<u16>,
+    pub(super) written: Option<map::Service>,
+}
+
+impl Service {
+    pub(super) fn new(config: &config::Service, id: u16, left: Option<&map::Service>) -> Self {
+        Self {
+            id,
+            name: config.name.clone(),
+            vip: config.vip,
+            protocol: config.protocol,
+            affinity: config.affinity.clone(),
+            window_scale: config.window_scale,
+            max_tries: config.max_tries,
+            // What was true of the backends a moment ago, until they are checked.
+            promises: left.map_or(0, |left| left.promises),
+            mss: left.map_or(MSS, |left| left.mss),
+            candidates: Vec::new(),
+            table: Vec::new(),
+            written: None,
+        }
+    }
+
+    /// Brings table and promises in line with its backends. Returns the write, when something changed.
+    pub(super) fn settle<'a>(
+        &mut self,
+        backends: impl Iterator<Item = &'a Backend>,
+        maglev_size: u32,
+    ) -> Option<MapWrite> {
+        let serving: Vec<_> = backends.filter(|backend| backend.state.serves_sessions()).collect();
+        self.promise(&serving);
+        let ready = serving.iter().filter(|b| b.state == State::Ready && b.weight > 0);
+        let candidates: Vec<_> = ready.map(|backend| backend.candidate()).collect();
+        let mut maglev = None;
+        if self.written.is_none() || candidates != self.candidates {
+            self.table = maglev::build(&candidates, maglev_size);
+            self.candidates = candidates;
+            maglev = Some(self.table.clone());
+        }
+        let entry = self.entry();
+        let changed = self.written.replace(entry) != Some(entry);
+        (changed || maglev.is_some()).then_some(MapWrite::Service { id: self.id, service: entry, maglev })
+    }
+
+    /// Clients are told what all backends can do that may get them.
+    fn promise(&mut self, serving: &[&Backend]) {
+        let learned: Vec<_> = serving.iter().map(|b| b.learned).filter(|l| l.seen != 0).collect();
+        if learned.is_empty() {
+            return;
+        }
+        self.promises = learned.iter().fold(ALL, |all, l| all & l.promises);
+        self.mss = learned.iter().map(|l| l.mss).filter(|mss| *mss > 0).min().unwrap_or(MSS).min(MSS);
+    }
+
+    fn entry(&self) -> map::Service {
+        let mut entry = map::Service {
+            addr: self.vip.ip().into(),
+            port: Be16::new(self.vip.port()),
+            protocol: self.protocol.number(),
+            enabled: 1,
+            mss: self.mss,
+            window_scale: self.window_scale,
+            promises: self.promises,
+            max_tries: self.max_tries,
+            ..map::Service::default()
+        };
+        let Affinity::Signed { cookie } = &self.affinity;
+        assert!(entry.set_cookie_name(cookie), "the configuration's check allows 1 to 15 bytes");
+        entry
+    }
+
+    pub(super) fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            addr: self.vip.ip().into(),
+            port: port_and_protocol(Be16::new(self.vip.port()), self.protocol.number()),
+            kind: KIND_SERVICE,
+            index: self.id,
+        }
+    }
+
+    /// What clients are told that every backend can do.
+    pub(super) fn promise_names(&self) -> Vec<String> {
+        PROMISES
+            .iter()
+            .filter(|(bit, _)| self.promises & bit != 0)
+            .map(|(_, name)| (*name).to_owned())
+            .collect()
+    }
+}
+
+const ALL: u8 = PROMISE_SACK | PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE;
+const PROMISES: [(u8, &str); 3] =
+    [(PROMISE_WINDOW_SCALE, "window_scale"), (PROMISE_SACK, "sack"), (PROMISE_TIMESTAMPS, "timestamps")];

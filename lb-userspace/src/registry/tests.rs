@@ -1,0 +1,532 @@
+use super::*;
+use crate::control::{BackendView, ExplainView};
+use lb_common::counter::Counter;
+use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
+use lb_common::token::{SessionId, Token, encode};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::path::Path;
+
+const CONFIG: &str = r#"
+[lbd]
+interfaces = ["eth0"]
+[limits]
+maglev_size = 251
+[[service]]
+name = "shop"
+vip = "192.0.2.1:80"
+backend = [
+  { name = "s1", managed = true },
+  { name = "web1", addr = "192.0.2.10:80" },
+  { name = "web2", addr = "192.0.2.11:80", weight = 3 },
+  { name = "web3", addr = "192.0.2.12:80", weight = 0 },
+]
+[[service]]
+name = "blog"
+vip = "192.0.2.1:81"
+backend = [{ name = "web1", addr = "192.0.2.10:81" }, { name = "b2", addr = "192.0.2.13:80" }]
+"#;
+/// Slots of `CONFIG`, and ids of its services.
+const S1: u16 = 0;
+const WEB1: u16 = 1;
+const WEB2: u16 = 2;
+const WEB3: u16 = 3;
+const BLOG1: u16 = 4;
+const BLOG2: u16 = 5;
+const SHOP: u16 = 1;
+const BLOG: u16 = 2;
+const KEY: SipKey = [7, 8];
+const ALL: u8 = PROMISE_SACK | PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE;
+
+/// The maps, as the writes leave them.
+#[derive(Default)]
+struct Maps {
+    backends: HashMap<u16, map::Backend>,
+    services: HashMap<u16, map_service::Service>,
+    tables: HashMap<u16, Vec<u16>>,
+    settings: Vec<Settings>,
+    endpoints: usize,
+}
+
+impl Maps {
+    fn perform(&mut self, writes: &[MapWrite]) {
+        for write in writes.iter().cloned() {
+            match write {
+                MapWrite::Settings(settings) => self.settings.push(*settings),
+                MapWrite::Endpoints(endpoints) => self.endpoints = endpoints.len(),
+                MapWrite::Service { id, service, maglev } => {
+                    self.services.insert(id, service);
+                    self.tables.extend(maglev.map(|table| (id, table)));
+                }
+                MapWrite::Backend { slot, backend } => {
+                    self.backends.insert(slot, backend);
+                }
+            }
+        }
+    }
+
+    fn state(&self, slot: u16) -> State {
+        State::from_bits(self.backends[&slot].state)
+    }
+}
+
+struct Fixture {
+    registry: Registry,
+    maps: Maps,
+    effects: Vec<Effect>,
+    now: Instant,
+}
+
+fn ids() -> Ids {
+    Ids { services: vec![SHOP, BLOG], slots: vec![vec![S1, WEB1, WEB2, WEB3], vec![BLOG1, BLOG2]] }
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::after(&Left::default())
+    }
+
+    fn after(left: &Left) -> Self {
+        let config = Config::parse(Path::new("lb.toml"), CONFIG).unwrap_or_else(|error| panic!("{error}"));
+        let mut settings = Settings { token_key_mask: 1 << 3, ..Settings::default() };
+        settings.token_keys[3] = KEY;
+        let now = Instant::now();
+        let (registry, outcome) = Registry::new(&config, &ids(), left, settings, now);
+        let mut fixture = Self { registry, maps: Maps::default(), effects: Vec::new(), now };
+        fixture.maps.perform(&outcome.writes);
+        fixture.effects = outcome.effects;
+        fixture
+    }
+
+    /// Applies a change. The effects of this one alone are kept.
+    fn apply(&mut self, change: Change) -> Outcome {
+        let outcome = self.registry.apply(change, self.now);
+        self.maps.perform(&outcome.writes);
+        self.effects = outcome.effects.clone();
+        outcome
+    }
+
+    fn up(&mut self, slot: u16) {
+        let learned = Learned { seen: 1, promises: ALL, mss: 1448, ..Learned::default() };
+        self.apply(Change::Health { slot, up: true, learned, reason: None });
+    }
+
+    fn down(&mut self, slot: u16) {
+        let reason = Some("connection refused".to_owned());
+        self.apply(Change::Health { slot, up: false, learned: Learned::default(), reason });
+    }
+
+    fn hop(&mut self, slot: u16) {
+        let addr = self.registry.backends[&slot].addr.ip();
+        let hop = NextHop { ifindex: 3, local_mac: [2; 6], next_hop_mac: [4; 6] };
+        self.apply(Change::NextHop { addr, hop: Some(hop) });
+    }
+
+    /// Brings everything up, as it happens when lbd starts.
+    fn all_ready() -> Self {
+        let mut fixture = Self::new();
+        fixture.apply(Change::ServerReady { slot: S1, epoch: 5 });
+        for slot in [S1, WEB1, WEB2, WEB3, BLOG1, BLOG2] {
+            fixture.hop(slot);
+            fixture.up(slot);
+            if slot != S1 {
+                assert_eq!(fixture.effects, [Effect::NextEpoch { slot }]);
+                fixture.apply(Change::Epoch { slot, epoch: 1 });
+            }
+            assert_eq!(fixture.maps.state(slot), State::Ready, "slot {slot}");
+        }
+        fixture
+    }
+
+    fn admin(&mut self, backend: &str, admin: Admin) -> Outcome {
+        self.apply(Change::Admin { backend: backend.to_owned(), admin })
+    }
+
+    fn view(&self, slot: u16) -> BackendView {
+        let all = self.registry.backends(None, self.now).unwrap();
+        all.into_iter().find(|backend| backend.slot == slot).unwrap()
+    }
+
+    fn explain(&self, token: &Token) -> ExplainView {
+        let text = encode(&token.sign(&KEY));
+        self.registry.explain(std::str::from_utf8(&text).unwrap(), None).unwrap()
+    }
+}
+
+fn token(slot: u16, epoch: u32) -> Token {
+    Token { key_id: 3, service: SHOP, slot, epoch, session: SessionId([9; 16]) }
+}
+
+#[test]
+fn nothing_is_ready_before_it_was_seen() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.maps.endpoints, 8);
+    assert!((S1..=BLOG2).all(|slot| fixture.maps.state(slot) == State::Down));
+    assert!(fixture.maps.tables[&SHOP].is_empty() && fixture.maps.tables[&BLOG].is_empty());
+    let checked: Vec<_> = [WEB1, WEB2, WEB3, BLOG1, BLOG2].map(|slot| Effect::Check { slot }).into();
+    assert_eq!(fixture.effects, checked, "a managed server is checked when it listens");
+    assert_eq!(fixture.view(S1).reason.unwrap(), "its server is starting");
+    assert_eq!(fixture.view(WEB1).reason.unwrap(), "not checked yet");
+}
+
+#[test]
+fn ready_backends_share_the_table_by_weight() {
+    let fixture = Fixture::all_ready();
+    let table = &fixture.maps.tables[&SHOP];
+    let share = |slot| table.iter().filter(|entry| **entry == slot).count();
+    assert_eq!(table.len(), 251);
+    assert_eq!(share(S1) + share(WEB1) + share(WEB2), 251);
+    assert_eq!(share(WEB3), 0, "weight 0");
+    assert!((145..157).contains(&share(WEB2)), "3 of 5: {}", share(WEB2));
+    assert!(fixture.maps.tables[&BLOG].iter().all(|slot| [BLOG1, BLOG2].contains(slot)));
+}
+
+#[test]
+fn a_map_entry_holds_all_that_a_packet_needs() {
+    let fixture = Fixture::all_ready();
+    let entry = fixture.maps.backends[&WEB2];
+    assert_eq!(IpAddr::from(entry.addr), IpAddr::from([192, 0, 2, 11]));
+    assert_eq!((entry.port.get(), entry.service, entry.weight, entry.epoch), (80, SHOP, 3, 1));
+    assert_eq!((entry.has_next_hop, entry.ifindex), (1, 3));
+    assert_eq!((entry.local_mac, entry.next_hop_mac, entry.service_port.get()), ([2; 6], [4; 6], 80));
+    assert_ne!(entry.ip_delta, 0);
+    let service = fixture.maps.services[&SHOP];
+    assert_eq!((service.enabled, service.protocol, service.port.get()), (1, 6, 80));
+    assert_eq!((service.promises, service.mss, service.cookie_len), (ALL, 1448, 3));
+}
+
+#[test]
+fn a_restarted_server_returns_in_its_new_epoch() {
+    let mut fixture = Fixture::all_ready();
+    let outcome = fixture.apply(Change::Restart { backend: "s1".into() });
+    assert_eq!((outcome.slot, &outcome.effects[..]), (Some(S1), &[Effect::Restart { slot: S1 }][..]));
+    assert_eq!(fixture.maps.state(S1), State::Down);
+    assert!(!fixture.maps.tables[&SHOP].contains(&S1));
+    fixture.apply(Change::ServerGone { slot: S1, reason: "restarting".into() });
+    fixture.apply(Change::ServerReady { slot: S1, epoch: 6 });
+    assert_eq!(fixture.effects, [Effect::Check { slot: S1 }]);
+    assert_eq!(fixture.maps.state(S1), State::Down, "nobody has reached it yet");
+    fixture.up(S1);
+    assert_eq!(fixture.registry.backend(S1), Some((State::Ready, 6)));
+    assert_eq!(fixture.maps.backends[&S1].epoch, 6);
+    assert!(fixture.maps.tables[&SHOP].contains(&S1));
+    assert_eq!(fixture.effects, [], "it needs no second restart");
+}
+
+#[test]
+fn a_crash_is_told_with_its_reason() {
+    let mut fixture = Fixture::all_ready();
+    assert_eq!(
+        fixture.apply(Change::Kill { backend: "shop/s1".into(), down_for: None }).effects,
+        [Effect::Kill { slot: S1, down_for: None }]
+    );
+    let outcome = fixture.apply(Change::ServerGone { slot: S1, reason: "killed".into() });
+    let expected = Transition {
+        service: "shop".into(),
+        backend: "s1".into(),
+        slot: S1,
+        from: State::Ready,
+        to: State::Down,
+        epoch: 5,
+        reason: Some("killed".into()),
+    };
+    assert_eq!(outcome.transitions, [expected]);
+}
+
+/// DESIGN §7, promise 5: what a server cached before others served its sessions is never trusted.
+#[test]
+fn coming_back_from_down_begins_a_new_epoch() {
+    let mut fixture = Fixture::all_ready();
+    fixture.down(WEB1);
+    assert_eq!(fixture.view(WEB1).reason.unwrap(), "connection refused");
+    fixture.up(WEB1);
+    assert_eq!(fixture.effects, [Effect::NextEpoch { slot: WEB1 }]);
+    fixture.up(WEB1);
+    assert_eq!(fixture.effects, [], "asked once");
+    assert_eq!(fixture.maps.state(WEB1), State::Down);
+    fixture.apply(Change::Epoch { slot: WEB1, epoch: 1 });
+    assert_eq!(fixture.effects, [Effect::NextEpoch { slot: WEB1 }], "an epoch that did not grow is none");
+    fixture.apply(Change::Epoch { slot: WEB1, epoch: 2 });
+    assert_eq!(fixture.registry.backend(WEB1), Some((State::Ready, 2)));
+    // A server that lbd runs begins its new epoch with a new life.
+    fixture.down(S1);
+    fixture.up(S1);
+    assert_eq!(fixture.effects, [Effect::Restart { slot: S1 }]);
+}
+
+#[test]
+fn maint_takes_everything_and_ends_in_a_new_epoch() {
+    let mut fixture = Fixture::all_ready();
+    fixture.admin("b2", Admin::Maint);
+    assert_eq!(fixture.maps.state(BLOG2), State::Maint);
+    assert!(fixture.maps.tables[&BLOG].iter().all(|slot| *slot == BLOG1));
+    fixture.admin("b2", Admin::Ready);
+    assert_eq!(fixture.effects, [Effect::NextEpoch { slot: BLOG2 }]);
+    fixture.apply(Change::Epoch { slot: BLOG2, epoch: 2 });
+    assert_eq!(fixture.maps.state(BLOG2), State::Ready);
+}
+
+#[test]
+fn drain_keeps_epoch_and_sessions() {
+    let mut fixture = Fixture::all_ready();
+    fixture.admin("web2", Admin::Drain);
+    assert_eq!(fixture.maps.state(WEB2), State::Drain);
+    assert!(!fixture.maps.tables[&SHOP].contains(&WEB2));
+    assert_eq!(fixture.explain(&token(WEB2, 1)).verdict, "hit");
+    fixture.admin("web2", Admin::Ready);
+    assert_eq!((fixture.registry.backend(WEB2), &fixture.effects[..]), (Some((State::Ready, 1)), &[][..]));
+}
+
+#[test]
+fn promises_are_what_every_backend_keeps() {
+    let mut fixture = Fixture::all_ready();
+    let learned = Learned { seen: 1, promises: PROMISE_SACK, mss: 1200, ..Learned::default() };
+    fixture.apply(Change::Health { slot: WEB1, up: true, learned, reason: None });
+    let service = fixture.maps.services[&SHOP];
+    assert_eq!((service.promises, service.mss), (PROMISE_SACK, 1200));
+    fixture.down(WEB1);
+    let service = fixture.maps.services[&SHOP];
+    assert_eq!((service.promises, service.mss), (ALL, 1448), "a backend that gets nobody binds nobody");
+}
+
+#[test]
+fn a_lost_way_is_kept_until_the_checks_decide() {
+    let mut fixture = Fixture::all_ready();
+    let outcome = fixture.apply(Change::NextHop { addr: IpAddr::from([192, 0, 2, 11]), hop: None });
+    assert!(outcome.writes.is_empty());
+    assert_eq!(fixture.maps.state(WEB2), State::Ready);
+}
+
+#[test]
+fn names_are_found_or_suggested() {
+    let mut fixture = Fixture::all_ready();
+    for (name, expected) in [
+        ("web1", "`web1` names several backends\nsay which: shop/web1, blog/web1"),
+        ("wbe2", "there is no backend `wbe2`\ndid you mean `shop/web2`?"),
+        (
+            "x",
+            "there is no backend `x`\nthere are: shop/s1, shop/web1, shop/web2, shop/web3, blog/web1, blog/b2",
+        ),
+    ] {
+        assert_eq!(fixture.admin(name, Admin::Drain).refused.unwrap().to_string(), expected);
+    }
+    assert_eq!(fixture.admin("blog/web1", Admin::Drain).slot, Some(BLOG1));
+    let refused = fixture.apply(Change::Restart { backend: "b2".into() }).refused.unwrap().to_string();
+    assert_eq!(
+        refused,
+        "lbd does not run `b2`, so it cannot be restarted from here\n\
+         `lbctl backend maint b2` takes it out before you do that where it runs"
+    );
+    assert_eq!(fixture.registry.find_service("sho").unwrap_err().help.unwrap(), "did you mean `shop`?");
+}
+
+#[test]
+fn stopping_takes_managed_servers_out_and_leaves_the_others() {
+    let mut fixture = Fixture::all_ready();
+    fixture.apply(Change::Stopping);
+    assert_eq!(fixture.maps.state(S1), State::Down);
+    assert_eq!(fixture.maps.state(WEB2), State::Ready);
+    assert!(!fixture.maps.tables[&SHOP].contains(&S1));
+    let refused = fixture.apply(Change::Restart { backend: "s1".into() }).refused.unwrap();
+    assert_eq!(refused.reason, "lbd is stopping");
+}
+
+/// A restarted lbd finds its remote backends serving: not one packet may be lost while they are checked again.
+#[test]
+fn an_earlier_daemons_states_go_on() {
+    let mut before = Fixture::all_ready();
+    before.admin("web2", Admin::Drain);
+    before.admin("b2", Admin::Maint);
+    before.admin("s1", Admin::Drain);
+    before.down(WEB3);
+    let mut left = Left {
+        services: before.maps.services.clone().into_iter().collect(),
+        backends: before.maps.backends.clone().into_iter().collect(),
+    };
+    left.backends.insert(77, map::Backend::default());
+    let mut fixture = Fixture::after(&left);
+    assert_eq!(fixture.registry.backend(WEB1), Some((State::Ready, 1)));
+    assert_eq!(fixture.maps.backends[&WEB1], before.maps.backends[&WEB1]);
+    assert_eq!(fixture.maps.state(WEB2), State::Drain);
+    assert_eq!(fixture.maps.state(BLOG2), State::Maint);
+    assert_eq!(fixture.maps.state(WEB3), State::Down);
+    assert_eq!(fixture.maps.state(S1), State::Down, "a managed server ended with its daemon");
+    assert_eq!(fixture.maps.services[&SHOP].promises, ALL);
+    assert!(fixture.maps.tables[&SHOP].iter().all(|slot| *slot == WEB1));
+    assert_eq!(fixture.maps.backends[&77], map::Backend::default(), "nobody owns that slot any more");
+    fixture.up(WEB1);
+    assert_eq!((fixture.registry.backend(WEB1), &fixture.effects[..]), (Some((State::Ready, 1)), &[][..]));
+    // The managed server is drained still.
+    fixture.apply(Change::ServerReady { slot: S1, epoch: 6 });
+    fixture.hop(S1);
+    fixture.up(S1);
+    assert_eq!(fixture.maps.state(S1), State::Drain);
+}
+
+#[test]
+fn another_server_in_a_slot_inherits_nothing() {
+    let before = Fixture::all_ready();
+    let mut left = Left { backends: before.maps.backends.into_iter().collect(), ..Left::default() };
+    left.backends.get_mut(&WEB1).unwrap().addr = IpAddr::from([192, 0, 2, 99]).into();
+    assert_eq!(Fixture::after(&left).maps.state(WEB1), State::Down);
+}
+
+#[test]
+fn cookie_keys_take_turns_and_the_last_one_stays() {
+    let mut fixture = Fixture::new();
+    for key in [[1, 1], [2, 2], [3, 3]] {
+        let before = *fixture.maps.settings.last().unwrap();
+        fixture.apply(Change::CookieKey { key });
+        let [.., written, flipped] = fixture.maps.settings[..] else { panic!("two writes") };
+        assert_eq!(written.cookie_key, before.cookie_key, "first the key, in the place not in use");
+        assert_eq!(written.cookie_keys[flipped.cookie_key as usize], key);
+        assert_eq!(
+            flipped.cookie_keys[before.cookie_key as usize],
+            before.cookie_keys[before.cookie_key as usize]
+        );
+        assert_ne!(flipped.cookie_key, before.cookie_key);
+    }
+}
+
+#[test]
+fn explain_names_backend_reason_and_counters() {
+    let mut fixture = Fixture::all_ready();
+    fixture.apply(Change::ServerReady { slot: S1, epoch: 6 });
+    fixture.up(S1);
+    fixture.admin("web1", Admin::Ready);
+    fixture.admin("web2", Admin::Maint);
+    let taken_over = fixture.explain(&token(WEB2, 1));
+    assert_eq!(taken_over.verdict, "redispatched");
+    let substitute = taken_over.backend.clone().unwrap();
+    assert!(["shop/s1", "shop/web1"].contains(&substitute.as_str()), "{substitute}");
+    assert_eq!(
+        taken_over.why,
+        format!(
+            "web2 holds the session, but is maint; {substitute} takes its place and reloads the session from the database"
+        )
+    );
+    assert_eq!(taken_over.counters, ["redispatched"]);
+    let hit = fixture.explain(&token(S1, 6));
+    assert_eq!((hit.verdict.as_str(), hit.backend.unwrap().as_str()), ("hit", "shop/s1"));
+    assert_eq!(hit.counters, ["affinity_hit"]);
+    let stale = fixture.explain(&token(S1, 5));
+    assert_eq!(
+        (stale.verdict.as_str(), stale.counters.join(" ")),
+        ("stale", "affinity_hit stale_instance".into())
+    );
+    assert!(stale.why.contains("in epoch 6, the token is from epoch 5"), "{}", stale.why);
+    assert!(
+        fixture.explain(&token(99, 1)).why.starts_with("no backend of this service has slot 99 any more; ")
+    );
+    assert!(
+        fixture.explain(&token(BLOG1, 1)).why.starts_with("no backend of this service has slot 4"),
+        "not of the service"
+    );
+}
+
+#[test]
+fn explain_tells_what_is_wrong_with_a_token() {
+    let mut fixture = Fixture::all_ready();
+    let text = |token: &Token, key: &SipKey| String::from_utf8(encode(&token.sign(key)).to_vec()).unwrap();
+    let forged = text(&token(S1, 5), &[1, 1]);
+    let told = fixture.registry.explain(&forged, Some("shop")).unwrap();
+    assert_eq!((told.verdict.as_str(), told.token), ("new", None));
+    assert_eq!(
+        told.why,
+        "token signature does not match: a new session begins, at a ready backend chosen by weight"
+    );
+    assert_eq!(told.counters, ["invalid_token", "new_session"]);
+    let refused = fixture.registry.explain(&forged, None).unwrap_err();
+    assert_eq!(refused.reason, "token signature does not match, so it names no service");
+    let elsewhere = fixture.registry.explain(&text(&token(S1, 5), &KEY), Some("blog")).unwrap();
+    assert_eq!(
+        elsewhere.why,
+        "the token is good for service shop alone: a new session begins, at a ready backend chosen by weight"
+    );
+    let old_key = text(&Token { key_id: 2, ..token(S1, 5) }, &KEY);
+    assert!(
+        fixture
+            .registry
+            .explain(&old_key, Some("shop"))
+            .unwrap()
+            .why
+            .starts_with("token was signed with key 2")
+    );
+    for name in ["blog/web1", "b2"] {
+        fixture.admin(name, Admin::Drain);
+    }
+    let nobody = fixture.registry.explain("x", Some("blog")).unwrap();
+    assert_eq!(
+        (nobody.verdict.as_str(), nobody.counters.join(" ")),
+        ("reset", "invalid_token reset_no_backend".into())
+    );
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let slot = || 0u16..7;
+    let name =
+        || proptest::sample::select(vec!["s1", "shop/web1", "web2", "web3", "blog/web1", "b2", "nobody"]);
+    let admin = proptest::sample::select(vec![Admin::Ready, Admin::Drain, Admin::Maint]);
+    prop_oneof![
+        4 => (slot(), any::<bool>(), 0u8..8, 0u16..1500).prop_map(|(slot, up, promises, mss)| Change::Health {
+            slot, up, learned: Learned { seen: u8::from(up), promises, mss, ..Learned::default() }, reason: None,
+        }),
+        2 => (10u8..14, any::<bool>()).prop_map(|(host, known)| Change::NextHop {
+            addr: IpAddr::from([192, 0, 2, host]),
+            hop: known.then_some(NextHop { ifindex: 1, local_mac: [1; 6], next_hop_mac: [2; 6] }),
+        }),
+        1 => Just(Change::NextHop {
+            addr: IpAddr::from([10, 254, 0, 2]),
+            hop: Some(NextHop { ifindex: 2, local_mac: [1; 6], next_hop_mac: [2; 6] }),
+        }),
+        2 => (0u32..9).prop_map(|epoch| Change::ServerReady { slot: S1, epoch }),
+        1 => Just(Change::ServerGone { slot: S1, reason: "gone".into() }),
+        4 => (slot(), 0u32..9).prop_map(|(slot, epoch)| Change::Epoch { slot, epoch }),
+        2 => (name(), admin).prop_map(|(name, admin)| Change::Admin { backend: name.into(), admin }),
+        1 => name().prop_map(|name| Change::Restart { backend: name.into() }),
+        1 => any::<SipKey>().prop_map(|key| Change::CookieKey { key }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_happens_the_maps_stay_right(changes in proptest::collection::vec(change(), 0..60), session: [u8; 16]) {
+        let mut fixture = Fixture::new();
+        let mut served: HashMap<u16, (bool, u32)> = HashMap::new();
+        for change in changes {
+            fixture.apply(change);
+            for (slot, backend) in &fixture.registry.backends {
+                let entry = fixture.maps.backends[slot];
+                prop_assert_eq!(entry, backend.entry(&fixture.registry.services[&backend.service]), "all is written");
+                let state = fixture.maps.state(*slot);
+                let (serving, epoch) = served.entry(*slot).or_default();
+                prop_assert!(entry.epoch >= *epoch, "epochs never go back");
+                if state.serves_sessions() && !*serving {
+                    prop_assert!(entry.epoch > *epoch, "whoever returns has a new epoch");
+                    prop_assert!(entry.has_next_hop == 1);
+                }
+                if *serving || state.serves_sessions() {
+                    *epoch = entry.epoch;
+                }
+                *serving = state.serves_sessions();
+            }
+            for (id, table) in &fixture.maps.tables {
+                let takes = |slot: &u16| {
+                    let entry = &fixture.maps.backends[slot];
+                    entry.service == *id && entry.state == State::Ready as u8 && entry.weight > 0
+                };
+                prop_assert!(table.iter().all(takes), "the table names ready backends only");
+                let someone = fixture.maps.backends.keys().any(|slot| fixture.maps.backends[slot].service == *id && takes(slot));
+                prop_assert_eq!(table.len(), if someone { 251 } else { 0 });
+            }
+        }
+        for slot in 0..7 {
+            let token = Token { session: SessionId(session), ..token(slot, 1) };
+            let told = fixture.explain(&token);
+            prop_assert_eq!(told.backend.is_none(), told.verdict == "reset");
+            prop_assert!(told.counters.iter().all(|name| Counter::ALL.iter().any(|counter| counter.name() == name)));
+        }
+    }
+}
