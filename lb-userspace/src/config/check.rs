@@ -7,8 +7,9 @@ use super::raw::{
 };
 use super::values::{Subnet, parse_duration, parse_size, show_duration};
 use super::{
-    Affinity, Backend, Config, Health, Lbd, Limits, Managed, Mode, Protocol, Service, Session, Timeouts,
+    Affinity, Backend, Config, Health, Lbd, Limits, Managed, Mode, Protocol, Service, SessionLimits, Timeouts,
 };
+use crate::session::store::MAX_STATE_BYTES;
 use lb_common::maglev::is_prime;
 use lb_common::service::MAX_COOKIE_NAME;
 use lb_common::stash::TRIED;
@@ -459,44 +460,55 @@ impl Checker<'_, '_> {
         }
     }
 
-    fn session(&mut self, raw: RawSession) -> Session {
-        let default = Session::default();
+    fn session(&mut self, raw: RawSession) -> SessionLimits {
+        let default = SessionLimits::default();
         let year = Duration::from_secs(366 * 86_400);
-        let state_span = raw.max_session_bytes.as_ref().or(raw.max_bytes.as_ref()).map(Spanned::span);
+        let whole = MAX_STATE_BYTES as u64;
+        let cache_span = raw.cache_bytes.as_ref().map(Spanned::span);
         let absolute_span = raw.absolute.as_ref().or(raw.idle.as_ref()).map(Spanned::span);
-        let session = Session {
-            max_entries: self.number(raw.max_entries, "max_entries", 1..=100_000_000, default.max_entries),
-            max_bytes: self.size(raw.max_bytes, "max_bytes", 64 << 10, 1 << 40, default.max_bytes),
+        let limits = SessionLimits {
+            max_keys: self.number(raw.max_keys, "max_keys", 1..=65_536, default.max_keys),
+            max_key_bytes: self.size(raw.max_key_bytes, "max_key_bytes", 1..=whole, default.max_key_bytes),
+            max_value_bytes: self.size(
+                raw.max_value_bytes,
+                "max_value_bytes",
+                1..=whole,
+                default.max_value_bytes,
+            ),
             max_session_bytes: self.size(
                 raw.max_session_bytes,
                 "max_session_bytes",
-                256,
-                16 << 20,
+                1..=whole,
                 default.max_session_bytes,
             ),
             idle: self.duration(&raw.idle, "idle", SECOND..=year, default.idle),
             absolute: self.duration(&raw.absolute, "absolute", SECOND..=year, default.absolute),
+            cache_entries: self.number(
+                raw.cache_entries,
+                "cache_entries",
+                1..=100_000_000,
+                default.cache_entries,
+            ),
+            cache_bytes: self.size(raw.cache_bytes, "cache_bytes", 64 << 10..=1 << 40, default.cache_bytes),
         };
-        if session.max_session_bytes > session.max_bytes {
+        // One session and its bookkeeping, with room to spare.
+        if limits.cache_bytes < 2 * limits.max_session_bytes {
             let reason = format!(
-                "one session may take {} bytes, but the whole cache only {}",
-                session.max_session_bytes, session.max_bytes
+                "`cache_bytes` is {}, but one session may take {} of them",
+                limits.cache_bytes, limits.max_session_bytes
             );
-            self.faults.push(
-                state_span.unwrap_or(0..0),
-                reason,
-                "raise `max_bytes` or lower `max_session_bytes`",
-            );
+            let help = "raise `cache_bytes` to twice `max_session_bytes` at least";
+            self.faults.push(cache_span.unwrap_or(0..0), reason, help);
         }
-        if session.idle > session.absolute {
+        if limits.idle > limits.absolute {
             let reason = format!(
                 "sessions end after {} at the latest, before `idle` of {} can end them",
-                show_duration(session.absolute),
-                show_duration(session.idle)
+                show_duration(limits.absolute),
+                show_duration(limits.idle)
             );
             self.faults.push(absolute_span.unwrap_or(0..0), reason, "raise `absolute` or lower `idle`");
         }
-        session
+        limits
     }
 
     fn path(&self, raw: Option<Spanned<String>>, default: PathBuf) -> PathBuf {
@@ -548,19 +560,26 @@ impl Checker<'_, '_> {
         default
     }
 
-    fn size(&mut self, raw: Option<Spanned<Size>>, key: &str, min: u64, max: u64, default: usize) -> usize {
+    fn size(
+        &mut self,
+        raw: Option<Spanned<Size>>,
+        key: &str,
+        range: RangeInclusive<u64>,
+        default: usize,
+    ) -> usize {
         let Some(raw) = raw else { return default };
         let bytes = match raw.get_ref() {
             Size::Bytes(bytes) => Some(*bytes),
             Size::Text(text) => parse_size(text),
         };
         let (reason, help) = match (bytes, raw.get_ref()) {
-            (Some(bytes), _) if (min..=max).contains(&bytes) => {
+            (Some(bytes), _) if range.contains(&bytes) => {
                 return usize::try_from(bytes).unwrap_or(usize::MAX);
             }
-            (Some(bytes), _) => {
-                (format!("`{key}` is {bytes} bytes"), format!("it must be from {min} to {max} bytes"))
-            }
+            (Some(bytes), _) => (
+                format!("`{key}` is {bytes} bytes"),
+                format!("it must be from {} to {} bytes", range.start(), range.end()),
+            ),
             (None, Size::Text(text)) => (
                 format!("`{key}` \"{text}\" is not a size"),
                 "write a number of bytes, or one with KiB, MiB or GiB".to_owned(),

@@ -10,6 +10,7 @@ mod values;
 mod tests;
 
 pub use crate::datapath::{Limits, Mode};
+pub use crate::session::Limits as SessionLimits;
 pub use fault::{ConfigError, Fault};
 pub use values::{Subnet, show_duration};
 
@@ -115,7 +116,8 @@ pub struct Service {
     /// Backends that a flow is offered to before its client is reset.
     pub max_tries: u8,
     pub health: Health,
-    pub session: Session,
+    /// Of the sessions that its managed servers keep.
+    pub session: SessionLimits,
     pub backends: Vec<Backend>,
 }
 
@@ -160,33 +162,6 @@ pub struct Health {
 impl Default for Health {
     fn default() -> Self {
         Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
-    }
-}
-
-/// Bounds of the sessions that managed servers keep.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Session {
-    /// Sessions in one server's cache.
-    pub max_entries: usize,
-    /// Bytes in one server's cache.
-    pub max_bytes: usize,
-    /// Bytes of one session's state.
-    pub max_session_bytes: usize,
-    /// A session unused for so long is gone.
-    pub idle: Duration,
-    /// A session this old is gone.
-    pub absolute: Duration,
-}
-
-impl Default for Session {
-    fn default() -> Self {
-        Self {
-            max_entries: 100_000,
-            max_bytes: 64 << 20,
-            max_session_bytes: 64 << 10,
-            idle: Duration::from_secs(30 * 60),
-            absolute: Duration::from_secs(24 * 3600),
-        }
     }
 }
 

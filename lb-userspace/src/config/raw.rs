@@ -66,7 +66,8 @@ table!(RawService "[[service]]" {
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" { kind: String, cookie: String });
 table!(RawHealth "[service.health]" { interval: String, timeout: String, rise: u64, fall: u64 });
 table!(RawSession "[service.session]" {
-    max_entries: u64, max_bytes: Size, max_session_bytes: Size, idle: String, absolute: String,
+    max_keys: u64, max_key_bytes: Size, max_value_bytes: Size, max_session_bytes: Size, idle: String, absolute: String,
+    cache_entries: u64, cache_bytes: Size,
 });
 table!(RawBackend "[[service.backend]]" { name: String, managed: bool, addr: String, weight: u64 });
 

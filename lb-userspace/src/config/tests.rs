@@ -40,7 +40,7 @@ fn defaults_are_what_was_promised() {
     assert_eq!(service.affinity, Affinity::Signed { cookie: "lb".into() });
     assert_eq!((service.window_scale, service.max_tries), (7, 3));
     assert_eq!(service.health, Health::default());
-    assert_eq!(service.session, Session::default());
+    assert_eq!(service.session, SessionLimits::default());
     let s1 = &service.backends[0];
     assert_eq!((s1.name.as_str(), s1.managed, s1.addr, s1.weight), ("s1", true, None, 1));
     assert_eq!(config.managed.gateway(), Ipv4Addr::new(10, 254, 0, 1));
@@ -439,31 +439,34 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         (
             "vip =",
-            "session = { max_bytes = \"64 kB\" }\nvip =",
+            "session = { cache_bytes = \"64 kB\" }\nvip =",
             &[(
                 6,
-                25,
-                "`max_bytes` \"64 kB\" is not a size",
+                27,
+                "`cache_bytes` \"64 kB\" is not a size",
                 "write a number of bytes, or one with KiB, MiB or GiB",
             )],
         ),
         (
             "vip =",
-            "session = { max_bytes = 100000, max_session_bytes = \"1 MiB\" }\nvip =",
-            &[(
-                6,
-                53,
-                "one session may take 1048576 bytes, but the whole cache only 100000",
-                "raise `max_bytes` or lower `max_session_bytes`",
-            )],
+            "session = { cache_bytes = 100000, max_session_bytes = \"1 MiB\" }\nvip =",
+            &[
+                (
+                    6,
+                    27,
+                    "`cache_bytes` is 100000, but one session may take 65536 of them",
+                    "raise `cache_bytes` to twice `max_session_bytes` at least",
+                ),
+                (6, 55, "`max_session_bytes` is 1048576 bytes", "it must be from 1 to 65536 bytes"),
+            ],
         ),
         (
             "vip =",
-            "session = { idle = \"2d\" }\nvip =",
+            "session = { idle = \"8d\" }\nvip =",
             &[(
                 6,
                 20,
-                "sessions end after 1d at the latest, before `idle` of 2d can end them",
+                "sessions end after 7d at the latest, before `idle` of 8d can end them",
                 "raise `absolute` or lower `idle`",
             )],
         ),
