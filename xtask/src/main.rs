@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod demo;
 mod setup;
 mod steps;
 mod test;
@@ -28,6 +29,8 @@ enum Verb {
     Check,
     /// Set up, build and run every test; needs root
     Test(test::Arguments),
+    /// Build a town of namespaces, drive it with curl, and tell what XDP counts; needs root
+    Demo(demo::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Check => check::run(),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

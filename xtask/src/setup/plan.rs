@@ -119,7 +119,7 @@ fn route(machine: &Machine) -> Result<Route<'_>, Plan> {
 
 fn update() -> Plan {
     Plan::Do {
-        missing: vec!["what packages there are → apt-get update".to_owned()],
+        missing: vec!["a current list of packages → apt-get update".to_owned()],
         steps: vec![Step::AptUpdate],
     }
 }
