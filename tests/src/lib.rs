@@ -12,6 +12,7 @@ pub mod netns;
 pub mod object;
 pub mod raw;
 pub mod runner;
+pub mod scene;
 pub mod server;
 pub mod setup;
 pub mod testbed;
