@@ -130,21 +130,19 @@ impl Rtnl {
         }
     }
 
-    /// All neighbours, of all interfaces.
+    /// What the kernel knows of a neighbour; `None` when nothing.
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, NetError> {
-        let answers = self
-            .list(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))
-            .map_err(NetError::kernel("cannot list neighbours"))?;
-        Ok(answers
-            .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewNeighbour(message) => read_neighbour(message),
-                _ => None,
-            })
-            .collect())
+    pub fn neighbour(&mut self, index: u32, addr: IpAddr) -> Result<Option<Neighbour>, NetError> {
+        let mut message = neighbour(index, addr, NeighbourState::None);
+        // The kernel insists that nothing else is said in this question.
+        message.header.kind = RouteType::Unspec;
+        match self.ask(RouteNetlinkMessage::GetNeighbour(message)) {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(message))) => Ok(read_neighbour(&message)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(NetError::kernel(format!("cannot look up neighbour {addr}"))(error)),
+        }
     }
 
     /// Says for good which link address a neighbour has.
