@@ -25,6 +25,7 @@ pub use write::MapWrite;
 use crate::net::{Rtnl, check_peer};
 use attach::{Attached, Attacher};
 use lb_common::backend::Learned;
+use lb_common::hash::FlowSeed;
 use lb_common::settings::Settings;
 use load::Loaded;
 use pins::Pins;
@@ -94,6 +95,11 @@ impl Datapath {
     /// flight are lost.
     pub fn inherited(&self) -> Option<&Settings> {
         self.loaded.inherited.then_some(self.writer.settings())
+    }
+
+    /// Secret seed of the flow table's hash: for the life of the maps.
+    pub fn flow_seed(&self) -> &FlowSeed {
+        &self.writer.settings().flow_seed
     }
 
     /// Performs map writes in order.

@@ -107,8 +107,7 @@ impl Pins {
 
     fn older_layouts(&self) -> Vec<PathBuf> {
         let present = self.layout(MAP_LAYOUT_VERSION);
-        let Ok(entries) = fs::read_dir(self.root()) else { return Vec::new() };
-        entries.flatten().map(|entry| entry.path()).filter(|path| *path != present).collect()
+        layouts(&self.root()).into_iter().filter(|path| *path != present).collect()
     }
 
     /// Removes what versions with another layout left. Returns how many layouts there were.
@@ -138,19 +137,14 @@ impl Pins {
             if !is_bpffs(&root) {
                 return Ok(());
             }
-            let mut directories = vec![root.clone()];
-            let mut at = 0;
-            while let Some(directory) = directories.get(at).cloned() {
-                at += 1;
-                for entry in fs::read_dir(directory)? {
-                    let path = entry?.path();
-                    if path.is_dir() {
-                        directories.push(path);
-                    } else {
-                        fs::remove_file(&path)?;
-                        removed.push(path.display().to_string());
+            for layout in layouts(&root) {
+                for directory in ["links", "maps"] {
+                    for entry in fs::read_dir(layout.join(directory)).into_iter().flatten().flatten() {
+                        fs::remove_file(entry.path())?;
+                        removed.push(entry.path().display().to_string());
                     }
                 }
+                fs::remove_dir_all(layout)?;
             }
             umount2(&root, MntFlags::MNT_DETACH)?;
             fs::remove_dir(&root)?;
@@ -160,6 +154,12 @@ impl Pins {
         .map_err(DatapathError::system(format!("cannot remove the pins in {}", root.display())))?;
         Ok(removed)
     }
+}
+
+/// Directories of map layouts. The kernel keeps files of its own beside them, which nobody can remove.
+fn layouts(root: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 fn is_bpffs(path: &Path) -> bool {
