@@ -7,6 +7,7 @@ mod clock;
 mod counters;
 mod error;
 mod flows;
+mod left;
 mod limits;
 mod load;
 mod maps;
@@ -19,6 +20,7 @@ pub use clock::{Clock, ClockError};
 pub use counters::Counters;
 pub use error::DatapathError;
 pub use flows::{Expired, Flows};
+pub use left::Left;
 pub use limits::{LimitError, Limits};
 pub use write::MapWrite;
 

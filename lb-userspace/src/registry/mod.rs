@@ -11,12 +11,11 @@ mod tests;
 
 use crate::config::Config;
 use crate::control::{Admin, Refused};
-use crate::datapath::MapWrite;
+use crate::datapath::{Left, MapWrite};
 use crate::net::NextHop;
 use backend::{Backend, Server};
-use lb_common::backend::{self as map, Learned, State};
+use lb_common::backend::{Learned, State};
 use lb_common::hash::SipKey;
-use lb_common::service as map_service;
 use lb_common::settings::Settings;
 use lb_common::token::MAX_KEYS;
 use service::Service;
@@ -44,13 +43,6 @@ pub struct Ids {
     pub services: Vec<u16>,
     /// Slot of each backend of each service.
     pub slots: Vec<Vec<u16>>,
-}
-
-/// What an earlier lbd left in the maps.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Left {
-    pub services: BTreeMap<u16, map_service::Service>,
-    pub backends: BTreeMap<u16, map::Backend>,
 }
 
 /// One thing that has changed.
@@ -142,16 +134,6 @@ impl Registry {
         let mut outcome = Outcome::default();
         outcome.writes.push(registry.settings_write());
         registry.settle(now, &mut outcome);
-        let gone = left.backends.keys().filter(|slot| !registry.backends.contains_key(slot));
-        outcome
-            .writes
-            .extend(gone.map(|slot| MapWrite::Backend { slot: *slot, backend: Default::default() }));
-        let gone = left.services.keys().filter(|id| !registry.services.contains_key(id));
-        outcome.writes.extend(gone.map(|id| MapWrite::Service {
-            id: *id,
-            service: Default::default(),
-            maglev: None,
-        }));
         // Last: nothing finds its way into the tables before they are complete.
         outcome.writes.push(registry.endpoints_write());
         let checked = registry.backends.values().filter(|backend| backend.server == Server::Elsewhere);
@@ -268,6 +250,16 @@ impl Registry {
     /// State and epoch of a backend.
     pub fn backend(&self, slot: u16) -> Option<(State, u32)> {
         self.backends.get(&slot).map(|backend| (backend.state, backend.epoch))
+    }
+
+    /// Why a backend is down.
+    pub fn reason(&self, slot: u16) -> Option<&str> {
+        self.backends.get(&slot)?.reason.as_deref()
+    }
+
+    /// Id of the service that a backend stands behind.
+    pub fn service_of(&self, slot: u16) -> Option<u16> {
+        self.backends.get(&slot).map(|backend| backend.service)
     }
 
     /// `service/backend`, for a slot.
