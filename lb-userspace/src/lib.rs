@@ -7,5 +7,6 @@ pub mod datapath;
 pub mod health;
 pub mod net;
 pub mod registry;
+pub mod server;
 pub mod session;
 pub mod supervisor;

@@ -13,7 +13,7 @@ pub mod token;
 
 pub use cache::SessionCache;
 pub use limits::{Limits, TooLarge};
-pub use record::{Owner, Record, Stamp};
+pub use record::{Owner, Record};
 pub use sessions::{Refusal, Seen, SessionError, Sessions, Source};
 pub use shelf::Peers;
 pub use state::State;

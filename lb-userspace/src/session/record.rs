@@ -22,17 +22,11 @@ pub struct Owner {
     pub epoch: u32,
 }
 
-/// What a write is based on: it takes effect only while the database still holds exactly this.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Stamp {
-    pub version: u64,
-    pub owner: Owner,
-}
-
 /// One session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// Grows by one with each change of the state; 1 when the session begins.
+    /// Grows by one with each change of the state; 1 when the session begins. A write takes effect only while the
+    /// database holds the version that it is based on.
     pub version: u64,
     /// The service whose session it is.
     pub service: u16,
@@ -58,10 +52,6 @@ pub enum Damage {
 }
 
 impl Record {
-    pub fn stamp(&self) -> Stamp {
-        Stamp { version: self.version, owner: self.owner }
-    }
-
     pub fn is_expired(&self, now: u64) -> bool {
         now >= self.expires
     }
@@ -91,9 +81,9 @@ impl Record {
         let state =
             serde_json::from_slice(&bytes[HEADER..]).map_err(|error| Damage::State(error.to_string()))?;
         Ok(Self {
-            version: head.stamp.version,
+            version: head.version,
             service: head.service,
-            owner: head.stamp.owner,
+            owner: head.owner,
             created: head.created,
             expires: head.expires,
             state,
@@ -104,7 +94,8 @@ impl Record {
 /// The fixed part of a stored record: enough to compare, to expire, to hand over, without reading the state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Head {
-    pub stamp: Stamp,
+    pub version: u64,
+    pub owner: Owner,
     pub service: u16,
     pub created: u64,
     pub expires: u64,
@@ -126,12 +117,10 @@ impl Head {
             return Err(Damage::Checksum);
         }
         Ok(Self {
-            stamp: Stamp {
-                version: u64::from_be_bytes(array(&bytes[5..])),
-                owner: Owner {
-                    slot: u16::from_be_bytes(array(&bytes[15..])),
-                    epoch: u32::from_be_bytes(array(&bytes[17..])),
-                },
+            version: u64::from_be_bytes(array(&bytes[5..])),
+            owner: Owner {
+                slot: u16::from_be_bytes(array(&bytes[15..])),
+                epoch: u32::from_be_bytes(array(&bytes[17..])),
             },
             service: u16::from_be_bytes(array(&bytes[13..])),
             created: u64::from_be_bytes(array(&bytes[21..])),

@@ -4,15 +4,15 @@
 //!
 //! * **Acknowledged is durable.** A change is answered only after [`SessionStore::save`] says that it is on disk; until
 //!   then the cache holds the old copy. After a failure the copy is dropped, because nobody knows what the disk holds.
-//! * **One owner.** The record in the database names the one instance that may answer from its cache. Taking a session
-//!   over is a compare-and-swap of that name, followed by voiding the copies of every other server in the process
-//!   *before* anything is answered. So a copy in a cache is the latest acknowledged state: whoever writes a later one owns
-//!   the session first, and by owning it has voided the copy. A copy that was read before the takeover and would be
+//! * **One owner.** The record in the database names the one instance that may answer from its cache. Whoever reads or
+//!   writes a session that another one owns becomes its owner in one atomic step, and then voids the copies of every
+//!   other server in the process *before* anything is answered. So a copy in a cache is the latest acknowledged state:
+//!   a later one is acknowledged only after the copy was voided. A copy that was read before the takeover and would be
 //!   cached after it carries a void mark and is not kept ([`super::shelf`]).
 //! * **The cache answers only for its own instance:** the token names the server's current instance and the copy was
 //!   loaded by it. Everything else is read from the database.
-//! * **No lost update.** A change names version and owner that it is based on, and takes effect only while the database
-//!   holds exactly those; the loser reads again and repeats its change.
+//! * **No lost update.** A change names the version that it is based on, and takes effect only while the database holds
+//!   that one; the loser reads again and repeats its change. One loses only when another has won.
 //! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
 //!   a new one, made here, which is in the database before the client hears of it.
 //!
@@ -30,7 +30,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 /// How often a change is repeated on fresh state before the client is told of the conflict.
-const MAX_TRIES: usize = 16;
+const MAX_TRIES: usize = 64;
 
 /// Where the state in an answer came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -229,7 +229,7 @@ impl Sessions {
                     work.forget();
                     return Ok(false);
                 };
-                let deleted = sessions.store.delete(token.session, record.stamp()).await;
+                let deleted = sessions.store.delete(token.session, record.version).await;
                 // Whether it worked or failed half-way: nobody may answer from a copy of it.
                 work.forget();
                 sessions.peers.void(token.session, &sessions.shelf);
@@ -315,9 +315,9 @@ impl Sessions {
             return Ok(record);
         }
         let expires = self.limits.expires(record.created, self.now());
-        match self.store.claim(id, record.stamp(), me, expires).await {
-            Ok(()) => {
-                if record.owner != me {
+        match self.store.claim(id, record.version, me, expires).await {
+            Ok(before) => {
+                if before != me {
                     self.peers.void(id, &self.shelf);
                 }
                 let record = Arc::new(Record { owner: me, expires, ..Record::clone(&record) });
@@ -352,18 +352,21 @@ impl Sessions {
             state,
             ..base.clone()
         };
-        let saved = self.store.save(id, &record, Some(base.stamp())).await;
-        if base.owner != owner {
-            self.peers.void(id, &self.shelf);
-        }
-        match saved {
-            Ok(()) => {
+        match self.store.save(id, &record, Some(base.version)).await {
+            Ok(before) => {
+                if before != Some(owner) {
+                    self.peers.void(id, &self.shelf);
+                }
                 let record = Arc::new(record);
                 work.keep(mark, record.clone());
                 Ok(record)
             }
             Err(error) => {
                 work.forget();
+                if !matches!(error, StoreError::Conflict) {
+                    // Perhaps it was written, and an owner that was not asked would not know of it.
+                    self.peers.void(id, &self.shelf);
+                }
                 Err(error.into())
             }
         }
@@ -408,3 +411,6 @@ async fn to_the_end<T: Send + 'static>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

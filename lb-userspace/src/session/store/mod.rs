@@ -3,7 +3,7 @@
 pub mod sled;
 
 use super::record::Damage;
-use super::{Clock, Owner, Record, Stamp};
+use super::{Clock, Owner, Record};
 use futures::future::BoxFuture;
 use lb_common::token::SessionId;
 use std::path::PathBuf;
@@ -25,19 +25,22 @@ pub trait SessionStore: Send + Sync + 'static {
     /// The session, expired or not; the caller decides with [`Record::is_expired`].
     fn load(&self, id: SessionId) -> Answer<'_, Option<Record>>;
 
-    /// Writes a session, if the database holds exactly `expected` now (`None`: no such session).
+    /// Writes a session, if the database holds version `expected` of it now (`None`: no such session). Answers with
+    /// the owner that it had until then.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when it holds something else. After [`StoreError::Failed`] it is not known whether the
+    /// [`StoreError::Conflict`] when it holds another version. After [`StoreError::Failed`] it is not known whether the
     /// write will be found later.
-    fn save<'a>(&'a self, id: SessionId, record: &Record, expected: Option<Stamp>) -> Answer<'a, ()>;
+    fn save<'a>(&'a self, id: SessionId, record: &Record, expected: Option<u64>)
+    -> Answer<'a, Option<Owner>>;
 
-    /// Hands a session to `owner` and moves its expiry, if the database holds exactly `expected` now. Nothing that a
-    /// client can see changes, so this need not be durable where a crash ends every server with the database.
-    fn claim(&self, id: SessionId, expected: Stamp, owner: Owner, expires: u64) -> Answer<'_, ()>;
+    /// Hands a session to `owner` and moves its expiry, if the database holds version `expected` of it now. Answers
+    /// with the owner that it had until then. The version stays, for nothing that a client can see changes; so this
+    /// need not be durable where a crash ends every server with the database.
+    fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner>;
 
-    /// Ends a session, if the database holds exactly `expected` now.
-    fn delete(&self, id: SessionId, expected: Stamp) -> Answer<'_, ()>;
+    /// Ends a session, if the database holds version `expected` of it now.
+    fn delete(&self, id: SessionId, expected: u64) -> Answer<'_, ()>;
 
     /// Removes sessions that have expired by `now`, looking at no more than `slice` of them, from `after` on.
     fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept>;

@@ -13,7 +13,7 @@ mod tests;
 mod trees;
 
 use super::{Answer, SessionStore, StoreError, Swept};
-use crate::session::record::{Owner, Record, Stamp};
+use crate::session::record::{Owner, Record};
 use commit::{Committer, Queue};
 use futures::FutureExt;
 use lb_common::token::SessionId;
@@ -129,17 +129,22 @@ impl SessionStore for SledStore {
         self.shared.load(id).boxed()
     }
 
-    fn save<'a>(&'a self, id: SessionId, record: &Record, expected: Option<Stamp>) -> Answer<'a, ()> {
+    fn save<'a>(
+        &'a self,
+        id: SessionId,
+        record: &Record,
+        expected: Option<u64>,
+    ) -> Answer<'a, Option<Owner>> {
         let bytes = record.encode();
         self.queue().submit(Some(id), move |trees| sessions::save(trees, id, &bytes, expected))
     }
 
-    fn claim(&self, id: SessionId, expected: Stamp, owner: Owner, expires: u64) -> Answer<'_, ()> {
+    fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner> {
         let claimed = self.shared.claim(id, expected, owner, expires);
         async move { claimed }.boxed()
     }
 
-    fn delete(&self, id: SessionId, expected: Stamp) -> Answer<'_, ()> {
+    fn delete(&self, id: SessionId, expected: u64) -> Answer<'_, ()> {
         self.queue().submit(Some(id), move |trees| sessions::delete(trees, id, expected))
     }
 

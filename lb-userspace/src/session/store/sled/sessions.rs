@@ -3,7 +3,7 @@
 
 use super::StoreError;
 use super::trees::{MAX_RECORD_BYTES, Trees, failed};
-use crate::session::record::{Damage, Head, Owner, Record, Stamp, set_owner};
+use crate::session::record::{Damage, Head, Owner, Record, set_owner};
 use crate::session::store::Swept;
 use lb_common::token::SessionId;
 use std::ops::Bound;
@@ -17,52 +17,54 @@ pub(super) fn save(
     trees: &Trees,
     id: SessionId,
     bytes: &[u8],
-    expected: Option<Stamp>,
-) -> Result<(), StoreError> {
+    expected: Option<u64>,
+) -> Result<Option<Owner>, StoreError> {
     if bytes.len() > MAX_RECORD_BYTES {
         return Err(StoreError::RecordSize { bytes: bytes.len(), limit: MAX_RECORD_BYTES });
     }
-    replace(trees, id, expected, |_| Some(bytes.to_vec()))
+    let before = replace(trees, id, expected, |_| Some(bytes.to_vec()))?;
+    Ok(before.map(|head| head.owner))
 }
 
-pub(super) fn delete(trees: &Trees, id: SessionId, expected: Stamp) -> Result<(), StoreError> {
-    replace(trees, id, Some(expected), |_| None)
+pub(super) fn delete(trees: &Trees, id: SessionId, expected: u64) -> Result<(), StoreError> {
+    replace(trees, id, Some(expected), |_| None).map(drop)
 }
 
 pub(super) fn claim(
     trees: &Trees,
     id: SessionId,
-    expected: Stamp,
+    expected: u64,
     owner: Owner,
     expires: u64,
-) -> Result<(), StoreError> {
-    replace(trees, id, Some(expected), |old| {
+) -> Result<Owner, StoreError> {
+    let before = replace(trees, id, Some(expected), |old| {
         let mut bytes = old.to_vec();
         set_owner(&mut bytes, owner, expires);
         Some(bytes)
-    })
+    })?;
+    before.map(|head| head.owner).ok_or(StoreError::Conflict)
 }
 
-/// Puts `change(old)` in place of a record that has the expected stamp. An owner that only extends the expiry leaves
-/// the stamp as it is: then the comparison of bytes fails, and the new record is looked at.
+/// Puts `change(old)` in place of a record of the expected version. A claim in between changes the bytes and not the
+/// version: then the comparison fails, and the new record is looked at.
 fn replace(
     trees: &Trees,
     id: SessionId,
-    expected: Option<Stamp>,
+    expected: Option<u64>,
     change: impl Fn(&[u8]) -> Option<Vec<u8>>,
-) -> Result<(), StoreError> {
+) -> Result<Option<Head>, StoreError> {
     loop {
         let old = trees.sessions.get(id.0).map_err(failed)?;
-        let stamp = match &old {
-            Some(bytes) => Some(head(id, bytes)?.stamp),
+        let before = match &old {
+            Some(bytes) => Some(head(id, bytes)?),
             None => None,
         };
-        if stamp != expected {
+        if before.map(|head| head.version) != expected {
             return Err(StoreError::Conflict);
         }
         let new = change(old.as_deref().unwrap_or_default());
         match trees.sessions.compare_and_swap(id.0, old, new).map_err(failed)? {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(before),
             Err(_changed) => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use super::sessions;
 use super::{CommitStats, SledOptions, StoreError};
-use crate::session::record::{Owner, Record, Stamp};
+use crate::session::record::{Owner, Record};
 use lb_common::token::SessionId;
 use parking_lot::{Mutex, RwLock};
 use sled::{Db, Tree};
@@ -110,10 +110,10 @@ impl Shared {
     pub(super) fn claim(
         &self,
         id: SessionId,
-        expected: Stamp,
+        expected: u64,
         owner: Owner,
         expires: u64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Owner, StoreError> {
         self.check_space()?;
         self.with(|trees| sessions::claim(trees, id, expected, owner, expires))
     }

@@ -1,0 +1,153 @@
+//! A session server: HTTP/1.1 over one listener, session state behind it. Runs wherever its caller put it (a thread in a
+//! network namespace, on a current-thread runtime) and knows nothing of balancers, except that it mints their tokens.
+
+mod cart;
+mod cookie;
+mod http;
+mod managed;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+pub use managed::{SessionServers, SessionService};
+
+use crate::session::{Clock, Instance, Limits, Peers, SessionStore, Sessions, TokenKeys};
+use arc_swap::ArcSwap;
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Connections that one server keeps open; more wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 8192;
+/// A connection is closed when no whole request head came for so long, be it slow or just idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server that stops waits for the first byte of a connection that it has accepted.
+const FIRST_BYTE: Duration = Duration::from_secs(1);
+/// Pause after a failed accept: only a file that someone closes helps, and nobody tells when.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a session server needs.
+#[derive(Clone)]
+pub struct ServerContext {
+    /// Who it is. A new epoch sent here makes its whole cache worthless at once; without such a need,
+    /// `watch::channel(instance).1` does.
+    pub instance: watch::Receiver<Instance>,
+    /// Shared by all servers.
+    pub store: Arc<dyn SessionStore>,
+    /// The keys that tokens are signed with, exchanged when they rotate.
+    pub keys: Arc<ArcSwap<TokenKeys>>,
+    /// Shared by all servers of the process: taking a session over voids it at the others.
+    pub peers: Arc<Peers>,
+    pub limits: Limits,
+    /// Name of the cookie that carries the token.
+    pub cookie_name: String,
+    /// [`crate::session::unix_millis`], unless a test has a better idea.
+    pub clock: Clock,
+}
+
+/// Serves until `shutdown` is ready, then closes the listener, finishes the requests under way, closes all connections
+/// and returns. Dropping the future instead ends everything at once, as a crash would.
+///
+/// # Errors
+/// The listener cannot be used.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    context: ServerContext,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let ServerContext { instance, store, keys, peers, limits, cookie_name, clock } = context;
+    let sessions = Sessions::new(instance, store, limits, peers, clock);
+    let app = http::router(http::App::new(sessions, keys, cookie_name));
+    let stop = watch::Sender::new(false);
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(ended) = connections.join_next() => report(ended),
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, app.clone(), stop.subscribe()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    // Clients in the queue are connected, for all they know: they get their answers, too.
+    let queue = listener.into_std()?;
+    while let Ok((stream, _)) = queue.accept() {
+        stream.set_nonblocking(true)?;
+        connections.spawn(connection(TcpStream::from_std(stream)?, app.clone(), stop.subscribe()));
+    }
+    drop(queue);
+    stop.send_replace(true);
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
+    Ok(())
+}
+
+/// Serves one connection to its end.
+async fn connection(stream: TcpStream, app: Router, mut stop: watch::Receiver<bool>) {
+    // Answers are whole when they are written; waiting for more would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    // hyper would close a connection on which nothing has come yet as soon as the server stops; this one may have
+    // sent its request already.
+    let silent = {
+        let stop = &mut stop;
+        async move {
+            after(stop).await;
+            tokio::time::sleep(FIRST_BYTE).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = stream.readable() => {}
+        () = silent => return,
+    }
+    let mut http = hyper::server::conn::http1::Builder::new();
+    // A client that has closed its half still wants its answer.
+    http.half_close(true).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let mut served = pin!(served);
+    let result = tokio::select! {
+        biased;
+        result = &mut served => result,
+        () = after(&mut stop) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Ready when the server stops.
+async fn after(stop: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone, and with it the server.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
+    }
+}

@@ -1,0 +1,117 @@
+//! What goes back to the client: JSON with the session's headers, or an error that says what to do.
+
+use crate::session::{Refusal, Seen, SessionError, StoreError, TooLarge};
+use axum::Json;
+use axum::http::header::{CACHE_CONTROL, RETRY_AFTER, SET_COOKIE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+pub(super) const LB_SERVER: HeaderName = HeaderName::from_static("lb-server");
+pub(super) const LB_EPOCH: HeaderName = HeaderName::from_static("lb-epoch");
+pub(super) const LB_SOURCE: HeaderName = HeaderName::from_static("lb-source");
+
+/// An error as the client sees it.
+#[derive(Debug)]
+pub(super) struct Fault {
+    status: StatusCode,
+    error: String,
+    hint: String,
+}
+
+#[derive(Serialize)]
+struct FaultView {
+    error: String,
+    hint: String,
+}
+
+impl Fault {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { status, error: error.into(), hint: hint.into() }
+    }
+
+    pub(super) fn bad_request(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error, hint)
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let Self { status, error, hint } = self;
+        let mut response = (status, Json(FaultView { error, hint })).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<TooLarge> for Fault {
+    fn from(too_large: TooLarge) -> Self {
+        let hint = format!(
+            "send less; the limit is {} {} ({} in the service's session settings), and nothing was stored",
+            too_large.limit, too_large.unit, too_large.name
+        );
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, too_large.to_string(), hint)
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotFound(error) => {
+                Self::new(StatusCode::NOT_FOUND, error, "GET /session shows what there is")
+            }
+            Refusal::Invalid(error) => Self::bad_request(error, "correct the request, nothing was stored"),
+            Refusal::Unfit(error) => Self::new(
+                StatusCode::CONFLICT,
+                error,
+                "GET /session shows what is stored; DELETE the key to begin anew",
+            ),
+        }
+    }
+}
+
+impl From<SessionError> for Fault {
+    fn from(error: SessionError) -> Self {
+        let text = error.to_string();
+        match error {
+            SessionError::Refused(refusal) => refusal.into(),
+            SessionError::TooLarge(too_large) => too_large.into(),
+            SessionError::Conflict => {
+                Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
+            }
+            SessionError::Store(StoreError::NoSpace { .. }) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                // Paths and sizes are the operator's business; the log has them.
+                "the session store is out of disk space",
+                "nothing was stored; free space where the store is, and send the request again",
+            ),
+            SessionError::Store(StoreError::Damaged { .. }) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "this session is damaged in the store",
+                "drop the cookie to begin a new session",
+            ),
+            SessionError::Store(_) | SessionError::Random(_) | SessionError::Stopping => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the session store cannot be used right now",
+                "it is not certain whether anything was stored: read the session, then send the request again",
+            ),
+        }
+    }
+}
+
+/// A response that tells where its session's state came from, with the cookie if the client needs a new one.
+pub(super) fn about(seen: &Seen, cookie: Option<HeaderValue>, body: impl IntoResponse) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(LB_SOURCE, HeaderValue::from_static(seen.source.name()));
+    headers.insert(LB_EPOCH, HeaderValue::from(seen.owner.epoch));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(cookie) = cookie {
+        headers.insert(SET_COOKIE, cookie);
+    }
+    response
+}
