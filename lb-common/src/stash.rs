@@ -70,6 +70,48 @@ impl View {
     }
 }
 
+/// Slots of backends, up to [`TRIED`] of them, in 16-bit lanes; a lane that holds none is all ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tried([u64; TRIED / 4]);
+
+impl Tried {
+    pub const NONE: Self = Self([u64::MAX; TRIED / 4]);
+
+    /// Whether a slot is among them: all lanes are compared at once, without a branch for each.
+    #[inline(always)]
+    pub const fn contains(&self, slot: u16) -> bool {
+        const LOWS: u64 = 0x0001_0001_0001_0001;
+        let lanes = slot as u64 * LOWS;
+        let (a, b) = (self.0[0] ^ lanes, self.0[1] ^ lanes);
+        ((a.wrapping_sub(LOWS) & !a) | (b.wrapping_sub(LOWS) & !b)) & (LOWS << 15) != 0
+    }
+
+    /// Puts a slot into lane `n`, counted modulo their number.
+    #[inline(always)]
+    pub const fn note(&mut self, n: u32, slot: u16) {
+        let shift = n % 4 * 16;
+        let lane = (0xffff << shift, (slot as u64) << shift);
+        if n & 4 == 0 {
+            self.0[0] = self.0[0] & !lane.0 | lane.1;
+        } else {
+            self.0[1] = self.0[1] & !lane.0 | lane.1;
+        }
+    }
+}
+
+/// What steering needs of a valid token.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Claim {
+    pub service: u16,
+    pub slot: u16,
+    pub epoch: u32,
+    /// Where the session stands in a Maglev table.
+    pub hash: u32,
+    pub _pad: u32,
+}
+
 /// Value of the stash map.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -89,14 +131,23 @@ pub struct Stash {
     /// How many of `tried` are in use.
     pub tried_len: u32,
     /// Slots of the backends that were offered the flow.
-    pub tried: [u16; TRIED],
+    pub tried: Tried,
     /// The client's window at its first segment.
     pub window: u32,
-    pub _pad: u32,
+    /// Where a scan of the bytes is. In memory, because the verifier forgets what it knows of a value only there.
+    pub cursor: u32,
+    /// Bytes that are scanned; in memory for the same reason.
+    pub limit: u32,
+    /// Why the last backend was chosen: index of a steering counter.
+    pub reason: u32,
+    /// A token while it is decoded, the first 33 bytes of it: on the stack the verifier would want it aligned.
+    pub token: [u8; 40],
+    /// What a valid token said.
+    pub claim: Claim,
     pub bytes: [u8; STASH_ROOM],
 }
 
-crate::map_types! { Stash: 4576, View: 8 }
+crate::map_types! { Stash: 4640, View: 8 }
 
 #[cfg(test)]
 mod tests {
@@ -123,6 +174,17 @@ mod tests {
             let view = View { at, len, sum, flags };
             prop_assert_eq!(View::from_bits(view.to_bits()), view);
         }
+    }
+
+    #[test]
+    fn what_was_tried_is_remembered() {
+        let mut tried = Tried::NONE;
+        for (n, slot) in [0, 1, 7, 255, 256, 0x8000, 1023, 65_534].into_iter().enumerate() {
+            assert!(!tried.contains(slot), "{slot}");
+            tried.note(n as u32, slot);
+            assert!(tried.contains(slot), "{slot}");
+        }
+        assert!((0..65_535).filter(|slot| tried.contains(*slot)).count() == TRIED);
     }
 
     #[test]

@@ -57,15 +57,16 @@ pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
 }
 
 /// Makes the compiler forget what it knows of a value, so that a bound it proved is checked again where the kernel's
-/// verifier, which does not know the proof, wants to see it.
+/// verifier, which does not know the proof, wants to see it. 64 bits: a narrower value is extended by shifts, and the
+/// verifier loses the bound on the way ("R4 invalid zero-sized read").
 #[inline(always)]
-pub(crate) fn launder(value: u32) -> u32 {
+pub(crate) fn launder(value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
-        let mut value = u64::from(value);
+        let mut value = value;
         // SAFETY: the instruction moves a register onto itself.
         unsafe { core::arch::asm!("{0} = {0}", inout(reg) value) };
-        value as u32
+        value
     }
     #[cfg(not(target_arch = "bpf"))]
     core::hint::black_box(value)

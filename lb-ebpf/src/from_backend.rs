@@ -4,12 +4,14 @@ use crate::flows::{self, Key};
 use crate::from_client::{Side, close};
 use crate::handshake;
 use crate::header::{End, Header};
-use crate::maps::{BACKENDS, SERVICES, count_backend};
-use crate::packet::{Frame, Segment};
+use crate::maps::{BACKENDS, FLOWS, SERVICES, count_backend};
+use crate::offer::offer;
+use crate::packet::{Frame, Packet, Segment};
 use crate::rewrite;
 use crate::stash;
 use crate::syn::{back, send};
 use crate::verdict::{Verdict, consume, leave, pass};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
@@ -40,7 +42,7 @@ pub(crate) fn handle(
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
     if flow.head.backend != slot {
-        return (id, abandoned(ctx, frame, segment));
+        return (id, abandoned(ctx, segment));
     }
     let verdict = match FlowState::from_bits(flow.head.state) {
         FlowState::Established | FlowState::Closing => {
@@ -67,7 +69,7 @@ pub(crate) fn handle(
             });
             leave(flow.client_ifindex, Counter::FromBackend)
         }
-        FlowState::Binding => answered(ctx, &key, entry, flow, service, segment),
+        FlowState::Binding => Verdict::from_bits(lb_answered(ctx.ctx, u32::from(id), entry.index)),
         FlowState::Free | FlowState::Claimed => consume(Counter::DropBusy),
     };
     (id, verdict)
@@ -85,8 +87,9 @@ fn settle(entry: flows::Entry, flow: &Flow) {
 
 /// A backend that the flow was taken from, or never given to, speaks up. Its SYN-ACK must not reach the client, and
 /// without an answer it would repeat it.
-#[inline(always)]
-fn abandoned(ctx: &XdpContext, frame: Frame, segment: &Segment) -> Verdict {
+#[inline(never)]
+fn abandoned(ctx: &XdpContext, segment: &Segment) -> Verdict {
+    let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
     if segment.flags & RST != 0 || segment.flags & ACK == 0 {
         return consume(Counter::DropOtherBackend);
     }
@@ -97,7 +100,26 @@ fn abandoned(ctx: &XdpContext, frame: Frame, segment: &Segment) -> Verdict {
 }
 
 /// The backend's answer to its SYN: a SYN-ACK and a challenge ACK are the joint's; an RST sends the flow to the next
-/// backend at once.
+/// backend at once. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_answered(ctx: *mut xdp_md, service: u32, flow: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(frame), Some(place), Some(entry)) =
+        (ctx.frame(), FLOWS.get_ptr_mut(flow), SERVICES.get(service))
+    else {
+        return consume(Counter::DropNoService).to_bits();
+    };
+    let Some(segment) = Segment::read(frame, ctx.len()) else {
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    let (_, (client, port)) = crate::steer::ends(frame);
+    let key = Key { client, port, service: service as u16 };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let known = unsafe { &*place };
+    answered(&ctx, &key, flows::Entry { flow: place, index: flow }, known, entry, &segment).to_bits()
+}
+
 #[inline(always)]
 fn answered(
     ctx: &XdpContext,
@@ -112,7 +134,7 @@ fn answered(
         if segment.flags & ACK == 0 || segment.ack != expected {
             return consume(Counter::DropBadBackendAck);
         }
-        return refused(ctx, key, entry, flow, service);
+        return refused(ctx, key, &entry, flow, service);
     }
     match segment.flags & (SYN | ACK) {
         ACK if segment.ack != expected => pass(Counter::PassedToJoint),
@@ -124,14 +146,14 @@ fn answered(
 
 /// The RST becomes a SYN to the next backend, or, when there is none, an RST to the client.
 #[inline(always)]
-fn refused(ctx: &XdpContext, key: &Key, entry: flows::Entry, flow: &Flow, service: &Service) -> Verdict {
+fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, service: &Service) -> Verdict {
+    let entry = *entry;
     let Some(slot) = stash::lock(entry.index, flow.stash) else { return consume(Counter::DropBusy) };
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &*slot.stash };
-    if let Some(backend) = handshake::next(key, entry, flow, slot, stash, service) {
-        let verdict = handshake::offer(ctx, key, flow, stash, backend, Counter::SynRetried);
+    if handshake::next(key, entry, flow, slot, stash, service) {
         stash::unlock(slot);
-        return verdict;
+        return offer(ctx, entry.index, Counter::SynRetried);
     }
     let header = Header {
         from: End { mac: flow.local_mac, addr: service.addr, port: service.port },

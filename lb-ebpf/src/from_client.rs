@@ -1,9 +1,8 @@
 //! A packet addressed to a service.
 
 use crate::flows::{self, Entry, Key};
-use crate::maps::{BACKENDS, SERVICES, count_backend};
+use crate::maps::{BACKENDS, count_backend};
 use crate::packet::{Frame, Segment};
-use crate::unknown::is_reborn;
 use crate::verdict::{Verdict, consume, leave};
 use crate::{handshake, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
@@ -25,29 +24,30 @@ pub(crate) fn handle(
 ) -> Verdict {
     let key = Key { client: client.0, port: client.1, service };
     if segment.flags & SYN != 0 {
-        let Some(entry) = SERVICES.get(u32::from(service)) else { return consume(Counter::DropNoService) };
-        return syn::answer(ctx, frame, settings, entry, &key, segment);
+        return Verdict::from_bits(syn::lb_syn(ctx.ctx, u32::from(service)));
     }
     if segment.flags & (ACK | RST) == 0 {
         return consume(Counter::DropNoAck);
     }
     let Some(entry) = flows::find(settings, &key) else {
-        return unknown::handle(ctx, frame, settings, &key, segment);
+        return unknown::handle(ctx, service);
     };
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
     let now = flows::now(settings);
     if flow.last_seen != now || flow.head.state == FlowState::Closing as u8 {
         // Once in a tick, and on every packet of a flow that ends: has the client begun anew on the same port?
-        if is_reborn(ctx, settings, &key, flow, segment) {
-            return unknown::handle(ctx, frame, settings, &key, segment);
+        if unknown::lb_is_reborn(ctx.ctx, u32::from(service), entry.index) != 0 {
+            return unknown::handle(ctx, service);
         }
         // SAFETY: as above; a lost race writes the same time.
         unsafe { (*entry.flow).last_seen = now };
     }
     match FlowState::from_bits(flow.head.state) {
         FlowState::Established | FlowState::Closing => established(ctx, frame, entry, flow, segment),
-        FlowState::Binding => handshake::more(ctx, frame, &key, &entry, segment),
+        FlowState::Binding => {
+            Verdict::from_bits(handshake::lb_more(ctx.ctx, u32::from(service), entry.index))
+        }
         FlowState::Free | FlowState::Claimed => consume(Counter::DropBusy),
     }
 }

@@ -1,110 +1,98 @@
 //! Delayed binding: the first payload chooses a backend, which gets a SYN; more payload waits in the stash.
 
+use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
 use crate::from_client;
-use crate::header::{End, Header, syn_options};
-use crate::maps::{BACKENDS, SERVICES, count, count_backend};
-use crate::options::Timestamps;
+use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
+use crate::offer::{offer, refuse};
 use crate::packet::{Frame, Segment};
-use crate::rewrite::payload_sum;
-use crate::select::{Choice, by_hash, for_payload};
-use crate::stash::{self, Slot, Tried};
-use crate::syn::{back, send};
-use crate::token::{Found, http};
+use crate::select::{ANOTHER, lb_choose};
+use crate::stash::{self, Slot};
+use crate::token::{INVALID, http};
 use crate::verdict::{Verdict, consume};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use lb_common::backend::Backend;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, Head, NO_STASH, SYN_REPEATED};
-use lb_common::maglev::next_hash;
+use lb_common::maglev::NOBODY;
+use lb_common::service::Service;
 use lb_common::settings::Settings;
-use lb_common::stash::{Stash, VIEW_FIN, VIEW_PSH, VIEW_USED, View};
-use lb_common::syn_cookie::Agreed;
-use lb_common::tcp::{ACK, FIN, PSH, RST, SYN, rescale_window};
+use lb_common::stash::{Stash, View};
+use lb_common::tcp::{FIN, RST};
 
 /// The first payload of a proven client: choose, stash, make a flow, and turn the packet into a SYN to the backend.
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(Parsed { key, segment, .. }), Some(settings)) = (cold::parse(&ctx, service), settings()) else {
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    let verdict = bind(&ctx, settings, &key, &segment);
+    if verdict.to_bits() == NOBODY_READY { refuse(&ctx, &segment) } else { verdict }.to_bits()
+}
+
 #[inline(always)]
-pub(crate) fn bind(
-    ctx: &XdpContext,
-    frame: Frame,
-    settings: &'static Settings,
-    key: &Key,
-    segment: &Segment,
-    stamps: Option<Timestamps>,
-) -> Verdict {
-    let Some(service) = SERVICES.get(u32::from(key.service)) else { return consume(Counter::DropNoService) };
-    let now = flows::now(settings);
-    let Some(entry) = flows::claim(settings, key, now) else { return consume(Counter::DropFlowTableFull) };
+fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> Verdict {
+    let service = u32::from(key.service);
+    let index = flows::lb_claim_flow(ctx.ctx, service);
+    let Some(flow) = FLOWS.get_ptr_mut(index) else { return consume(Counter::DropFlowTableFull) };
+    let entry = Entry { flow, index };
     let hash = key.hash(settings);
-    let Some(slot) = stash::claim(settings, entry.index, hash, now) else {
+    let stashed = stash::lb_claim_stash(index, hash);
+    let Some(stash) = STASHES.get_ptr_mut(stashed) else {
         free(entry);
         return consume(Counter::DropNoStash);
     };
-    let view = view(ctx, frame, segment, 0);
-    if !stash::copy(ctx, segment.payload_at(), slot, 0, segment.payload) {
+    let slot = Slot { stash, index: stashed as u16 };
+    if stash::lb_keep(ctx.ctx, service, stashed, 0) == 0 {
         stash::release(slot);
         free(entry);
         return consume(Counter::DropStashFull);
     }
     // SAFETY: a map value stays valid, and this processor has its lock.
-    let stash = unsafe { &mut *slot.stash };
-    let found = http::find(settings, service, &stash.bytes, segment.payload);
-    if let Found::Invalid = found {
+    unsafe { (*stash).hash = hash };
+    let found = http::lb_find_token(stashed, service);
+    if found == INVALID {
         count(key.service, Counter::InvalidToken as u32);
     }
-    let Some(choice) = for_payload(key.service, service, &found, hash) else {
+    let chosen = lb_choose(stashed, service, found);
+    if chosen == u32::from(NOBODY) {
         stash::release(slot);
         free(entry);
-        return refuse(ctx, frame, segment, Counter::ResetNoBackend);
-    };
-    let cookie = segment.ack.wrapping_sub(1);
-    stash.ts_val = stamps.map_or(0, |stamps| stamps.val);
-    stash.has_timestamps = u32::from(stamps.is_some());
-    stash.hash = choice.hash;
-    stash.window = u32::from(segment.window);
-    stash::publish(slot, view, u32::from(service.mss));
-    stash::note_tried(slot.stash, choice.slot);
-    let flow = Flow {
-        client: key.client,
-        head: Head::default(),
-        seq_delta: 0,
-        ts_delta: 0,
-        cookie,
-        client_isn: segment.seq.wrapping_sub(1),
-        client_mac: segment.src_mac,
-        local_mac: segment.dst_mac,
-        client_ifindex: ctx.ingress_ifindex() as u32,
-        last_seen: now,
-        stash: slot.index,
-        client_flags: 0,
-        backend_flags: 0,
-    };
-    fill(entry, &flow);
-    set_head(entry, key, choice.slot, FlowState::Binding);
+        return Verdict::from_bits(NOBODY_READY);
+    }
+    let chosen = chosen as u16;
+    stash::note_tried(stash, chosen);
+    fill(ctx, entry, key, segment, flows::now(settings), slot.index);
+    set_head(entry, key, chosen, FlowState::Binding);
     stash::unlock(slot);
-    count_choice(key.service, &choice);
-    offer(ctx, key, &flow, stash, choice.backend, Counter::Bound)
+    // SAFETY: as above.
+    count_choice(key.service, chosen, unsafe { (*stash).reason });
+    offer(ctx, index, Counter::Bound)
 }
+
+/// Not a verdict: no backend is ready, which the client is to be told.
+const NOBODY_READY: u64 = u64::MAX;
 
 /// Writes all of a claimed entry but its head.
 #[inline(always)]
-fn fill(entry: Entry, flow: &Flow) {
+fn fill(ctx: &XdpContext, entry: Entry, key: &Key, segment: &Segment, now: u32, stash: u16) {
     // SAFETY: the entry was claimed, nobody else reads or writes it before its head is published.
-    unsafe {
-        let to = entry.flow;
-        (*to).client = flow.client;
-        (*to).seq_delta = 0;
-        (*to).ts_delta = 0;
-        (*to).cookie = flow.cookie;
-        (*to).client_isn = flow.client_isn;
-        (*to).client_mac = flow.client_mac;
-        (*to).local_mac = flow.local_mac;
-        (*to).client_ifindex = flow.client_ifindex;
-        (*to).last_seen = flow.last_seen;
-        (*to).stash = flow.stash;
-        (*to).client_flags = 0;
-        (*to).backend_flags = 0;
-    }
+    let flow = unsafe { &mut *entry.flow };
+    flow.client = key.client;
+    flow.seq_delta = 0;
+    flow.ts_delta = 0;
+    flow.cookie = segment.ack.wrapping_sub(1);
+    flow.client_isn = segment.seq.wrapping_sub(1);
+    flow.client_mac = segment.src_mac;
+    flow.local_mac = segment.dst_mac;
+    flow.client_ifindex = ctx.ingress_ifindex() as u32;
+    flow.last_seen = now;
+    flow.stash = stash;
+    flow.client_flags = 0;
+    flow.backend_flags = 0;
 }
 
 /// Publishes a flow under its key.
@@ -128,94 +116,44 @@ pub(crate) fn free(entry: Entry) {
 
 /// Counts why a backend was chosen, per service and per backend.
 #[inline(always)]
-pub(crate) fn count_choice(service: u16, choice: &Choice) {
-    count(service, choice.counter as u32);
-    if choice.counter as u32 == Counter::StaleInstance as u32 {
-        count(service, Counter::AffinityHit as u32);
+pub(crate) fn count_choice(service: u16, slot: u16, reason: u32) {
+    const HIT: u32 = Counter::AffinityHit as u32;
+    const STALE: u32 = Counter::StaleInstance as u32;
+    const REDISPATCHED: u32 = Counter::Redispatched as u32;
+    const RETRIED: u32 = Counter::Retried as u32;
+    const INVALID_TOKEN: u32 = Counter::InvalidToken as u32;
+    count(service, reason);
+    match reason {
+        STALE => count(service, HIT),
+        INVALID_TOKEN => count(service, Counter::NewSession as u32),
+        _ => {}
     }
-    if choice.counter as u32 == Counter::InvalidToken as u32 {
-        count(service, Counter::NewSession as u32);
-    }
-    count_backend(choice.slot, |counters| match choice.counter {
-        Counter::AffinityHit => counters.affinity_hit += 1,
-        Counter::StaleInstance => {
+    count_backend(slot, |counters| match reason {
+        HIT => counters.affinity_hit += 1,
+        STALE => {
             counters.affinity_hit += 1;
             counters.stale_instance += 1;
         }
-        Counter::Redispatched | Counter::Retried => counters.redispatched += 1,
+        REDISPATCHED | RETRIED => counters.redispatched += 1,
         _ => counters.new_session += 1,
     });
 }
 
-/// The packet's payload as a segment of the stash.
-#[inline(always)]
-fn view(ctx: &XdpContext, frame: Frame, segment: &Segment, at: u32) -> View {
-    let mut flags = VIEW_USED;
-    if segment.flags & PSH != 0 {
-        flags |= VIEW_PSH;
-    }
-    if segment.flags & FIN != 0 {
-        flags |= VIEW_FIN;
-    }
-    View { at: at as u16, len: segment.payload as u16, sum: payload_sum(ctx, frame, segment), flags }
-}
-
-/// Turns the packet into a SYN to a backend: the client's own sequence number and timestamp, what was agreed with it,
-/// and its address, so that only the backend's half has to be translated later.
-#[inline(always)]
-pub(crate) fn offer(
-    ctx: &XdpContext,
-    key: &Key,
-    flow: &Flow,
-    stash: &Stash,
-    backend: &Backend,
-    counter: Counter,
-) -> Verdict {
-    if backend.has_next_hop == 0 {
-        return consume(Counter::DropNoNextHop);
-    }
-    let (header, options) = syn_header(key, flow, stash, backend);
-    send(ctx, &header, &options, backend.ifindex, counter)
-}
-
-/// The SYN for a backend.
-#[inline(always)]
-pub(crate) fn syn_header(key: &Key, flow: &Flow, stash: &Stash, backend: &Backend) -> (Header, [u32; 5]) {
-    let agreed = Agreed::of(flow.cookie);
-    let (scale, window) = if agreed.scales_windows() {
-        (Some(agreed.window_scale), rescale_window(stash.window as u16, agreed.window_scale as i8))
-    } else {
-        (None, stash.window as u16)
-    };
-    let timestamps = if stash.has_timestamps != 0 { Some((stash.ts_val, 0)) } else { None };
-    let header = Header {
-        from: End { mac: backend.local_mac, addr: key.client, port: key.port },
-        to: End { mac: backend.next_hop_mac, addr: backend.addr, port: backend.port },
-        seq: flow.client_isn,
-        ack: 0,
-        flags: SYN,
-        window,
-        payload: 0,
-        payload_sum: 0,
-    };
-    (header, syn_options(agreed.mss(), agreed.sack, timestamps, scale))
-}
-
-/// Tells the client with RST that nobody serves.
-#[inline(always)]
-fn refuse(ctx: &XdpContext, frame: Frame, segment: &Segment, counter: Counter) -> Verdict {
-    let (from, to) = back(frame);
-    let ack = segment.seq.wrapping_add(segment.payload);
-    let header =
-        Header { from, to, seq: segment.ack, ack, flags: RST | ACK, window: 0, payload: 0, payload_sum: 0 };
-    send(ctx, &header, &[], ctx.ingress_ifindex() as u32, counter)
-}
-
 /// Something from the client while its backend has not answered: more payload is stashed; payload that is there already
-/// is a retransmission, the sign that the backend is silent.
+/// is a retransmission, the sign that the backend is silent. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn more(ctx: &XdpContext, frame: Frame, key: &Key, entry: &Entry, segment: &Segment) -> Verdict {
-    let entry = *entry;
+pub(crate) extern "C" fn lb_more(ctx: *mut xdp_md, service: u32, flow: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let Some(Parsed { frame, key, segment }) = cold::parse(&ctx, service) else {
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    let Some(place) = FLOWS.get_ptr_mut(flow) else { return consume(Counter::DropBusy).to_bits() };
+    more(&ctx, frame, &key, Entry { flow: place, index: flow }, &segment).to_bits()
+}
+
+#[inline(always)]
+fn more(ctx: &XdpContext, frame: Frame, key: &Key, entry: Entry, segment: &Segment) -> Verdict {
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
     if segment.flags & RST != 0 {
@@ -237,11 +175,9 @@ pub(crate) fn more(ctx: &XdpContext, frame: Frame, key: &Key, entry: &Entry, seg
         stash::unlock(slot);
         return verdict;
     }
-    let view = view(ctx, frame, segment, at);
-    let copied = segment.payload == 0 || stash::copy(ctx, segment.payload_at(), slot, at, segment.payload);
-    let kept = copied && at < 65_536 && stash::publish(slot, view, u32::from(service.mss));
+    let kept = stash::lb_keep(ctx.ctx, u32::from(key.service), u32::from(slot.index), at);
     stash::unlock(slot);
-    if !kept {
+    if kept == 0 {
         return consume(Counter::DropStashFull);
     }
     // The joint may have read the stash before this was there: then the segment goes the ordinary way as well.
@@ -263,29 +199,19 @@ fn again(
     flow: &Flow,
     slot: Slot,
     stash: &Stash,
-    service: &lb_common::service::Service,
+    service: &Service,
 ) -> Verdict {
     if flow.client_flags & SYN_REPEATED == 0 {
-        let Some(backend) = BACKENDS.get(u32::from(flow.head.backend)) else {
-            return consume(Counter::DropNoBackendEntry);
-        };
         // SAFETY: a map value stays valid.
         unsafe { (*entry.flow).client_flags |= SYN_REPEATED };
-        return offer(ctx, key, flow, stash, backend, Counter::SynRepeated);
+    } else {
+        // Where nobody else is left, the one there is is asked again.
+        next(key, entry, flow, slot, stash, service);
     }
-    match next(key, entry, flow, slot, stash, service) {
-        Some(backend) => offer(ctx, key, flow, stash, backend, Counter::SynRepeated),
-        None => {
-            // Nobody else is left: keep asking the one there is.
-            match BACKENDS.get(u32::from(flow.head.backend)) {
-                Some(backend) => offer(ctx, key, flow, stash, backend, Counter::SynRepeated),
-                None => consume(Counter::DropNoBackendEntry),
-            }
-        }
-    }
+    offer(ctx, entry.index, Counter::SynRepeated)
 }
 
-/// Gives the flow to the next backend that was not tried, within the service's bound.
+/// Gives the flow to the next backend that was not tried, within the service's bound. Returns whether there is one.
 #[inline(always)]
 pub(crate) fn next(
     key: &Key,
@@ -293,21 +219,21 @@ pub(crate) fn next(
     flow: &Flow,
     slot: Slot,
     stash: &Stash,
-    service: &lb_common::service::Service,
-) -> Option<&'static Backend> {
-    let tried = Tried::of(stash);
+    service: &Service,
+) -> bool {
     count_backend(flow.head.backend, |counters| counters.failed += 1);
-    if tried.len() >= u32::from(service.max_tries) {
-        return None;
+    if stash.tried_len >= u32::from(service.max_tries) {
+        return false;
     }
-    let choice = by_hash(service, key.service, next_hash(stash.hash), Counter::Retried, &tried)?;
-    stash::note_tried(slot.stash, choice.slot);
-    // SAFETY: map values stay valid.
-    unsafe {
-        (*slot.stash).hash = choice.hash;
-        (*entry.flow).client_flags &= !SYN_REPEATED;
+    let chosen = lb_choose(u32::from(slot.index), u32::from(key.service), ANOTHER);
+    if chosen == u32::from(NOBODY) {
+        return false;
     }
-    set_head(entry, key, choice.slot, FlowState::Binding);
-    count_choice(key.service, &choice);
-    Some(choice.backend)
+    let chosen = chosen as u16;
+    stash::note_tried(slot.stash, chosen);
+    // SAFETY: a map value stays valid.
+    unsafe { (*entry.flow).client_flags &= !SYN_REPEATED };
+    set_head(entry, key, chosen, FlowState::Binding);
+    count_choice(key.service, chosen, Counter::Retried as u32);
+    true
 }

@@ -5,9 +5,9 @@
 
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
-use crate::handshake::syn_header;
 use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
-use crate::maps::{BACKENDS, LEARNED, SERVICES, count, count_backend, settings};
+use crate::maps::{BACKENDS, HEADER, LEARNED, SERVICES, count, count_backend, settings};
+use crate::offer::syn_header;
 use crate::options::{self, Offer, Timestamps};
 use crate::packet::{BASE, Packet, Segment, at};
 use crate::stash;
@@ -197,30 +197,31 @@ fn segment(ctx: &TcContext, stash: &Stash, first: &Header, stamps: Option<Timest
         header.flags |= FIN;
     }
     let size = if stamps.is_some() { BASE + 12 } else { BASE };
-    let len = crate::atomic::launder(u32::from(view.len));
-    if !write_header(ctx, &header, stamps, size as u32 + len) {
+    let len = crate::atomic::launder(u64::from(view.len));
+    if !write_header(ctx, &header, stamps, size as u32 + len as u32) {
         return false;
     }
-    let at = crate::atomic::launder(u32::from(view.at));
+    let at = crate::atomic::launder(u64::from(view.at));
     if len == 0 {
         return true;
     }
-    if len > 1500 || at >= STASH_BYTES as u32 {
+    if len > 1500 || at >= STASH_BYTES as u64 {
         return false;
     }
     // SAFETY: the stash has room for a longest segment at the last offset.
     unsafe {
         let bytes = stash.bytes.as_ptr().add(at as usize);
-        aya_ebpf::helpers::bpf_skb_store_bytes(ctx.as_ptr().cast(), size as u32, bytes.cast(), len, 0) == 0
+        aya_ebpf::helpers::bpf_skb_store_bytes(ctx.as_ptr().cast(), size as u32, bytes.cast(), len as u32, 0)
+            == 0
     }
 }
 
 /// Gives the packet a length and a header.
 #[inline(always)]
 fn write_header(ctx: &TcContext, header: &Header, stamps: Option<Timestamps>, len: u32) -> bool {
-    let mut bytes = [0_u64; MAX_HEADER.div_ceil(8)];
-    let to = bytes.as_mut_ptr().cast::<u8>();
-    // SAFETY: the array has room for the longest header; the helpers check the packet's side.
+    let Some(to) = HEADER.get_ptr_mut(0) else { return false };
+    let to = to.cast::<u8>();
+    // SAFETY: the value has room for the longest header; the helpers check the packet's side.
     unsafe {
         let size = match stamps {
             Some(stamps) => {
@@ -262,11 +263,11 @@ fn challenge(
     if segment.ack == flow.client_isn.wrapping_add(1) {
         return drop(Counter::DropBadBackendAck);
     }
-    let (syn, options) = syn_header(key, flow, stash, backend);
+    let (syn, options) = syn_header(flow, stash, backend);
     let reset = Header { seq: segment.ack, flags: RST, window: 0, ..syn };
-    let mut bytes = [0_u64; MAX_HEADER.div_ceil(8)];
-    let to = bytes.as_mut_ptr().cast::<u8>();
-    // SAFETY: the array has room for the longest header.
+    let Some(to) = HEADER.get_ptr_mut(0) else { return drop(Counter::DropJoint) };
+    let to = to.cast::<u8>();
+    // SAFETY: the value has room for the longest header.
     unsafe {
         header::write(to, &reset, &[]);
         if !store(ctx, to, BASE, BASE as u32) || ctx.clone_redirect(backend.ifindex, 0).is_err() {

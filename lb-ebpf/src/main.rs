@@ -8,6 +8,7 @@
 )]
 
 mod atomic;
+mod cold;
 mod endpoints;
 mod flows;
 mod from_backend;
@@ -16,6 +17,7 @@ mod handshake;
 mod header;
 mod joint;
 mod maps;
+mod offer;
 mod options;
 mod packet;
 mod rewrite;

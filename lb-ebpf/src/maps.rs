@@ -1,5 +1,7 @@
 //! Every map: key → value, who writes, who reads. Sizes are placeholders; the daemon sets them when it loads.
 
+use crate::atomic::launder;
+use crate::header::MAX_HEADER;
 use crate::packet::OptionArea;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -59,6 +61,10 @@ pub(crate) static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::
 #[map]
 pub(crate) static AREA: PerCpuArray<OptionArea> = PerCpuArray::with_max_entries(1, 0);
 
+/// 0 → a header that the joint composes: on the stack the verifier would want every field aligned. Of this processor.
+#[map]
+pub(crate) static HEADER: PerCpuArray<[u8; MAX_HEADER]> = PerCpuArray::with_max_entries(1, 0);
+
 /// The settings; absent only if the daemon never wrote them, when every packet passes.
 #[inline(always)]
 pub(crate) fn settings() -> Option<&'static Settings> {
@@ -69,8 +75,9 @@ pub(crate) fn settings() -> Option<&'static Settings> {
 #[inline(always)]
 pub(crate) fn count(service: u16, counter: u32) {
     if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(u32::from(service)) {
-        // SAFETY: the value belongs to this processor while the program runs; the index is a counter's.
-        unsafe { (*counters).0[counter as usize & (COUNTER_ROOM - 1)] += 1 };
+        let index = launder(u64::from(counter)) as usize & (COUNTER_ROOM - 1);
+        // SAFETY: the value belongs to this processor while the program runs; the index is masked to its room.
+        unsafe { *(&raw mut (*counters).0).cast::<u64>().add(index) += 1 };
     }
 }
 

@@ -15,9 +15,12 @@ pub(crate) struct Timestamps {
     pub(crate) ecr: u32,
 }
 
-extern "C" fn step(_turn: u64, area: *mut c_void) -> u64 {
-    // SAFETY: `walk` passes its own area, alive for the whole loop.
-    let area = unsafe { &mut *area.cast::<OptionArea>() };
+/// One turn of [`walk`]. The loop's context must lie on the stack ("R3 type=map_value expected=fp"), so the area is
+/// looked up again.
+extern "C" fn step(_turn: u64, _context: *mut c_void) -> u64 {
+    let Some(area) = AREA.get_ptr_mut(0) else { return 1 };
+    // SAFETY: the value belongs to this processor while the program runs.
+    let area = unsafe { &mut *area };
     let OptionArea { bytes, options, len } = area;
     u64::from(!options.step(bytes, *len))
 }
@@ -29,16 +32,22 @@ pub(crate) fn walk<P: Packet>(packet: &P, header: u32) -> Option<&'static Option
     // SAFETY: the value belongs to this processor while the program runs, and one walk is over before the next.
     let area = unsafe { &mut *place };
     *area = OptionArea { bytes: [0; OPTIONS_ROOM], options: Options::NONE, len: 0 };
-    let len = crate::atomic::launder(header.wrapping_sub(20));
-    if len == 0 || len > MAX_OPTIONS as u32 {
+    let len = crate::atomic::launder(u64::from(header).wrapping_sub(20));
+    if len == 0 || len > MAX_OPTIONS as u64 {
         return Some(area);
     }
     // SAFETY: the area has 64 bytes, the length is at most 40.
-    if unsafe { packet.copy(at::OPTIONS as u32, area.bytes.as_mut_ptr(), len) } {
-        area.len = len;
-        // SAFETY: the callback and the area outlive the call, which is synchronous.
+    if unsafe { packet.copy(at::OPTIONS as u32, area.bytes.as_mut_ptr(), len as u32) } {
+        area.len = len as u32;
+        let mut context = 0_u64;
+        // SAFETY: the callback and its context outlive the call, which is synchronous.
         unsafe {
-            aya_ebpf::helpers::bpf_loop(MAX_OPTIONS as u32, step as *mut c_void, place.cast(), 0);
+            aya_ebpf::helpers::bpf_loop(
+                MAX_OPTIONS as u32,
+                step as *mut c_void,
+                (&raw mut context).cast(),
+                0,
+            );
         }
     }
     // SAFETY: as above; read anew, the callback has written to it.

@@ -66,7 +66,7 @@ pub(crate) trait Packet {
     /// A pointer to `len` bytes at a computed `offset` (at most 127), if the packet has them.
     #[inline(always)]
     fn field(&self, offset: u32, len: usize) -> Option<*mut u8> {
-        let at = self.start() + (crate::atomic::launder(offset) & 127) as usize;
+        let at = self.start() + (crate::atomic::launder(u64::from(offset)) & 127) as usize;
         if at + len > self.end() { None } else { Some(at as *mut u8) }
     }
 }

@@ -209,7 +209,8 @@ fn shift_option(ctx: &XdpContext, offset: u32, add: u32) -> u64 {
 /// Sum of a segment's payload, derived from the segment's own checksum: what was corrupt on the wire stays detectable
 /// where the payload is sent on under another header.
 #[inline(always)]
-pub(crate) fn payload_sum(ctx: &XdpContext, frame: Frame, segment: &Segment) -> u16 {
+pub(crate) fn payload_sum(ctx: &XdpContext, segment: &Segment) -> u16 {
+    let Some(frame) = ctx.frame() else { return 0 };
     let (src, dst) = (frame.load::<{ at::IP_SRC }, u32>(), frame.load::<{ at::IP_DST }, u32>());
     let mut sum = sum_addr(Addr::from_v4_bits(src)) + sum_addr(Addr::from_v4_bits(dst));
     sum +=
@@ -236,12 +237,12 @@ fn options_sum(ctx: &XdpContext, header: u32) -> u64 {
         };
     }
     let mut words = [0_u32; 10];
-    let len = crate::atomic::launder(header.wrapping_sub(20));
+    let len = crate::atomic::launder(u64::from(header).wrapping_sub(20));
     if len == 0 || len > 40 {
         return 0;
     }
     // SAFETY: the array has 40 bytes.
-    unsafe { ctx.copy(at::OPTIONS as u32, words.as_mut_ptr().cast(), len) };
+    unsafe { ctx.copy(at::OPTIONS as u32, words.as_mut_ptr().cast(), len as u32) };
     sum_words(words)
 }
 

@@ -1,75 +1,76 @@
 //! Which backend a new flow goes to: DESIGN of the steering order in `README.md`, "How a backend is chosen".
 
-use crate::maps::{BACKENDS, MAGLEV};
-use crate::stash::Tried;
-use crate::token::Found;
-use lb_common::backend::{Backend, State};
+use crate::maps::{BACKENDS, MAGLEV, SERVICES, STASHES};
+use crate::token::{Found, VALID};
+use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
-use lb_common::maglev::{BLOCK, next_hash, session_hash};
+use lb_common::maglev::{BLOCK, NOBODY, next_hash};
 use lb_common::service::Service;
+use lb_common::stash::Stash;
 
 /// Entries of a Maglev table that are looked at before giving up.
 const WALK: u32 = 32;
 
-/// A backend and why it.
-#[derive(Clone, Copy)]
-pub(crate) struct Choice {
-    pub(crate) slot: u16,
-    pub(crate) backend: &'static Backend,
-    pub(crate) counter: Counter,
-    /// Where a walk for the next backend continues.
-    pub(crate) hash: u32,
-}
+/// How [`lb_choose`] is asked, beside what was found where a token may stand: for a backend that was not tried yet.
+pub(crate) const ANOTHER: Found = 3;
 
-/// The backend for the first payload of a flow whose own hash is `flow_hash`.
-#[inline(always)]
-pub(crate) fn for_payload(id: u16, service: &Service, found: &Found, flow_hash: u32) -> Option<Choice> {
-    let Found::Valid(token) = found else {
-        return by_hash(service, id, flow_hash, Counter::NewSession, &Tried::NONE);
+/// Chooses the backend for the flow of a stash, by what its token says or else by the hash that stands in the stash.
+/// Returns the slot, or [`NOBODY`]; leaves in the stash why, and where a walk for the next one goes on.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 {
+    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get_ptr_mut(stash)) else {
+        return u32::from(NOBODY);
     };
-    if token.service != id {
-        return by_hash(service, id, flow_hash, Counter::InvalidToken, &Tried::NONE);
-    }
-    let hash = session_hash(&token.session);
-    if let Some(backend) = BACKENDS.get(u32::from(token.slot))
-        && backend.service == id
-        && State::from_bits(backend.state).serves_sessions()
-    {
-        let stale = backend.epoch != token.epoch;
-        let counter = if stale { Counter::StaleInstance } else { Counter::AffinityHit };
-        return Some(Choice { slot: token.slot, backend, counter, hash });
-    }
-    by_hash(service, id, hash, Counter::Redispatched, &Tried::NONE)
+    // SAFETY: a map value stays valid, and the caller has its lock.
+    let stash = unsafe { &mut *stash };
+    let claim = stash.claim;
+    let id = service as u16;
+    let reason = if found == ANOTHER {
+        stash.hash = next_hash(stash.hash);
+        Counter::Retried
+    } else if found != VALID {
+        Counter::NewSession
+    } else if claim.service != id {
+        Counter::InvalidToken
+    } else {
+        stash.hash = claim.hash;
+        if let Some(backend) = BACKENDS.get(u32::from(claim.slot))
+            && backend.service == id
+            && State::from_bits(backend.state).serves_sessions()
+        {
+            let stale = backend.epoch != claim.epoch;
+            stash.reason = if stale { Counter::StaleInstance } else { Counter::AffinityHit } as u32;
+            return u32::from(claim.slot);
+        }
+        Counter::Redispatched
+    };
+    stash.reason = reason as u32;
+    by_hash(entry, id, stash)
 }
 
-/// The ready backend that the Maglev table has at a hash, or a next one that was not tried.
+/// The ready backend that the Maglev table has at the stash's hash, or a next one that was not tried.
 #[inline(always)]
-pub(crate) fn by_hash(
-    service: &Service,
-    id: u16,
-    hash: u32,
-    counter: Counter,
-    tried: &Tried,
-) -> Option<Choice> {
-    if service.maglev_size == 0 {
-        return None;
-    }
-    let mut hash = hash;
+fn by_hash(service: &Service, id: u16, stash: &mut Stash) -> u32 {
+    let mut hash = stash.hash;
     let mut turn = 0;
-    while turn < WALK {
+    while turn < WALK && service.maglev_size != 0 {
         let entry = scale(hash, service.maglev_size);
-        let block = MAGLEV.get(service.maglev_base + entry / BLOCK as u32)?;
+        let Some(block) = MAGLEV.get(service.maglev_base + entry / BLOCK as u32) else { break };
         let slot = block.0[entry as usize % BLOCK];
         if let Some(backend) = BACKENDS.get(u32::from(slot))
             && backend.service == id
             && backend.state == State::Ready as u8
-            && !tried.contains(slot)
+            && !stash.tried.contains(slot)
         {
-            return Some(Choice { slot, backend, counter, hash });
+            stash.hash = hash;
+            return u32::from(slot);
         }
         hash = next_hash(hash);
         turn += 1;
     }
-    None
+    u32::from(NOBODY)
 }

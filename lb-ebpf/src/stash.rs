@@ -4,14 +4,20 @@
 //! by an exchange that is also a barrier.
 
 use crate::atomic::{compare_exchange, exchange, launder};
-use crate::maps::{FLOWS, STASHES};
-use crate::packet::Packet;
+use crate::cold::Parsed;
+use crate::maps::{FLOWS, SERVICES, STASHES, settings};
+use crate::options::timestamps;
+use crate::packet::{Packet, Segment};
+use crate::rewrite::payload_sum;
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
 use lb_common::flow::{FlowState, NO_STASH};
 use lb_common::settings::Settings;
-use lb_common::stash::{STASH_BYTES, Stash, TRIED, VIEW_USED, VIEWS, View};
+use lb_common::stash::{STASH_BYTES, Stash, TRIED, Tried, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
+use lb_common::tcp::{FIN, PSH};
 
 /// Longest segment that is stashed.
-const MAX_SEGMENT: u32 = 1500;
+const MAX_SEGMENT: u64 = 1500;
 
 /// Stashes that a flow may be given.
 const WAYS: u32 = 4;
@@ -23,39 +29,6 @@ pub(crate) struct Slot {
     pub(crate) index: u16,
 }
 
-/// Backends that have been offered a flow.
-#[derive(Clone, Copy)]
-pub(crate) struct Tried {
-    slots: [u16; TRIED],
-    len: u32,
-}
-
-impl Tried {
-    pub(crate) const NONE: Self = Self { slots: [0; TRIED], len: 0 };
-
-    #[inline(always)]
-    pub(crate) fn contains(&self, slot: u16) -> bool {
-        let mut i = 0;
-        let mut found = false;
-        while i < TRIED {
-            found |= (i as u32) < self.len && self.slots[i] == slot;
-            i += 1;
-        }
-        found
-    }
-
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u32 {
-        self.len
-    }
-
-    /// What a stash remembers.
-    #[inline(always)]
-    pub(crate) fn of(stash: &Stash) -> Self {
-        Self { slots: stash.tried, len: stash.tried_len }
-    }
-}
-
 /// Notes that a backend was offered the flow.
 #[inline(always)]
 pub(crate) fn note_tried(stash: *mut Stash, slot: u16) {
@@ -63,7 +36,7 @@ pub(crate) fn note_tried(stash: *mut Stash, slot: u16) {
     // means that a backend may be tried twice.
     unsafe {
         let n = (*stash).tried_len;
-        (*stash).tried[n as usize & (TRIED - 1)] = slot;
+        (*stash).tried.note(n, slot);
         if n < TRIED as u32 {
             (*stash).tried_len = n + 1;
         }
@@ -76,9 +49,19 @@ const fn owner(flow: u32, tick: u32) -> u64 {
     (flow as u64 + 1) | (tick as u64) << 32
 }
 
+/// Takes a stash for the flow in entry `flow`, whose hash is `hash`, and locks it: its index, or [`NO_STASH`]. A global
+/// function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_claim_stash(flow: u32, hash: u32) -> u32 {
+    let Some(settings) = settings() else { return u32::from(NO_STASH) };
+    let slot = claim(settings, flow, hash, crate::flows::now(settings));
+    u32::from(slot.map_or(NO_STASH, |slot| slot.index))
+}
+
 /// Takes a stash for a flow: a free one, or one whose owner does not wait any more.
 #[inline(always)]
-pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
+fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
     let mut i = 0;
     while i < WAYS {
         let index = hash.rotate_left(8).wrapping_add(i.wrapping_mul(0x9e37)) & settings.stash_mask & 0xffff;
@@ -97,6 +80,7 @@ pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Opti
                         (*stash).views[view] = 0;
                         view += 1;
                     }
+                    (*stash).tried = Tried::NONE;
                     (*stash).tried_len = 0;
                     return Some(slot);
                 }
@@ -168,21 +152,62 @@ pub(crate) fn lock(flow: u32, index: u16) -> Option<Slot> {
     still
 }
 
+/// Keeps the payload of a client's segment, which begins at offset `at` of its stream, in a stash that the caller has
+/// locked. With the first segment, what later SYNs need of it, too. Returns 0 when it does not fit.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_keep(ctx: *mut xdp_md, service: u32, stash: u32, at: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(Parsed { segment, .. }), Some(service), Some(place)) =
+        (crate::cold::parse(&ctx, service), SERVICES.get(service), STASHES.get_ptr_mut(stash))
+    else {
+        return 0;
+    };
+    let slot = Slot { stash: place, index: stash as u16 };
+    if at == 0 {
+        let stamps = timestamps(&ctx, segment.header);
+        // SAFETY: a map value stays valid, and the caller has its lock.
+        let stash = unsafe { &mut *place };
+        stash.ts_val = stamps.map_or(0, |stamps| stamps.val);
+        stash.has_timestamps = u32::from(stamps.is_some());
+        stash.window = u32::from(segment.window);
+        stash.limit = segment.payload;
+    }
+    let view = view(&ctx, &segment, at);
+    let copied = segment.payload == 0 || copy(&ctx, segment.payload_at(), slot, at, segment.payload);
+    u32::from(copied && at < STASH_BYTES as u32 && publish(slot, view, u32::from(service.mss)))
+}
+
+/// The packet's payload as a segment of the stash.
+#[inline(always)]
+fn view(ctx: &XdpContext, segment: &Segment, at: u32) -> View {
+    let mut flags = VIEW_USED;
+    if segment.flags & PSH != 0 {
+        flags |= VIEW_PSH;
+    }
+    if segment.flags & FIN != 0 {
+        flags |= VIEW_FIN;
+    }
+    View { at: at as u16, len: segment.payload as u16, sum: payload_sum(ctx, segment), flags }
+}
+
 /// Copies `len` bytes at `from` of the packet to offset `at` of the stream. Returns whether they fit.
 #[inline(always)]
-pub(crate) fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool {
-    let (at, len) = (launder(at), launder(len));
-    if at >= STASH_BYTES as u32 || len == 0 || len > MAX_SEGMENT {
+fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool {
+    let (at, len) = (launder(u64::from(at)), launder(u64::from(len)));
+    if at >= STASH_BYTES as u64 || len == 0 || len > MAX_SEGMENT {
         return false;
     }
     // SAFETY: the stash has room for a longest segment at the last offset.
-    unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at as usize), len) }
+    unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at as usize), len as u32) }
 }
 
 /// Publishes a segment: joined to the last view, in the place of one that begins at the same offset, or as a new one.
 /// Returns whether there was room.
 #[inline(always)]
-pub(crate) fn publish(slot: Slot, view: View, mss: u32) -> bool {
+fn publish(slot: Slot, view: View, mss: u32) -> bool {
     let mut last = 0_u64;
     let mut i = 0;
     while i < VIEWS {

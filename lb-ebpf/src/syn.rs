@@ -1,10 +1,13 @@
 //! A client's SYN: answered for the backend with a SYN cookie, leaving no trace in memory.
 
+use crate::cold::{self, Parsed};
 use crate::flows::{Key, jiffies};
 use crate::header::{self, End, Header, MAX_HEADER};
+use crate::maps::{SERVICES, settings};
 use crate::options;
 use crate::packet::{Frame, Packet, Segment, at};
 use crate::verdict::{Verdict, consume, leave};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::Mac;
 use lb_common::counter::Counter;
@@ -29,11 +32,24 @@ pub(crate) fn back(frame: Frame) -> (End, End) {
     )
 }
 
+/// SYN → SYN-ACK. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_syn(ctx: *mut xdp_md, service: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(Parsed { frame, key, segment }), Some(settings), Some(service)) =
+        (cold::parse(&ctx, service), settings(), SERVICES.get(service))
+    else {
+        return consume(Counter::DropNoService).to_bits();
+    };
+    answer(&ctx, frame, settings, service, &key, &segment).to_bits()
+}
+
 /// SYN → SYN-ACK. The window is twice the client's maximum segment size: a client that may send nothing would wait
 /// for ever, and more than that could not be stashed. TSval is the client's own sequence number, which its segments
 /// will echo (see [`lb_common::syn_cookie`]).
 #[inline(always)]
-pub(crate) fn answer(
+fn answer(
     ctx: &XdpContext,
     frame: Frame,
     settings: &Settings,

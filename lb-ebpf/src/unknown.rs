@@ -1,13 +1,16 @@
 //! A segment of a client whose flow is not in the table: the second half of the cookie handshake, a keep-alive, a FIN,
 //! or a connection that nobody knows.
 
+use crate::cold::{self, Parsed};
 use crate::flows::{Key, jiffies};
 use crate::handshake;
 use crate::header::{Header, timestamp_options};
-use crate::options::{Timestamps, timestamps};
-use crate::packet::{Frame, Segment};
+use crate::maps::{FLOWS, settings};
+use crate::options::timestamps;
+use crate::packet::{Packet, Segment};
 use crate::syn::{back, peer, send};
 use crate::verdict::{Verdict, consume};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
 use lb_common::flow::Flow;
@@ -15,48 +18,59 @@ use lb_common::settings::Settings;
 use lb_common::syn_cookie::{self, Agreed, is_fresh};
 use lb_common::tcp::{ACK, FIN, RST};
 
-/// What a segment proves about the handshake it belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    /// The first in sequence after the handshake.
-    First,
-    /// One byte before that: a keep-alive probe (RFC 9293 §3.8.4).
-    KeepAlive,
-    /// Behind that: something before it is missing.
-    Later,
-    /// The acknowledgement of a FIN of ours.
-    Last,
-    /// Nothing.
-    None,
-}
+/// What a segment proves about the handshake it belongs to. A number: it is returned by a function that is not inlined.
+type Proof = u32;
+/// Nothing.
+const NOTHING: Proof = 0;
+/// It is the first in sequence after the handshake.
+const FIRST: Proof = 1;
+/// It begins one byte before that: a keep-alive probe (RFC 9293 §3.8.4).
+const KEEP_ALIVE: Proof = 2;
+/// It stands behind that: something before it is missing.
+const LATER: Proof = 3;
+/// It acknowledges a FIN of ours.
+const LAST: Proof = 4;
+
+/// Not a verdict: the segment is a first payload, to be given to [`crate::handshake::lb_bind`]. The caller does that,
+/// not this function, because a chain of calls shares 512 bytes of stack.
+const BIND: u64 = u64::MAX;
 
 /// Client → service, no flow.
+#[inline(always)]
+pub(crate) fn handle(ctx: &XdpContext, service: u16) -> Verdict {
+    let bits = lb_unknown(ctx.ctx, u32::from(service));
+    Verdict::from_bits(if bits == BIND { handshake::lb_bind(ctx.ctx, u32::from(service)) } else { bits })
+}
+
+/// What a segment without a flow gets. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn handle(
-    ctx: &XdpContext,
-    frame: Frame,
-    settings: &'static Settings,
-    key: &Key,
-    segment: &Segment,
-) -> Verdict {
+extern "C" fn lb_unknown(ctx: *mut xdp_md, service: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else {
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    let Some(settings) = settings() else { return consume(Counter::DropNoService).to_bits() };
     if segment.flags & RST != 0 {
-        return consume(Counter::DropUnknownRst);
+        return consume(Counter::DropUnknownRst).to_bits();
     }
-    let stamps = timestamps(ctx, segment.header);
-    match prove(settings, key, segment, stamps) {
-        Proof::First if segment.payload > 0 => handshake::bind(ctx, frame, settings, key, segment, stamps),
-        Proof::First if segment.flags & FIN != 0 => answer(ctx, frame, segment, stamps, Counter::FinAnswered),
-        Proof::First | Proof::Last => consume(Counter::HandshakeAck),
-        Proof::KeepAlive => answer(ctx, frame, segment, stamps, Counter::KeepAliveAnswered),
-        Proof::Later => consume(Counter::DropFirstSegmentMissing),
-        Proof::None => reset(ctx, frame, segment),
+    let proof = prove(&ctx, settings, &key, &segment);
+    match proof {
+        FIRST if segment.payload > 0 => return BIND,
+        FIRST if segment.flags & FIN != 0 => answer(&ctx, &segment, Counter::FinAnswered),
+        FIRST | LAST => consume(Counter::HandshakeAck),
+        KEEP_ALIVE => answer(&ctx, &segment, Counter::KeepAliveAnswered),
+        LATER => consume(Counter::DropFirstSegmentMissing),
+        _ => reset(&ctx, &segment),
     }
+    .to_bits()
 }
 
 /// A client that uses timestamps echoes its initial sequence number, so where a segment stands in its stream is known
 /// before the cookie is checked. Without them, the places that matter are tried one by one.
 #[inline(always)]
-fn prove(settings: &Settings, key: &Key, segment: &Segment, stamps: Option<Timestamps>) -> Proof {
+fn prove(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> Proof {
+    let stamps = timestamps(ctx, segment.header);
     let now = settings.slot(jiffies());
     let (cookie, after_fin) = (segment.ack.wrapping_sub(1), segment.ack.wrapping_sub(2));
     let bare = segment.payload == 0 && segment.flags & FIN == 0;
@@ -64,32 +78,32 @@ fn prove(settings: &Settings, key: &Key, segment: &Segment, stamps: Option<Times
         let isn = stamps.ecr;
         if check(settings, key, isn, cookie, now) {
             return match segment.seq.wrapping_sub(isn) {
-                1 => Proof::First,
-                0 if segment.payload <= 1 => Proof::KeepAlive,
-                2 if bare => Proof::Last,
-                _ => Proof::Later,
+                1 => FIRST,
+                0 if segment.payload <= 1 => KEEP_ALIVE,
+                2 if bare => LAST,
+                _ => LATER,
             };
         }
         let last = bare && check(settings, key, isn, after_fin, now);
-        return if last { Proof::Last } else { Proof::None };
+        return if last { LAST } else { NOTHING };
     }
     if check(settings, key, segment.seq.wrapping_sub(1), cookie, now) {
-        return Proof::First;
+        return FIRST;
     }
     if segment.payload <= 1 && check(settings, key, segment.seq, cookie, now) {
-        return Proof::KeepAlive;
+        return KEEP_ALIVE;
     }
     if bare {
         let last = check(settings, key, segment.seq.wrapping_sub(2), after_fin, now);
-        return if last { Proof::Last } else { Proof::None };
+        return if last { LAST } else { NOTHING };
     }
     // The second of two full segments; and, where the first was not full, the benefit of the doubt: the client sends
     // both again, and an RST would kill a healthy connection.
     let behind_full = segment.seq.wrapping_sub(1 + u32::from(Agreed::of(cookie).mss()));
     if check(settings, key, behind_full, cookie, now) || is_fresh(cookie, now) {
-        return Proof::Later;
+        return LATER;
     }
-    Proof::None
+    NOTHING
 }
 
 #[inline(never)]
@@ -99,14 +113,22 @@ fn check(settings: &Settings, key: &Key, isn: u32, cookie: u32, now: u32) -> boo
 
 /// Whether a segment on a known flow proves a handshake other than the flow's: the client has begun anew on the same
 /// port. Its SYN alone proves nothing, anybody could have sent it.
+///
+/// A global function (see [`crate::cold`]); 0 is no.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_is_reborn(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(Parsed { key, segment, .. }), Some(settings), Some(flow)) =
+        (cold::parse(&ctx, service), settings(), FLOWS.get(flow))
+    else {
+        return 0;
+    };
+    u32::from(is_reborn(&ctx, settings, &key, flow, &segment))
+}
+
 #[inline(always)]
-pub(crate) fn is_reborn(
-    ctx: &XdpContext,
-    settings: &Settings,
-    key: &Key,
-    flow: &Flow,
-    segment: &Segment,
-) -> bool {
+fn is_reborn(ctx: &XdpContext, settings: &Settings, key: &Key, flow: &Flow, segment: &Segment) -> bool {
     let now = settings.slot(jiffies());
     let cookie = segment.ack.wrapping_sub(1);
     if !is_fresh(cookie, now) || segment.flags & ACK == 0 {
@@ -120,22 +142,17 @@ pub(crate) fn is_reborn(
 }
 
 /// Answers a keep-alive probe, or a FIN, of a connection that has sent no data: as the backend would.
-#[inline(always)]
-fn answer(
-    ctx: &XdpContext,
-    frame: Frame,
-    segment: &Segment,
-    stamps: Option<Timestamps>,
-    counter: Counter,
-) -> Verdict {
+#[inline(never)]
+fn answer(ctx: &XdpContext, segment: &Segment, counter: Counter) -> Verdict {
+    let stamps = timestamps(ctx, segment.header);
+    let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
     let (from, to) = back(frame);
     let fin = counter as u32 == Counter::FinAnswered as u32;
-    let first = if fin { segment.seq } else { segment.seq.wrapping_add(1) };
     let header = Header {
         from,
         to,
         seq: segment.ack,
-        ack: first.wrapping_add(u32::from(fin)),
+        ack: segment.seq.wrapping_add(1),
         flags: if fin { ACK | FIN } else { ACK },
         window: 2 * Agreed::of(segment.ack.wrapping_sub(1)).mss(),
         payload: 0,
@@ -149,8 +166,9 @@ fn answer(
 }
 
 /// RST for a segment of a connection that does not exist (RFC 9293 §3.10.7.1).
-#[inline(always)]
-fn reset(ctx: &XdpContext, frame: Frame, segment: &Segment) -> Verdict {
+#[inline(never)]
+fn reset(ctx: &XdpContext, segment: &Segment) -> Verdict {
+    let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
     let (from, to) = back(frame);
     let header =
         Header { from, to, seq: segment.ack, ack: 0, flags: RST, window: 0, payload: 0, payload_sum: 0 };

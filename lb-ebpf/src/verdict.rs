@@ -14,6 +14,15 @@ impl Verdict {
     pub(crate) const fn new(action: u32, counter: Counter) -> Self {
         Self(action as u64 | (counter as u64) << 32)
     }
+    /// From what [`Verdict::to_bits`] gave.
+    #[inline(always)]
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+    #[inline(always)]
+    pub(crate) const fn to_bits(self) -> u64 {
+        self.0
+    }
     #[inline(always)]
     pub(crate) const fn action(self) -> u32 {
         self.0 as u32
