@@ -1,20 +1,412 @@
-//! The event loop of lbd: everything that happens to it is one [`Event`], handled one at a time.
+//! lbd: one loop over one closed [`Event`]. The registry decides what follows from an event; here it is performed, on
+//! the maps, the servers, the checks, and whoever asked.
 
-use lb_common::addr::Mac;
-use lb_common::backend::Learned;
+mod answer;
+mod object;
+mod servers;
+mod start;
+
+use crate::config::{Config, Timeouts};
+use crate::control::server::{Call, ControlSocket};
+use crate::control::{Refused, Response};
+use crate::datapath::{Datapath, DatapathError};
+use crate::health::{Health, HealthEvent, Policy};
+use crate::net::{NextHopEvent, NextHops};
+use crate::registry::{Change, Effect, Outcome, Registry, Transition};
+use crate::session::{SessionStore, SledStore, StoreError, TokenKeys};
+use crate::supervisor::{Exit, ServerEvent, Supervisor};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use lb_common::backend::State;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Interval, MissedTickBehavior};
 
 /// What can happen to lbd. Closed: what is not here does not change it.
 #[derive(Debug)]
 pub enum Event {
-    /// A backend's health check changed its mind, or has its first result.
-    Health { slot: u16, up: bool, learned: Learned },
-    /// The way to a backend became known, or changed.
-    NextHop { slot: u16, local_mac: Mac, next_hop_mac: Mac, ifindex: u32 },
-    /// A managed server listens, as the instance of that epoch.
-    ServerReady { slot: u16, epoch: u32 },
-    /// A managed server is gone; what it cached is lost.
-    ServerExited { slot: u16, reason: String },
+    /// A managed server began or ended.
+    Server(ServerEvent),
+    /// A backend's health check has decided.
+    Health(HealthEvent),
+    /// The way to a backend became known, changed, or was lost.
+    NextHop(NextHopEvent),
+    /// The database gave a backend its next epoch.
+    Epoch { slot: u16, epoch: u32 },
+    /// lbctl wants something.
+    Call(Call),
+    /// Time to look for flows that have expired, and for askers who have waited long enough.
+    Tick,
+    /// Time to set the programs' clock.
+    Clock,
+    /// Time for a fresh SYN cookie key.
+    CookieKey,
+    /// The operator wants lbd to end.
+    Stop(&'static str),
+    /// The operator wants the configuration read again.
+    Reload,
 }
 
-/// Where the parts that watch the world report to.
-pub type Events = tokio::sync::mpsc::UnboundedSender<Event>;
+/// How often expired flows are looked for.
+const TICK: Duration = Duration::from_millis(250);
+/// How often the programs' clock is set.
+const CLOCK: Duration = Duration::from_secs(60);
+/// How long a SYN cookie key makes cookies; they are accepted for 448 s, so two keys are enough.
+const COOKIE_KEY: Duration = Duration::from_secs(600);
+/// Pause after the database did not give an epoch.
+const EPOCH_PAUSE: Duration = Duration::from_secs(1);
+/// How long lbctl is kept waiting for a server's restart.
+const RESTART_PATIENCE: Duration = Duration::from_secs(30);
+/// How long lbctl is kept waiting for a backend that shall be ready.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What lbd is told on its command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: PathBuf,
+    /// The packet programs, whatever the configuration says.
+    pub object: Option<PathBuf>,
+}
+
+/// Runs lbd until it is told to end.
+///
+/// # Errors
+/// It cannot start, or cannot go on. Packets keep flowing as they did.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut daemon = Daemon::start(options).await?;
+    let control = daemon.control.take().expect("a daemon starts with its control socket");
+    let (calls, asked) = mpsc::unbounded_channel();
+    daemon.sources.calls = asked;
+    let serving = tokio::spawn(async move { control.serve(calls).await });
+    let ended = daemon.until_stopped().await;
+    // From here on lbctl is told that nobody answers.
+    serving.abort();
+    daemon.stop().await;
+    ended
+}
+
+/// All that lbd holds.
+struct Daemon {
+    config: Config,
+    config_path: PathBuf,
+    started: Instant,
+    took_over: bool,
+    registry: Registry,
+    datapath: Datapath,
+    supervisor: Supervisor,
+    health: Health,
+    /// Kept for as long as next hops are to be kept fresh.
+    _next_hops: NextHops,
+    store: Arc<SledStore>,
+    keys: Arc<ArcSwap<TokenKeys>>,
+    backends: BTreeMap<u16, Known>,
+    /// The balancer's ends of the managed servers' links.
+    links: BTreeMap<u16, String>,
+    waiting: Vec<Waiting>,
+    sources: Sources,
+    epochs: mpsc::UnboundedSender<Event>,
+    control: Option<ControlSocket>,
+    sweeper: tokio::task::JoinHandle<()>,
+}
+
+/// What never changes about a backend.
+#[derive(Clone, Copy)]
+struct Known {
+    addr: SocketAddr,
+    policy: Policy,
+}
+
+/// Where events come from.
+struct Sources {
+    servers: mpsc::UnboundedReceiver<ServerEvent>,
+    health: mpsc::UnboundedReceiver<HealthEvent>,
+    next_hops: mpsc::UnboundedReceiver<NextHopEvent>,
+    epochs: mpsc::UnboundedReceiver<Event>,
+    calls: mpsc::UnboundedReceiver<Call>,
+    tick: Interval,
+    clock: Interval,
+    cookie_key: Interval,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Sources {
+    /// The next event, whoever has one. Signals first: they must not wait behind a flood of others.
+    async fn next(&mut self) -> Event {
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some(()) = self.terminate.recv() => Some(Event::Stop("SIGTERM")),
+                Some(()) = self.interrupt.recv() => Some(Event::Stop("SIGINT")),
+                Some(()) = self.hangup.recv() => Some(Event::Reload),
+                Some(event) = self.servers.recv() => Some(Event::Server(event)),
+                Some(event) = self.next_hops.recv() => Some(Event::NextHop(event)),
+                Some(event) = self.health.recv() => Some(Event::Health(event)),
+                event = self.epochs.recv() => event,
+                Some(call) = self.calls.recv() => Some(Event::Call(call)),
+                _ = self.tick.tick() => Some(Event::Tick),
+                _ = self.clock.tick() => Some(Event::Clock),
+                _ = self.cookie_key.tick() => Some(Event::CookieKey),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+}
+
+/// An asker who hears when a backend serves.
+struct Waiting {
+    slot: u16,
+    /// Only in a later epoch than this one.
+    after: Option<u32>,
+    until: Instant,
+    reply: oneshot::Sender<Response>,
+}
+
+impl Daemon {
+    async fn until_stopped(&mut self) -> anyhow::Result<()> {
+        loop {
+            let event = self.sources.next().await;
+            if let Event::Stop(signal) = event {
+                tracing::info!(signal, "stopping; traffic to backends elsewhere keeps flowing");
+                return Ok(());
+            }
+            self.handle(event).context("lbd cannot go on; packets keep flowing as they did")?;
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Server(event) => self.server(event)?,
+            Event::Health(HealthEvent { slot, up, learned, reason }) => {
+                self.apply(Change::Health { slot, up, learned, reason })?;
+            }
+            Event::NextHop(NextHopEvent { addr, next_hop }) => {
+                if next_hop.is_none() {
+                    tracing::warn!(%addr, "the way to this backend is lost; its health check decides");
+                }
+                self.apply(Change::NextHop { addr, hop: next_hop })?;
+            }
+            Event::Epoch { slot, epoch } => {
+                self.apply(Change::Epoch { slot, epoch })?;
+            }
+            Event::Call(call) => self.answer(call)?,
+            Event::Tick => {
+                let expired = self.datapath.expire(self.expire_budget());
+                if expired.total() > 0 {
+                    let (binding, idle, closing) = (expired.binding, expired.established, expired.closing);
+                    tracing::debug!(binding, idle, closing, "flows expired");
+                }
+            }
+            Event::Clock => {
+                if let Err(error) = self.datapath.refresh_clock() {
+                    tracing::warn!(error = %chain(&error), "the programs' clock was not set");
+                }
+            }
+            Event::CookieKey => {
+                let key = start::random_key()?;
+                self.apply(Change::CookieKey { key })?;
+                tracing::info!("SYN cookies are made with a fresh key");
+            }
+            Event::Reload => tracing::warn!(
+                "SIGHUP: the configuration is read at the start only; restart lbd, which keeps connections to backends \
+                 elsewhere alive"
+            ),
+            Event::Stop(_) => {}
+        }
+        self.tell_waiting();
+        Ok(())
+    }
+
+    fn server(&mut self, event: ServerEvent) -> anyhow::Result<()> {
+        match event {
+            ServerEvent::Ready { slot, epoch, interface } => {
+                if let Err(error) = self.datapath.attach_interface(&interface) {
+                    // Without the programs on its link nobody reaches it: it stays down until it is restarted.
+                    let error = chain(&error);
+                    tracing::error!(
+                        slot,
+                        interface,
+                        error,
+                        "the programs cannot be attached to a server's link"
+                    );
+                    let reason = format!("the programs are not attached to {interface}: {error}");
+                    self.apply(Change::ServerGone { slot, reason })?;
+                    return Ok(());
+                }
+                self.links.insert(slot, interface);
+                self.apply(Change::ServerReady { slot, epoch })?;
+            }
+            ServerEvent::Exited { slot, epoch, reason, restart_in } => {
+                let reason = match reason {
+                    Exit::Stopped => "its server was stopped".to_owned(),
+                    Exit::CutOff => {
+                        "its server was stopped, and requests cut off that took too long".to_owned()
+                    }
+                    Exit::Killed => "its server was killed".to_owned(),
+                    Exit::Panicked(message) => format!("its server panicked: {message}"),
+                    Exit::Failed(message) => format!("its server failed: {message}"),
+                };
+                let backend = self.registry.name_of(slot);
+                tracing::info!(slot, backend, epoch, reason, ?restart_in, "server ended");
+                self.apply(Change::ServerGone { slot, reason })?;
+            }
+            ServerEvent::Failed { slot, reason, retry_in } => {
+                let backend = self.registry.name_of(slot);
+                tracing::error!(slot, backend, reason, ?retry_in, "server cannot be started");
+                self.apply(Change::ServerGone {
+                    slot,
+                    reason: format!("its server cannot be started: {reason}"),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the registry take a change in, and performs what follows.
+    fn apply(&mut self, change: Change) -> Result<Outcome, DatapathError> {
+        let outcome = self.registry.apply(change, Instant::now());
+        self.perform(&outcome)?;
+        Ok(outcome)
+    }
+
+    fn perform(&mut self, outcome: &Outcome) -> Result<(), DatapathError> {
+        self.datapath.apply(&outcome.writes)?;
+        outcome.transitions.iter().for_each(log);
+        for effect in &outcome.effects {
+            match *effect {
+                Effect::Check { slot } => {
+                    if let Some(Known { addr, policy }) = self.backends.get(&slot) {
+                        self.health.watch(slot, *addr, *policy);
+                    }
+                }
+                Effect::NextEpoch { slot } => self.ask_epoch(slot),
+                Effect::Restart { slot } => {
+                    if let Err(error) = self.supervisor.restart(slot) {
+                        tracing::error!(slot, %error, "server cannot be restarted");
+                    }
+                }
+                Effect::Kill { slot, down_for } => {
+                    if let Err(error) = self.supervisor.kill(slot, down_for) {
+                        tracing::error!(slot, %error, "server cannot be killed");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the database until it answers: a backend without an epoch cannot serve.
+    fn ask_epoch(&self, slot: u16) {
+        let (store, epochs) = (self.store.clone(), self.epochs.clone());
+        tokio::spawn(async move {
+            loop {
+                match store.next_epoch(slot).await {
+                    Ok(epoch) => {
+                        // When lbd is stopping, nobody wants to know.
+                        let _ = epochs.send(Event::Epoch { slot, epoch });
+                        return;
+                    }
+                    Err(StoreError::Closed) => return,
+                    Err(error) => tracing::error!(slot, %error, "no next epoch, trying again"),
+                }
+                tokio::time::sleep(EPOCH_PAUSE).await;
+            }
+        });
+    }
+
+    /// Answers those whose backend serves now, or has not for too long.
+    fn tell_waiting(&mut self) {
+        let now = Instant::now();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let (state, epoch) = self.registry.backend(waiting.slot).unwrap_or((State::Gone, 0));
+            let name = self.registry.name_of(waiting.slot).unwrap_or_default();
+            let there = state.serves_sessions() || state == State::Maint;
+            let response = if there && waiting.after.is_none_or(|after| epoch > after) {
+                let message = match waiting.after {
+                    Some(after) => {
+                        format!("{name} restarted: epoch {after} is over, {epoch} is {}", state.name())
+                    }
+                    None => format!("{name} is {} in epoch {epoch}", state.name()),
+                };
+                Response::Done { message }
+            } else if now >= waiting.until {
+                let reason = self.registry.reason(waiting.slot).unwrap_or("no reason is known").to_owned();
+                Response::Refused(Refused::with_help(
+                    format!("{name} is {} still: {reason}", state.name()),
+                    "lbd goes on trying; `lbctl backend list` tells when it is back",
+                ))
+            } else {
+                self.waiting.push(waiting);
+                continue;
+            };
+            // An asker who has gone does not want the answer.
+            let _ = waiting.reply.send(response);
+        }
+    }
+
+    /// How many flow entries a tick looks at: all of them within half the shortest timeout.
+    fn expire_budget(&self) -> usize {
+        let Timeouts { idle, closing, binding, .. } = self.config.timeouts;
+        let ticks = idle.min(closing).min(binding).as_millis() / TICK.as_millis() / 2;
+        self.datapath.flows().capacity() / usize::try_from(ticks).unwrap_or(1).max(1) + 1
+    }
+
+    /// Takes managed servers out of the tables, lets them finish what is in flight, and leaves everything else as it is.
+    async fn stop(mut self) {
+        if let Err(error) = self.apply(Change::Stopping) {
+            tracing::error!(error = %chain(&error), "managed servers stay in the tables");
+        }
+        let links = std::mem::take(&mut self.links);
+        let drain = self.config.timeouts.drain;
+        tokio::select! {
+            ended = tokio::time::timeout(drain, self.supervisor.shutdown()) => {
+                if ended.is_err() {
+                    tracing::warn!(?drain, "requests that took too long were cut off");
+                }
+            }
+            _ = self.sources.terminate.recv() => tracing::warn!("SIGTERM again: not waiting for requests in flight"),
+            _ = self.sources.interrupt.recv() => tracing::warn!("SIGINT again: not waiting for requests in flight"),
+        }
+        for interface in links.values() {
+            if let Err(error) = self.datapath.detach_interface(interface) {
+                tracing::warn!(interface, error = %chain(&error), "not detached");
+            }
+        }
+        self.sweeper.abort();
+        tracing::info!("stopped");
+    }
+}
+
+fn log(transition: &Transition) {
+    let Transition { service, backend, slot, from, to, epoch, reason } = transition;
+    let (from, to) = (from.name(), to.name());
+    tracing::info!(service, backend, slot, epoch, from, reason, "backend is {to}");
+}
+
+/// An error with all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// An interval that does not hurry after a pause, and begins one period from now.
+fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+fn signals() -> anyhow::Result<[Signal; 3]> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    Ok([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?])
+}

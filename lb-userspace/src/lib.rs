@@ -1,5 +1,6 @@
 //! The deciding half of the load balancer: configuration, registry, data path loading, session servers and control.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -1,1 +1,66 @@
-fn main() {}
+//! lbd: arguments, logging, run; nothing else.
+
+use clap::{Parser, Subcommand};
+use lb_userspace::config::Config;
+use lb_userspace::daemon::{self, Options};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// A load balancer that brings sessions home: loads the packet programs, runs the session servers, watches backends.
+#[derive(Debug, Parser)]
+#[command(name = "lbd", version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+struct Cli {
+    /// The configuration; docs/lb.example.toml has every key with its default.
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    /// The packet programs, in place of those that the configuration names or `cargo xtask build` has built.
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
+    /// What is logged, such as `debug` or `lb_userspace::health=trace,info`.
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "LB_LOG")]
+    log: String,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Only check a configuration: says what is wrong with it, with line and reason
+    Check { file: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match (cli.verb, cli.config) {
+        (Some(Verb::Check { file }), _) => check(&file),
+        (None, Some(config)) => run(Options { config, object: cli.object }, &cli.log),
+        (None, None) => Ok(()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lbd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+    let services: Vec<_> =
+        config.services.iter().map(|service| format!("{} at {}", service.name, service.vip)).collect();
+    println!("{}: fine; services: {}; backends: {backends}", file.display(), services.join(", "));
+    Ok(())
+}
+
+fn run(options: Options, log: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(log)?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(daemon::run(options))
+}

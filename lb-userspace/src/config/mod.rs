@@ -12,7 +12,7 @@ mod tests;
 pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
 pub use fault::{ConfigError, Fault};
-pub use values::{Subnet, show_duration};
+pub use values::{Subnet, parse_duration, show_duration};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

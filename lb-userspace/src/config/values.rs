@@ -57,7 +57,7 @@ impl std::fmt::Display for Subnet {
 }
 
 /// Reads `250ms`, `10s`, `15m`, `1h30m`, `7d`: whole numbers with units, added up.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
     if rest.is_empty() {

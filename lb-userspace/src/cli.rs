@@ -1,0 +1,141 @@
+//! lbctl: each noun turns its verbs into a [`Request`], and the answer into text. Opens nothing but the control socket.
+
+mod backend;
+mod explain;
+mod flow;
+mod keys;
+mod service;
+mod session;
+mod stats;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use crate::control::client::ask;
+use crate::control::{Request, Response};
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Done as asked.
+const DONE: u8 = 0;
+/// lbd said no.
+const REFUSED: u8 = 1;
+/// lbd could not be asked.
+const UNREACHABLE: u8 = 2;
+
+/// Looks at a running lbd, and tells it what to do.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lbctl",
+    version,
+    after_help = "Exit codes: 0 done, 1 refused by lbd (or wrong usage), 2 no lbd could be reached."
+)]
+struct Cli {
+    /// The control socket of the lbd that is meant.
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/lb/lbd.sock", env = "LB_SOCKET")]
+    socket: PathBuf,
+    /// Print lbd's answer as JSON, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Show the daemon as a whole: interfaces, flows, sessions, keys
+    Status,
+    /// Services: the addresses that clients dial
+    #[command(subcommand)]
+    Service(service::Verb),
+    /// Backends: the servers behind the services
+    #[command(subcommand)]
+    Backend(backend::Verb),
+    /// Sessions in the database
+    #[command(subcommand)]
+    Session(session::Verb),
+    /// Connections through the balancer
+    #[command(subcommand)]
+    Flow(flow::Verb),
+    /// Show what was counted: every verdict and every drop has a name
+    Stats(stats::Args),
+    /// Tell where a request with a token would go, why, and which counters it would bump
+    Explain(explain::Args),
+    /// The keys that sign tokens
+    #[command(subcommand)]
+    Keys(keys::Verb),
+}
+
+/// What came of a command, for the shell.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    out: String,
+    err: String,
+    code: u8,
+}
+
+/// Runs lbctl with the arguments of this process.
+pub async fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            // clap prints help to one stream and mistakes to the other; a closed one is nobody's loss.
+            let _ = message.print();
+            return ExitCode::from(if message.use_stderr() { REFUSED } else { DONE });
+        }
+    };
+    let said = execute(&cli).await;
+    // Whoever closes the pipe early has seen enough.
+    let _ = std::io::stdout().write_all(said.out.as_bytes()).and_then(|()| std::io::stdout().flush());
+    let _ = std::io::stderr().write_all(said.err.as_bytes());
+    ExitCode::from(said.code)
+}
+
+async fn execute(cli: &Cli) -> Said {
+    match ask(&cli.socket, &request(&cli.noun)).await {
+        Ok(response) => say(cli, &response),
+        Err(error) => Said { out: String::new(), err: format!("lbctl: {error}\n"), code: UNREACHABLE },
+    }
+}
+
+fn request(noun: &Noun) -> Request {
+    match noun {
+        Noun::Status => Request::Status {},
+        Noun::Service(verb) => verb.request(),
+        Noun::Backend(verb) => verb.request(),
+        Noun::Session(verb) => verb.request(),
+        Noun::Flow(verb) => verb.request(),
+        Noun::Stats(args) => args.request(),
+        Noun::Explain(args) => args.request(),
+        Noun::Keys(verb) => verb.request(),
+    }
+}
+
+fn say(cli: &Cli, response: &Response) -> Said {
+    let code = if matches!(response, Response::Refused(_)) { REFUSED } else { DONE };
+    if cli.json {
+        let mut out = serde_json::to_string_pretty(response).expect("answers came as JSON and go as JSON");
+        out.push('\n');
+        return Said { out, err: String::new(), code };
+    }
+    let out = match response {
+        Response::Refused(refused) => {
+            return Said { out: String::new(), err: format!("lbctl: {refused}\n"), code };
+        }
+        Response::Done { message } => format!("{message}\n"),
+        Response::Status(status) => status::text(status),
+        Response::Services { services } => service::text(services),
+        Response::Backends { backends } => backend::text(backends),
+        Response::Session(session) => session::text(session),
+        Response::Flows(flows) => flow::text(flows),
+        Response::Stats(stats) => {
+            let all = matches!(&cli.noun, Noun::Stats(args) if args.all);
+            stats::text(stats, all)
+        }
+        Response::Explain(explain) => explain::text(explain),
+    };
+    Said { out, err: String::new(), code }
+}

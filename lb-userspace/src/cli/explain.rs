@@ -1,0 +1,37 @@
+//! `lbctl explain --token T`
+
+use super::table::sheet;
+use crate::control::{ExplainView, Request};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The value of the session cookie: 44 characters.
+    #[arg(long)]
+    token: String,
+    /// The service that the request is sent to; without it, the one that the token names.
+    #[arg(long)]
+    service: Option<String>,
+}
+
+impl Args {
+    pub(super) fn request(&self) -> Request {
+        Request::Explain { token: self.token.clone(), service: self.service.clone() }
+    }
+}
+
+pub(super) fn text(view: &ExplainView) -> String {
+    let mut lines = vec![("verdict", view.verdict.clone())];
+    lines.push(("backend", view.backend.clone().unwrap_or_else(|| "-".to_owned())));
+    lines.push(("why", view.why.clone()));
+    lines.push(("counters", view.counters.join(" ")));
+    lines.push(("service", view.service.clone()));
+    if let Some(token) = &view.token {
+        let backend = token.backend.clone().unwrap_or_else(|| format!("slot {}", token.slot));
+        let says = format!(
+            "session {}, {backend} in epoch {}, signed with key {}",
+            token.session, token.epoch, token.key
+        );
+        lines.push(("token", says));
+    }
+    sheet(&lines)
+}

@@ -1,0 +1,305 @@
+//! Answers lbctl: what the registry knows, what the maps and the database hold, and what the operator wants done.
+
+use super::{Daemon, READY_PATIENCE, RESTART_PATIENCE, Waiting, chain};
+use crate::control::server::Call;
+use crate::control::{
+    Admin, CounterView, FlowView, FlowsView, InterfaceView, Refused, Request, Response, SessionView,
+    StatsView, StatusView,
+};
+use crate::datapath::Mode;
+use crate::registry::Change;
+use crate::session::{Record, SessionStore, StoreError, unix_millis};
+use lb_common::backend::State;
+use lb_common::counter::{BackendCounters, Counter};
+use lb_common::flow::{Flow, FlowState};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+impl Daemon {
+    /// Answers now, or has the answer sent when it is known.
+    pub(super) fn answer(&mut self, call: Call) -> anyhow::Result<()> {
+        let Call { request, reply } = call;
+        let now = Instant::now();
+        let answered = match request {
+            Request::Status {} => {
+                let (mut status, store) = (self.status(), self.store.clone());
+                tokio::spawn(async move {
+                    let response = match store.count().await {
+                        Ok(sessions) => {
+                            status.sessions = sessions;
+                            Response::Status(Box::new(status))
+                        }
+                        Err(error) => Response::Refused(Refused::new(error.to_string())),
+                    };
+                    let _ = reply.send(response);
+                });
+                return Ok(());
+            }
+            Request::SessionShow { token } => {
+                match self.show_session(&token) {
+                    Ok((view, id)) => {
+                        let owner = self.owner_names();
+                        let store = self.store.clone();
+                        tokio::spawn(async move {
+                            let response = with_record(view, store.load(id).await, &owner);
+                            let _ = reply.send(response);
+                        });
+                    }
+                    Err(refused) => {
+                        let _ = reply.send(Response::Refused(refused));
+                    }
+                }
+                return Ok(());
+            }
+            Request::BackendRestart { backend } => {
+                let outcome = self.apply(Change::Restart { backend })?;
+                match (outcome.refused, outcome.slot) {
+                    (None, Some(slot)) => {
+                        let after = self.registry.backend(slot).map(|(_, epoch)| epoch);
+                        self.waiting.push(Waiting { slot, after, until: now + RESTART_PATIENCE, reply });
+                        return Ok(());
+                    }
+                    (refused, _) => Err(refused.unwrap_or_else(|| Refused::new("there is no such backend"))),
+                }
+            }
+            Request::BackendSet { backend, admin } => {
+                let outcome = self.apply(Change::Admin { backend, admin })?;
+                match (outcome.refused, outcome.slot) {
+                    (None, Some(slot)) if admin == Admin::Ready => {
+                        self.waiting.push(Waiting { slot, after: None, until: now + READY_PATIENCE, reply });
+                        return Ok(());
+                    }
+                    (None, Some(slot)) => Ok(self.admin_done(slot, admin)),
+                    (refused, _) => Err(refused.unwrap_or_else(|| Refused::new("there is no such backend"))),
+                }
+            }
+            Request::BackendKill { backend, down_for_ms } => {
+                let down_for = down_for_ms.map(Duration::from_millis);
+                let outcome = self.apply(Change::Kill { backend, down_for })?;
+                match (outcome.refused, outcome.slot) {
+                    (None, Some(slot)) => {
+                        let name = self.registry.name_of(slot).unwrap_or_default();
+                        let back = down_for.map_or("at once".to_owned(), |time| format!("after {time:?}"));
+                        Ok(Response::Done { message: format!("{name} was killed; it starts again {back}") })
+                    }
+                    (refused, _) => Err(refused.unwrap_or_else(|| Refused::new("there is no such backend"))),
+                }
+            }
+            Request::KeysRotate {} => self.rotate_keys()?,
+            Request::ServiceList {} => Ok(Response::Services { services: self.registry.services() }),
+            Request::BackendList { service } => self
+                .registry
+                .backends(service.as_deref(), now)
+                .map(|backends| Response::Backends { backends }),
+            Request::FlowList { service, backend, limit } => {
+                self.list_flows(service.as_deref(), backend.as_deref(), limit).map(Response::Flows)
+            }
+            Request::Stats { service } => self.stats(service.as_deref()).map(Response::Stats),
+            Request::Explain { token, service } => self
+                .registry
+                .explain(&token, service.as_deref())
+                .map(|view| Response::Explain(Box::new(view))),
+        };
+        // An asker who has gone does not want the answer.
+        let _ = reply.send(answered.unwrap_or_else(Response::Refused));
+        Ok(())
+    }
+
+    fn admin_done(&self, slot: u16, admin: Admin) -> Response {
+        let name = self.registry.name_of(slot).unwrap_or_default();
+        let message = match self.registry.backend(slot) {
+            Some((State::Down, _)) => format!("{name} will be {admin} when it is up"),
+            _ if admin == Admin::Drain => {
+                format!("{name} is in drain: only sessions that live there still go there")
+            }
+            _ => format!("{name} is in {admin}: nothing goes there any more"),
+        };
+        Response::Done { message }
+    }
+
+    fn status(&self) -> StatusView {
+        let (backends, backends_ready) = self.registry.count_backends();
+        let keys = self.keys.load();
+        StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: self.config_path.display().to_string(),
+            took_over: self.took_over,
+            interfaces: self
+                .datapath
+                .interfaces()
+                .map(|(name, mode)| InterfaceView { name: name.to_owned(), mode: mode_name(mode).to_owned() })
+                .collect(),
+            services: self.config.services.len(),
+            backends,
+            backends_ready,
+            flows: self.datapath.flows().iter().count(),
+            flows_limit: self.config.limits.flows,
+            sessions: 0,
+            token_key: keys.ids().first().copied().unwrap_or(0),
+            token_keys: keys.ids().len() as u32,
+            store: self.config.lbd.store.display().to_string(),
+        }
+    }
+
+    fn rotate_keys(&mut self) -> anyhow::Result<Result<Response, Refused>> {
+        let rotated = self.keys.load().rotated().and_then(|keys| {
+            keys.store(&self.config.lbd.keys)?;
+            Ok(keys)
+        });
+        let keys = match rotated {
+            Ok(keys) => keys,
+            Err(error) => return Ok(Err(Refused::new(chain(&error)))),
+        };
+        // The programs must know the key before the first token that it signs comes back.
+        let (map_keys, mask) = keys.as_map();
+        self.apply(Change::TokenKeys { keys: Box::new(map_keys), mask })?;
+        let (newest, count) = (keys.ids().first().copied().unwrap_or(0), keys.ids().len());
+        self.keys.store(Arc::new(keys));
+        tracing::info!(key = newest, alive = count, "token keys rotated");
+        Ok(Ok(Response::Done { message: format!("key {newest} signs new tokens; {count} keys verify") }))
+    }
+
+    fn list_flows(
+        &self,
+        service: Option<&str>,
+        backend: Option<&str>,
+        limit: usize,
+    ) -> Result<FlowsView, Refused> {
+        let service = service.map(|name| self.registry.find_service(name)).transpose()?;
+        let backend = backend.map(|name| self.registry.find(name)).transpose()?;
+        let clock = self.datapath.clock();
+        let now = clock.tick();
+        let mut view = FlowsView::default();
+        let wanted = self.datapath.flows().iter().filter(|(_, flow)| {
+            service.is_none_or(|id| flow.head.service == id)
+                && backend.is_none_or(|slot| flow.head.backend == slot)
+        });
+        for (_, flow) in wanted {
+            view.total += 1;
+            if view.flows.len() < limit {
+                let idle = clock.duration(now.wrapping_sub(flow.last_seen).min(i32::MAX as u32));
+                view.flows.push(self.flow_view(&flow, idle));
+            }
+        }
+        Ok(view)
+    }
+
+    fn flow_view(&self, flow: &Flow, idle: Duration) -> FlowView {
+        let head = flow.head;
+        let client: IpAddr = flow.client.into();
+        FlowView {
+            service: self.registry.service_name(head.service).unwrap_or("?").to_owned(),
+            backend: self.registry.name_of(head.backend).unwrap_or_else(|| format!("slot {}", head.backend)),
+            client: SocketAddr::new(client, head.client_port.get()).to_string(),
+            state: FlowState::from_bits(head.state).name().to_owned(),
+            idle_ms: idle.as_millis() as u64,
+        }
+    }
+
+    fn stats(&self, service: Option<&str>) -> Result<StatsView, Refused> {
+        let only = service.map(|name| self.registry.find_service(name)).transpose()?;
+        let counters = self.datapath.counters().map_err(|error| Refused::new(chain(&error)))?;
+        let mut view = StatsView::default();
+        for (id, row) in counters.services.iter().enumerate() {
+            let id = id as u16;
+            let of = match self.registry.service_name(id) {
+                _ if only.is_some_and(|only| only != id) => continue,
+                Some(name) => name.to_owned(),
+                None if id == 0 => "-".to_owned(),
+                None => continue,
+            };
+            let named = Counter::ALL.iter().zip(row);
+            view.counters.extend(named.map(|(counter, value)| CounterView {
+                of: of.clone(),
+                counter: counter.name().to_owned(),
+                value: *value,
+            }));
+        }
+        for slot in self.backends.keys() {
+            let Some((of, row)) = self.registry.name_of(*slot).zip(counters.backends.get(usize::from(*slot)))
+            else {
+                continue;
+            };
+            if only.is_some_and(|only| self.registry.service_of(*slot) != Some(only)) {
+                continue;
+            }
+            view.counters.extend(backend_counters(row).map(|(name, value)| CounterView {
+                of: of.clone(),
+                counter: name.to_owned(),
+                value,
+            }));
+        }
+        Ok(view)
+    }
+
+    fn show_session(&self, text: &str) -> Result<(SessionView, lb_common::token::SessionId), Refused> {
+        let token = self.registry.verify(text).map_err(|error| {
+            Refused::with_help(error.to_string(), "a token is the value of the session cookie, 44 characters")
+        })?;
+        let view = SessionView {
+            token: self.registry.token_view(&token),
+            found: false,
+            version: None,
+            owner: None,
+            created_unix_ms: None,
+            expires_unix_ms: None,
+            state: None,
+        };
+        Ok((view, token.session))
+    }
+
+    /// Names of backends by slot.
+    fn owner_names(&self) -> Vec<(u16, String)> {
+        self.backends.keys().filter_map(|slot| Some((*slot, self.registry.name_of(*slot)?))).collect()
+    }
+}
+
+fn with_record(
+    mut view: SessionView,
+    loaded: Result<Option<Record>, StoreError>,
+    names: &[(u16, String)],
+) -> Response {
+    match loaded {
+        Ok(Some(record)) if !record.is_expired(unix_millis()) => {
+            let slot = record.owner.slot;
+            let name = names.iter().find(|(known, _)| *known == slot).map(|(_, name)| name.clone());
+            let name = name.unwrap_or_else(|| format!("slot {slot}"));
+            view.found = true;
+            view.version = Some(record.version);
+            view.owner = Some(format!("{name} in epoch {}", record.owner.epoch));
+            view.created_unix_ms = Some(record.created);
+            view.expires_unix_ms = Some(record.expires);
+            view.state = serde_json::to_value(&record.state).ok();
+            Response::Session(Box::new(view))
+        }
+        Ok(_) => Response::Session(Box::new(view)),
+        Err(error) => Response::Refused(Refused::new(error.to_string())),
+    }
+}
+
+fn backend_counters(row: &BackendCounters) -> impl Iterator<Item = (&'static str, u64)> {
+    [
+        ("affinity_hit", row.affinity_hit),
+        ("stale_instance", row.stale_instance),
+        ("redispatched", row.redispatched),
+        ("new_session", row.new_session),
+        ("spliced", row.spliced),
+        ("failed", row.failed),
+        ("packets_from_client", row.packets_from_client),
+        ("bytes_from_client", row.bytes_from_client),
+        ("packets_from_backend", row.packets_from_backend),
+        ("bytes_from_backend", row.bytes_from_backend),
+    ]
+    .into_iter()
+}
+
+const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Auto => "auto",
+        Mode::Driver => "driver",
+        Mode::Generic => "generic",
+    }
+}

@@ -1,0 +1,71 @@
+//! What the supervisor runs: session servers over the one database.
+
+use crate::config::{Affinity, Config};
+use crate::server::{self, ServerContext};
+use crate::session::{Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
+use crate::supervisor::{ManagedSpec, Server};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What all session servers share.
+pub(super) struct SessionServers {
+    store: Arc<dyn SessionStore>,
+    keys: Arc<ArcSwap<TokenKeys>>,
+    peers: Arc<Peers>,
+    /// Limits and cookie of each service, by its name.
+    services: HashMap<String, (Limits, String)>,
+}
+
+impl SessionServers {
+    pub(super) fn new(config: &Config, store: Arc<dyn SessionStore>, keys: Arc<ArcSwap<TokenKeys>>) -> Self {
+        let services = config.services.iter().map(|service| {
+            let Affinity::Signed { cookie } = &service.affinity;
+            (service.name.clone(), (service.session.clone(), cookie.clone()))
+        });
+        Self { store, keys, peers: Arc::default(), services: services.collect() }
+    }
+}
+
+impl Server for SessionServers {
+    fn next_epoch(&self, spec: &ManagedSpec) -> anyhow::Result<u32> {
+        // The server's own thread asks before it serves, so nobody else waits.
+        futures::executor::block_on(self.store.next_epoch(spec.slot))
+            .with_context(|| format!("no next epoch for {}/{}", spec.service, spec.name))
+    }
+
+    fn serve(
+        &self,
+        spec: &ManagedSpec,
+        epoch: u32,
+        listener: std::net::TcpListener,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> LocalBoxFuture<'static, anyhow::Result<()>> {
+        let (limits, cookie_name) = self.services[&spec.service].clone();
+        let instance = Instance { service: spec.service_id, slot: spec.slot, epoch, name: spec.name.clone() };
+        let (held, instance) = watch::channel(instance);
+        let context = ServerContext {
+            instance,
+            store: self.store.clone(),
+            keys: self.keys.clone(),
+            peers: self.peers.clone(),
+            limits,
+            cookie_name,
+            clock: Arc::new(unix_millis),
+        };
+        async move {
+            let stopped = async move {
+                // Its end without a word means the same.
+                let _ = shutdown.wait_for(|stop| *stop).await;
+            };
+            let served = server::serve(listener, context, stopped).await;
+            drop(held);
+            Ok(served?)
+        }
+        .boxed_local()
+    }
+}

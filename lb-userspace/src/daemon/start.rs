@@ -1,0 +1,230 @@
+//! How lbd starts: everything is opened and checked in the order in which it depends on each other, and packets that
+//! flow already are not disturbed.
+
+use super::servers::SessionServers;
+use super::{CLOCK, COOKIE_KEY, Daemon, Known, Options, Sources, TICK, every, object, signals};
+use crate::config::{Config, Managed};
+use crate::control::server::ControlSocket;
+use crate::datapath::{Clock, Datapath, DatapathOptions};
+use crate::health::{Health, Policy};
+use crate::net::{self, NextHops};
+use crate::registry::{Ids, Registry};
+use crate::session::{SessionStore, SledStore, TokenKeys, store, unix_millis};
+use crate::supervisor::{ManagedSpec, Supervisor};
+use anyhow::{Context, bail, ensure};
+use arc_swap::ArcSwap;
+use lb_common::hash::SipKey;
+use lb_common::settings::Settings;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Expired sessions are removed this often, so many records at a time are looked at.
+const SWEEP: (Duration, usize) = (Duration::from_secs(1), 1000);
+
+impl Daemon {
+    pub(super) async fn start(options: Options) -> anyhow::Result<Self> {
+        let config = Config::load(&options.config)?;
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "lbd loads programs into the kernel and makes network namespaces: start it as root"
+        );
+        let object = object::find(options.object.as_deref(), config.lbd.object.as_deref())?;
+        // First, so that a second lbd ends before it touches anything.
+        let control = ControlSocket::bind(&config.lbd.socket)?;
+        let [terminate, interrupt, hangup] = signals()?;
+
+        let store = Arc::new(SledStore::open(&config.lbd.store)?);
+        let ids = ids(&config, &store).await?;
+        let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
+        tracing::info!(store = %config.lbd.store.display(), sessions = store.count().await?, "store opened");
+
+        let datapath = Datapath::open(&DatapathOptions {
+            object,
+            run_dir: config.lbd.run_dir.clone(),
+            limits: config.limits,
+            interfaces: config.lbd.interfaces.clone(),
+            mode: config.lbd.mode,
+        })?;
+        let left = datapath.left()?;
+        let settings = settings(&config, &keys, datapath.inherited(), datapath.clock())?;
+        let (registry, outcome) = Registry::new(&config, &ids, &left, settings, Instant::now());
+        let announced: Vec<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
+        for vip in announced.iter().filter(|_| config.lbd.announce) {
+            if net::announce(*vip)? {
+                tracing::info!(%vip, "announced: lo has this address now");
+            }
+        }
+
+        let (server_events, servers) = mpsc::unbounded_channel();
+        let (health_events, health) = mpsc::unbounded_channel();
+        let (hop_events, hops) = mpsc::unbounded_channel();
+        let (epochs, epoch_events) = mpsc::unbounded_channel();
+        let keys = Arc::new(ArcSwap::from_pointee(keys));
+        let next_hops = NextHops::spawn(hop_events)?;
+        let session_servers = SessionServers::new(&config, store.clone(), keys.clone());
+        let known = known(&config, &ids);
+        known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
+        let (pause, slice) = SWEEP;
+        let sweeper = store::sweep_forever(store.clone(), Arc::new(unix_millis), pause, slice);
+        let mut daemon = Self {
+            config_path: options.config,
+            started: Instant::now(),
+            took_over: datapath.inherited().is_some(),
+            registry,
+            supervisor: Supervisor::new(Arc::new(session_servers), server_events),
+            health: Health::new(health_events),
+            _next_hops: next_hops,
+            store,
+            keys,
+            backends: known,
+            links: BTreeMap::new(),
+            waiting: Vec::new(),
+            sources: Sources {
+                servers,
+                health,
+                next_hops: hops,
+                epochs: epoch_events,
+                // Replaced when the control socket is served.
+                calls: mpsc::unbounded_channel().1,
+                tick: every(TICK),
+                clock: every(CLOCK),
+                cookie_key: every(COOKIE_KEY),
+                terminate,
+                interrupt,
+                hangup,
+            },
+            epochs,
+            control: Some(control),
+            sweeper: tokio::spawn(sweeper),
+            datapath,
+            config,
+        };
+        daemon.perform(&outcome)?;
+        daemon.spawn_servers(&ids)?;
+        daemon.datapath.settle()?;
+        tracing::info!(
+            config = %daemon.config_path.display(),
+            services = daemon.config.services.len(),
+            backends = daemon.backends.len(),
+            socket = %daemon.config.lbd.socket.display(),
+            took_over = daemon.took_over,
+            "lbd is up"
+        );
+        Ok(daemon)
+    }
+
+    fn spawn_servers(&mut self, ids: &Ids) -> anyhow::Result<()> {
+        let gateway = IpAddr::from(self.config.managed.gateway());
+        let mut interfaces = Vec::new();
+        for ((service, id), slots) in self.config.services.iter().zip(&ids.services).zip(&ids.slots) {
+            for (backend, slot) in service.backends.iter().zip(slots).filter(|(b, _)| b.managed) {
+                let spec = ManagedSpec {
+                    service: service.name.clone(),
+                    service_id: *id,
+                    name: backend.name.clone(),
+                    slot: *slot,
+                    addr: self.backends[slot].addr,
+                    gateway,
+                };
+                let interface = self
+                    .supervisor
+                    .spawn(spec)
+                    .with_context(|| format!("server {}/{} cannot be run", service.name, backend.name))?;
+                interfaces.push((*slot, interface));
+            }
+        }
+        for (slot, interface) in interfaces {
+            self.datapath.attach_interface(&interface)?;
+            self.links.insert(slot, interface);
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of services and backends. Slots of backends that are not configured any more are free for others.
+async fn ids(config: &Config, store: &SledStore) -> anyhow::Result<Ids> {
+    for (service, backend, slot) in store.slots().await? {
+        let kept =
+            config.services.iter().any(|s| s.name == service && s.backends.iter().any(|b| b.name == backend));
+        if !kept {
+            store.forget_slot(&service, &backend).await?;
+            tracing::info!(service, backend, slot, "slot freed: the backend is not configured any more");
+        }
+    }
+    let mut ids = Ids::default();
+    for service in &config.services {
+        let id = store.service_id(&service.name).await?;
+        if u32::from(id) >= config.limits.services {
+            bail!(
+                "service {} has id {id}, but `services` in [limits] is {}: raise it to {} or more",
+                service.name,
+                config.limits.services,
+                id + 1
+            );
+        }
+        let mut slots = Vec::new();
+        for backend in &service.backends {
+            let slot = store.slot(&service.name, &backend.name).await?;
+            if u32::from(slot) >= config.limits.backends {
+                bail!(
+                    "backend {}/{} has slot {slot}, but `backends` in [limits] is {}: raise it to {} or more",
+                    service.name,
+                    backend.name,
+                    config.limits.backends,
+                    slot + 1
+                );
+            }
+            slots.push(slot);
+        }
+        ids.services.push(id);
+        ids.slots.push(slots);
+    }
+    Ok(ids)
+}
+
+/// Address and health policy of every backend.
+fn known(config: &Config, ids: &Ids) -> BTreeMap<u16, Known> {
+    let mut known = BTreeMap::new();
+    for (service, slots) in config.services.iter().zip(&ids.slots) {
+        let crate::config::Health { interval, timeout, rise, fall } = service.health;
+        for (backend, slot) in service.backends.iter().zip(slots) {
+            let own = || SocketAddr::new(config.managed.server(*slot).into(), Managed::PORT);
+            let addr = backend.addr.unwrap_or_else(own);
+            known.insert(*slot, Known { addr, policy: Policy { interval, timeout, rise, fall } });
+        }
+    }
+    known
+}
+
+/// Keys and timeouts. SYN cookie keys of an earlier daemon stay, or handshakes in flight would be lost.
+fn settings(
+    config: &Config,
+    keys: &TokenKeys,
+    inherited: Option<&Settings>,
+    clock: Clock,
+) -> anyhow::Result<Settings> {
+    let (token_keys, token_key_mask) = keys.as_map();
+    let (cookie_keys, cookie_key) = match inherited {
+        Some(settings) => (settings.cookie_keys, settings.cookie_key),
+        None => ([random_key()?, random_key()?], 0),
+    };
+    Ok(Settings {
+        cookie_keys,
+        cookie_key,
+        token_keys,
+        token_key_mask,
+        idle_ticks: clock.ticks(config.timeouts.idle),
+        closing_ticks: clock.ticks(config.timeouts.closing),
+        binding_ticks: clock.ticks(config.timeouts.binding),
+        ..Settings::default()
+    })
+}
+
+pub(super) fn random_key() -> anyhow::Result<SipKey> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random numbers for a key: {error}"))?;
+    Ok(bytemuck::cast(bytes))
+}
