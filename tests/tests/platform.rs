@@ -2,18 +2,28 @@
 //! checks. Each against the real kernel.
 
 use anyhow::{Context, Result};
+use futures::future::LocalBoxFuture;
 use lb_common::backend::{Backend, State};
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
+use lb_common::service::PROMISE_WINDOW_SCALE;
 use lb_common::settings::Settings;
 use lb_userspace::datapath::{self, Datapath, DatapathError, DatapathOptions, Limits, MapWrite, Mode};
-use lb_userspace::net::{Netns, NextHop, NextHopEvent, NextHops, Peer, Rtnl, check_peer, ethtool};
-use std::net::{IpAddr, Ipv4Addr};
+use lb_userspace::health::{Health, Policy};
+use lb_userspace::net::{
+    Netns, NextHop, NextHopEvent, NextHops, Peer, Rtnl, check_peer, ethtool, set_sysctl,
+};
+use lb_userspace::supervisor::{
+    Exit, ManagedSpec, Server, ServerEvent, Supervisor, SupervisorError, interface_name, namespace_name,
+};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tests::require_root;
-use tokio::sync::mpsc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
 
 /// A name that no other test has, short enough for an interface.
 fn unique(prefix: &str) -> String {
@@ -420,4 +430,264 @@ fn namespaces_are_named_as_ip_netns_names_them() -> Result<()> {
     assert!(Netns::open(&name).is_err(), "removed with its value");
     assert!(!Netns::remove(&name)?, "fine when it is gone");
     Ok(())
+}
+
+/// Tells every client its epoch, and dies in the ways that clients ask for.
+struct Parrot {
+    epoch: AtomicU32,
+    /// How long a connection is held before the answer.
+    slow: Duration,
+}
+
+impl Server for Parrot {
+    fn next_epoch(&self, _: &ManagedSpec) -> Result<u32> {
+        Ok(self.epoch.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn serve(
+        &self,
+        _: &ManagedSpec,
+        epoch: u32,
+        listener: std::net::TcpListener,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> LocalBoxFuture<'static, Result<()>> {
+        let slow = self.slow;
+        Box::pin(async move {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let mut talks = tokio::task::JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        talks.spawn(talk(accepted?.0, epoch, slow));
+                    }
+                    Some(order) = talks.join_next() => match order?? {
+                        b'p' => panic!("as ordered"),
+                        b'f' => anyhow::bail!("failing as ordered"),
+                        _ => {}
+                    },
+                    _ = shutdown.wait_for(|asked| *asked) => break,
+                }
+            }
+            drop(listener);
+            while talks.join_next().await.is_some() {}
+            Ok(())
+        })
+    }
+}
+
+async fn talk(mut stream: tokio::net::TcpStream, epoch: u32, slow: Duration) -> Result<u8> {
+    let order = stream.read_u8().await?;
+    tokio::time::sleep(slow).await;
+    stream.write_all(format!("{epoch}").as_bytes()).await?;
+    Ok(order)
+}
+
+/// Asks the server for its epoch from the balancer's namespace.
+async fn ask(addr: SocketAddr, order: u8) -> Result<u32> {
+    let mut stream = tokio::net::TcpStream::connect(addr).await?;
+    stream.write_all(&[order]).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.parse()?)
+}
+
+fn managed(name: &str, last: u8, slot: u16) -> ManagedSpec {
+    ManagedSpec {
+        service: "t".to_owned(),
+        service_id: 1,
+        name: name.to_owned(),
+        slot,
+        addr: (Ipv4Addr::new(10, 254, 7, last), 8080).into(),
+        gateway: Ipv4Addr::new(10, 254, 7, 1).into(),
+    }
+}
+
+/// Runs `story` in a namespace of its own with a supervisor of parrots.
+fn with_supervisor<F>(
+    slow: Duration,
+    story: impl FnOnce(Supervisor, mpsc::UnboundedReceiver<ServerEvent>) -> F + Send,
+) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    require_root();
+    let balancer = Netns::create(&unique("lbt-b"))?;
+    balancer.run(|| {
+        runtime()?.block_on(async {
+            let (events, news) = mpsc::unbounded_channel();
+            let parrot = Parrot { epoch: AtomicU32::new(0), slow };
+            story(Supervisor::new(Arc::new(parrot), events), news).await
+        })
+    })?
+}
+
+fn ready(slot: u16, epoch: u32, interface: &str) -> ServerEvent {
+    ServerEvent::Ready { slot, epoch, interface: interface.to_owned() }
+}
+
+fn exited(slot: u16, epoch: u32, reason: Exit, after_ms: Option<u64>) -> ServerEvent {
+    ServerEvent::Exited { slot, epoch, reason, restart_in: after_ms.map(Duration::from_millis) }
+}
+
+#[test]
+fn managed_servers_live_die_and_return_with_a_new_epoch() -> Result<()> {
+    let name = unique("s");
+    with_supervisor(Duration::ZERO, |mut supervisor, mut news| async move {
+        let spec = managed(&name, 2, 7);
+        let interface = supervisor.spawn(spec.clone())?;
+        assert!(matches!(supervisor.spawn(spec.clone()), Err(SupervisorError::Taken(7))));
+        assert_eq!(next(&mut news).await?, ready(7, 1, &interface));
+        assert_eq!(ask(spec.addr, b'.').await?, 1);
+        let link = Rtnl::open()?.link(&interface)?.context("the balancer's end")?;
+        assert_eq!(check_peer(&mut Rtnl::open()?, &link)?, Peer::Receives);
+
+        supervisor.restart(7)?;
+        assert_eq!(next(&mut news).await?, exited(7, 1, Exit::Stopped, Some(0)));
+        assert_eq!(next(&mut news).await?, ready(7, 2, &interface));
+        assert_eq!(ask(spec.addr, b'p').await?, 2);
+        assert_eq!(next(&mut news).await?, exited(7, 2, Exit::Panicked("as ordered".into()), Some(100)));
+        assert_eq!(next(&mut news).await?, ready(7, 3, &interface));
+        assert_eq!(ask(spec.addr, b'f').await?, 3);
+        assert_eq!(
+            next(&mut news).await?,
+            exited(7, 3, Exit::Failed("failing as ordered".into()), Some(200)),
+            "doubled"
+        );
+        assert_eq!(next(&mut news).await?, ready(7, 4, &interface));
+
+        supervisor.stop(7)?;
+        assert_eq!(next(&mut news).await?, exited(7, 4, Exit::Stopped, None));
+        assert!(ask(spec.addr, b'.').await.is_err(), "it stays stopped");
+        supervisor.restart(7)?;
+        assert_eq!(next(&mut news).await?, ready(7, 5, &interface));
+        assert!(matches!(supervisor.restart(8), Err(SupervisorError::Unknown(8))));
+
+        let namespace = namespace_name("t", &name);
+        assert!(Netns::open(&namespace).is_ok());
+        supervisor.shutdown().await;
+        assert_eq!(next(&mut news).await?, exited(7, 5, Exit::Stopped, None));
+        assert!(Netns::open(&namespace).is_err(), "removed with the supervisor");
+        assert_eq!(Rtnl::open()?.link(&interface)?, None);
+        Ok(())
+    })
+}
+
+#[test]
+fn stopping_waits_for_answers_and_killing_does_not() -> Result<()> {
+    let name = unique("s");
+    with_supervisor(Duration::from_millis(300), |mut supervisor, mut news| async move {
+        let spec = managed(&name, 3, 1);
+        let interface = supervisor.spawn(spec.clone())?;
+        assert_eq!(next(&mut news).await?, ready(1, 1, &interface));
+        let ask_early = || async {
+            let asking = tokio::spawn(ask(spec.addr, b'.'));
+            // Until the request is there.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            asking
+        };
+        let asking = ask_early().await;
+        supervisor.restart(1)?;
+        assert_eq!(asking.await??, 1, "answered before it stopped");
+        assert_eq!(next(&mut news).await?, exited(1, 1, Exit::Stopped, Some(0)));
+        assert_eq!(next(&mut news).await?, ready(1, 2, &interface));
+
+        let asking = ask_early().await;
+        supervisor.kill(1, Some(Duration::from_millis(200)))?;
+        assert!(asking.await?.is_err(), "cut off in the middle");
+        assert_eq!(next(&mut news).await?, exited(1, 2, Exit::Killed, Some(200)));
+        let refused = ask(spec.addr, b'.').await.expect_err("nobody listens").to_string();
+        assert!(refused.contains("refused"), "{refused}");
+        assert_eq!(next(&mut news).await?, ready(1, 3, &interface));
+        supervisor.shutdown().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_namespace_that_was_left_behind_is_taken_over() -> Result<()> {
+    let name = unique("s");
+    with_supervisor(Duration::ZERO, |mut supervisor, mut news| async move {
+        let spec = managed(&name, 4, 1);
+        let namespace = namespace_name("t", &name);
+        // What a daemon leaves that was killed while it arranged the network.
+        let left = Netns::create(&namespace)?.keep();
+        let interface = interface_name("t", &name);
+        Rtnl::open()?.add_veth(&interface, "elsewhere", None)?;
+        assert_eq!(supervisor.spawn(spec.clone())?, interface);
+        assert_eq!(next(&mut news).await?, ready(1, 1, &interface));
+        assert_eq!(ask(spec.addr, b'.').await?, 1);
+        // And one that was killed later, its network whole.
+        let index = Rtnl::open()?.link(&interface)?.context("there")?.index;
+        let (events, mut second_news) = mpsc::unbounded_channel();
+        supervisor.stop(1)?;
+        assert_eq!(next(&mut news).await?, exited(1, 1, Exit::Stopped, None));
+        let parrot = Parrot { epoch: AtomicU32::new(10), slow: Duration::ZERO };
+        let mut second = Supervisor::new(Arc::new(parrot), events);
+        second.spawn(spec.clone())?;
+        assert_eq!(next(&mut second_news).await?, ready(1, 11, &interface));
+        assert_eq!(Rtnl::open()?.link(&interface)?.context("there")?.index, index, "the same veth pair");
+        assert_eq!(ask(spec.addr, b'.').await?, 11);
+        second.shutdown().await;
+        drop((left, supervisor));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_address_that_is_taken_is_reported_and_tried_again() -> Result<()> {
+    let name = unique("s");
+    with_supervisor(Duration::ZERO, |mut supervisor, mut news| async move {
+        let spec = managed(&name, 5, 1);
+        let netns = Netns::create(&namespace_name("t", &name))?.keep();
+        let squatter = netns.run(|| std::net::TcpListener::bind(("0.0.0.0", 8080)))??;
+        supervisor.spawn(spec.clone())?;
+        let ServerEvent::Failed { slot: 1, reason, .. } = next(&mut news).await? else {
+            anyhow::bail!("it cannot start")
+        };
+        assert!(reason.contains("10.254.7.5:8080") && reason.contains("in use"), "{reason}");
+        drop(squatter);
+        while let ServerEvent::Failed { .. } = next(&mut news).await? {}
+        assert!(ask(spec.addr, b'.').await.is_ok());
+        supervisor.shutdown().await;
+        Ok(())
+    })
+}
+
+#[test]
+fn health_learns_what_a_backend_can_do() -> Result<()> {
+    let name = unique("s");
+    with_supervisor(Duration::ZERO, |mut supervisor, mut news| async move {
+        let spec = managed(&name, 6, 1);
+        supervisor.spawn(spec.clone())?;
+        next(&mut news).await?;
+        let (events, mut opinions) = mpsc::unbounded_channel();
+        let mut health = Health::new(events);
+        let policy = Policy {
+            interval: Duration::from_millis(50),
+            timeout: Duration::from_millis(500),
+            rise: 2,
+            fall: 2,
+        };
+        health.watch(1, spec.addr, policy);
+        let event = next(&mut opinions).await?;
+        assert!(event.up);
+        assert_eq!((event.learned.seen, event.learned.promises, event.learned.mss), (1, 7, 1460));
+        // A server without SACK and timestamps: found out by the next check.
+        let netns = Netns::open(&namespace_name("t", &name))?;
+        netns.run(|| -> Result<()> {
+            set_sysctl("net/ipv4/tcp_sack", "0")?;
+            set_sysctl("net/ipv4/tcp_timestamps", "0")?;
+            Ok(())
+        })??;
+        let event = next(&mut opinions).await?;
+        assert!(event.up);
+        assert_eq!((event.learned.promises, event.learned.mss), (PROMISE_WINDOW_SCALE, 1460));
+        // Silence instead of a refusal.
+        let lo = netns.run(|| Rtnl::open()?.link("eth0"))??.context("there")?;
+        netns.run(|| Rtnl::open()?.set_down(lo.index))??;
+        let event = next(&mut opinions).await?;
+        assert!(!event.up);
+        supervisor.shutdown().await;
+        Ok(())
+    })
 }
