@@ -396,3 +396,50 @@ async fn the_largest_sessions_stay_inside_the_log() {
     drop(store);
     assert_eq!(place.open().load(id(39)).await.unwrap().unwrap().version, 12);
 }
+
+/// Bounds the size of files that this process writes, in bytes; the kernel refuses what goes beyond, as a full disk
+/// does.
+fn limit_file_size(bytes: libc::rlim_t) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is a valid rlimit, and ignoring a signal installs no handler.
+    let result = unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        libc::setrlimit(libc::RLIMIT_FSIZE, &limit)
+    };
+    assert_eq!(result, 0);
+}
+
+#[tokio::test]
+#[ignore = "limits its whole process; a_failed_write_is_recovered_from runs it in one of its own"]
+async fn failed_write_in_a_process_of_its_own() {
+    let place = Place::new();
+    let store = place.open();
+    let mut large = record(1, "");
+    large.state.set_as("k", &"x".repeat(MAX_STATE_BYTES - 3)).unwrap();
+    limit_file_size(20 << 20);
+    let mut acknowledged = 0;
+    let error = loop {
+        match store.save(id(acknowledged), &large, None).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::Failed(_)), "{error}");
+    assert!(acknowledged > 50, "{acknowledged}");
+    limit_file_size(libc::RLIM_INFINITY);
+    store.save(id(1_000_000), &large, None).await.unwrap();
+    for n in 0..acknowledged {
+        assert_eq!(store.load(id(n)).await.unwrap().as_ref(), Some(&large), "{n}");
+    }
+}
+
+#[test]
+fn a_failed_write_is_recovered_from() {
+    let name = "session::store::sled::tests::failed_write_in_a_process_of_its_own";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", name])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
