@@ -16,6 +16,9 @@
 //! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
 //!   a new one, made here, which is in the database before the client hears of it.
 //!
+//! A server that is killed may leave a write in the store's queue. It takes effect late and unacknowledged, and nobody
+//! answers from a copy that is older than what somebody has seen of it: seeing it means taking the session over.
+//!
 //! A read is therefore linearizable: from the cache at the moment it is looked up, from the database at the moment it is
 //! read there (the store never shows what is not durable yet). Work on one session takes turns within a server, and
 //! goes on to its end when the client goes away.
