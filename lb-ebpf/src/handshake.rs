@@ -26,7 +26,8 @@ use lb_common::tcp::{FIN, RST};
 #[inline(never)]
 pub(crate) extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
-    let (Some(Parsed { key, segment, .. }), Some(settings)) = (cold::parse(&ctx, service), settings()) else {
+    let Some(settings) = settings() else { return consume(Counter::DropNoService).to_bits() };
+    let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else {
         return consume(Counter::DropTruncated).to_bits();
     };
     let verdict = bind(&ctx, settings, &key, &segment);

@@ -18,9 +18,9 @@ pub(crate) fn to_backend(ctx: &XdpContext, frame: Frame, segment: &Segment, flow
     let mut change = u64::from(backend.tcp_delta);
     if segment.has(ACK) {
         change += shift_word::<{ at::TCP_ACK }>(frame, segment.ack.wrapping_sub(flow.seq_delta));
-        if segment.header > 20 {
-            change += options_to_backend(ctx, segment.header, flow.seq_delta, flow.ts_delta);
-        }
+    }
+    if segment.header > 20 {
+        change += options_to_backend(ctx, segment.header, flow.seq_delta, flow.ts_delta);
     }
     if flow.client_flags & lb_common::flow::RESCALE_CLIENT != 0 {
         change += rescale(frame, segment, Agreed::of(flow.cookie).window_scale as i8);

@@ -20,7 +20,7 @@ use lb_common::tcp::{FIN, PSH};
 const MAX_SEGMENT: u64 = 1500;
 
 /// Stashes that a flow may be given.
-const WAYS: u32 = 4;
+const WAYS: u32 = 16;
 
 /// A stash and its index.
 #[derive(Clone, Copy)]
@@ -64,7 +64,7 @@ pub(crate) extern "C" fn lb_claim_stash(flow: u32, hash: u32) -> u32 {
 fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
     let mut i = 0;
     while i < WAYS {
-        let index = hash.rotate_left(8).wrapping_add(i.wrapping_mul(0x9e37)) & settings.stash_mask & 0xffff;
+        let index = hash.rotate_left(8).wrapping_add(i) & settings.stash_mask & 0xffff;
         let stash = STASHES.get_ptr_mut(index)?;
         // SAFETY: a map value stays valid; the owner is one aligned word.
         unsafe {
@@ -160,11 +160,8 @@ pub(crate) fn lock(flow: u32, index: u16) -> Option<Slot> {
 #[inline(never)]
 pub(crate) extern "C" fn lb_keep(ctx: *mut xdp_md, service: u32, stash: u32, at: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    let (Some(Parsed { segment, .. }), Some(service), Some(place)) =
-        (crate::cold::parse(&ctx, service), SERVICES.get(service), STASHES.get_ptr_mut(stash))
-    else {
-        return 0;
-    };
+    let (Some(entry), Some(place)) = (SERVICES.get(service), STASHES.get_ptr_mut(stash)) else { return 0 };
+    let Some(Parsed { segment, .. }) = crate::cold::parse(&ctx, service) else { return 0 };
     let slot = Slot { stash: place, index: stash as u16 };
     if at == 0 {
         let stamps = timestamps(&ctx, segment.header);
@@ -175,9 +172,12 @@ pub(crate) extern "C" fn lb_keep(ctx: *mut xdp_md, service: u32, stash: u32, at:
         stash.window = u32::from(segment.window);
         stash.limit = segment.payload;
     }
+    if at.wrapping_add(segment.payload) > STASH_BYTES as u32 || at > STASH_BYTES as u32 {
+        return 0;
+    }
     let view = view(&ctx, &segment, at);
     let copied = segment.payload == 0 || copy(&ctx, segment.payload_at(), slot, at, segment.payload);
-    u32::from(copied && at < STASH_BYTES as u32 && publish(slot, view, u32::from(service.mss)))
+    u32::from(copied && publish(slot, view, u32::from(entry.mss)))
 }
 
 /// The packet's payload as a segment of the stash.
@@ -204,7 +204,7 @@ fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool
     unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at as usize), len as u32) }
 }
 
-/// Publishes a segment: joined to the last view, in the place of one that begins at the same offset, or as a new one.
+/// Publishes a segment: not at all if it is part of one, else joined to the last view, in the place of one that begins at the same offset, or as a new one.
 /// Returns whether there was room.
 #[inline(always)]
 fn publish(slot: Slot, view: View, mss: u32) -> bool {
@@ -230,6 +230,11 @@ fn publish(slot: Slot, view: View, mss: u32) -> bool {
                     exchange(word, view.to_bits());
                 },
             }
+            return true;
+        }
+        if present.at <= view.at && view.end() <= present.end() && view.flags & !present.flags & VIEW_FIN == 0
+        {
+            // It is there already.
             return true;
         }
         if present.at == view.at && present.len <= view.len {

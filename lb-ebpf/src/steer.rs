@@ -28,7 +28,8 @@ pub(crate) fn steer(ctx: &XdpContext) -> (u16, Verdict) {
         return passed;
     }
     if frame.load::<{ at::IP }, u8>() != IPV4_20 {
-        return with_ip_options(ctx, frame).unwrap_or(passed);
+        let version = frame.load::<{ at::IP }, u8>() >> 4;
+        return if version == 4 { with_ip_options(ctx, frame).unwrap_or(passed) } else { passed };
     }
     let Some(settings) = settings() else { return passed };
     let fragment = frame.load::<{ at::IP_FRAGMENT }, u16>();

@@ -37,12 +37,13 @@ pub(crate) fn back(frame: Frame) -> (End, End) {
 #[inline(never)]
 pub(crate) extern "C" fn lb_syn(ctx: *mut xdp_md, service: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
-    let (Some(Parsed { frame, key, segment }), Some(settings), Some(service)) =
-        (cold::parse(&ctx, service), settings(), SERVICES.get(service))
-    else {
+    let (Some(settings), Some(entry)) = (settings(), SERVICES.get(service)) else {
         return consume(Counter::DropNoService).to_bits();
     };
-    answer(&ctx, frame, settings, service, &key, &segment).to_bits()
+    let Some(Parsed { frame, key, segment }) = cold::parse(&ctx, service) else {
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    answer(&ctx, frame, settings, entry, &key, &segment).to_bits()
 }
 
 /// SYN → SYN-ACK. The window is twice the client's maximum segment size: a client that may send nothing would wait

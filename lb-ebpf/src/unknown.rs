@@ -80,11 +80,10 @@ fn prove(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) ->
             return match segment.seq.wrapping_sub(isn) {
                 1 => FIRST,
                 0 if segment.payload <= 1 => KEEP_ALIVE,
-                2 if bare => LAST,
                 _ => LATER,
             };
         }
-        let last = bare && check(settings, key, isn, after_fin, now);
+        let last = bare && segment.seq.wrapping_sub(isn) == 2 && check(settings, key, isn, after_fin, now);
         return if last { LAST } else { NOTHING };
     }
     if check(settings, key, segment.seq.wrapping_sub(1), cookie, now) {
@@ -119,11 +118,8 @@ fn check(settings: &Settings, key: &Key, isn: u32, cookie: u32, now: u32) -> boo
 #[inline(never)]
 pub(crate) extern "C" fn lb_is_reborn(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    let (Some(Parsed { key, segment, .. }), Some(settings), Some(flow)) =
-        (cold::parse(&ctx, service), settings(), FLOWS.get(flow))
-    else {
-        return 0;
-    };
+    let (Some(settings), Some(flow)) = (settings(), FLOWS.get(flow)) else { return 0 };
+    let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else { return 0 };
     u32::from(is_reborn(&ctx, settings, &key, flow, &segment))
 }
 
