@@ -1,7 +1,6 @@
 //! The session servers as the supervisor runs them: where an epoch comes from, and what a server of which service is.
 
 use super::{ServerContext, serve};
-use crate::config;
 use crate::session::{Clock, Instance, Limits, Peers, SessionStore, TokenKeys};
 use crate::supervisor::{ManagedSpec, Server};
 use anyhow::Context;
@@ -19,21 +18,6 @@ pub struct SessionService {
     /// Name of the cookie that carries the token.
     pub cookie_name: String,
     pub limits: Limits,
-}
-
-impl From<&config::Session> for Limits {
-    fn from(session: &config::Session) -> Self {
-        let default = Self::default();
-        Self {
-            max_session_bytes: session.max_session_bytes,
-            max_value_bytes: default.max_value_bytes.min(session.max_session_bytes),
-            idle: session.idle,
-            absolute: session.absolute,
-            cache_entries: session.max_entries,
-            cache_bytes: session.max_bytes,
-            ..default
-        }
-    }
 }
 
 /// All session servers of a daemon: one store, one set of keys, one list of caches.
@@ -129,18 +113,6 @@ mod tests {
             HashMap::from([(1, service)]),
             Arc::new(unix_millis),
         )
-    }
-
-    #[test]
-    fn the_configured_limits_are_the_ones_that_hold() {
-        let session =
-            config::Session { max_session_bytes: 300, max_bytes: 70_000, ..config::Session::default() };
-        let limits = Limits::from(&session);
-        assert_eq!(
-            (limits.max_session_bytes, limits.max_value_bytes, limits.cache_bytes),
-            (300, 300, 70_000)
-        );
-        assert_eq!((limits.idle, limits.absolute), (session.idle, session.absolute));
     }
 
     #[tokio::test]
