@@ -285,12 +285,12 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         (
             "[lbd]",
-            "[managed]\nsubnet = \"10.9.0.0/24\"\n[lbd]",
+            "[managed]\nsubnet = \"10.9.0.0/30\"\n[lbd]",
             &[(
                 1,
                 1,
-                "the managed network 10.9.0.0/24 has room for 253 servers, but `backends` is 1024",
-                "give [managed] subnet a shorter prefix, or lower `backends`",
+                "2 backends, but the managed network 10.9.0.0/30 has addresses for 1",
+                "give [managed] subnet a shorter prefix, such as 10.254.0.0/16",
             )],
         ),
         (

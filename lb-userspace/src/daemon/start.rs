@@ -177,6 +177,15 @@ async fn ids(config: &Config, store: &SledStore) -> anyhow::Result<Ids> {
                     slot + 1
                 );
             }
+            if backend.managed && backend.addr.is_none() && u64::from(slot) >= config.managed.room() {
+                bail!(
+                    "server {}/{} has slot {slot}, for which the managed network {} has no address: give [managed] \
+                     subnet a shorter prefix",
+                    service.name,
+                    backend.name,
+                    config.managed.subnet
+                );
+            }
             slots.push(slot);
         }
         ids.services.push(id);

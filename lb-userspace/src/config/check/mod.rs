@@ -1,0 +1,185 @@
+//! From the configuration as typed to the one as meant. Goes on after an error, so that one run tells all of them.
+
+mod backend;
+mod scalar;
+mod service;
+
+use super::fault::{ConfigError, Faults, Span, suggest};
+use super::raw::{FromToml, RawConfig, RawLbd, RawLimits, RawManaged, RawTimeouts};
+use super::values::Subnet;
+use super::{Config, Lbd, Limits, Managed, Mode, Timeouts};
+use lb_common::maglev::is_prime;
+use serde_spanned::Spanned;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::de::{DeTable, DeValue};
+
+pub(super) fn config(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    let file = path.display().to_string();
+    let mut faults = Faults::new(&file, text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let span = error.span().unwrap_or(0..0);
+        faults.push(
+            span,
+            error.message(),
+            "this is not TOML; see docs/lb.example.toml for how it is written",
+        );
+    }
+    // What a broken text seems to say is not worth complaining about.
+    if !faults.is_empty() {
+        return faults.into_result(()).and(Err(ConfigError::Faults(Vec::new())));
+    }
+    let span = table.span();
+    let value = DeValue::Table(table.into_inner());
+    let raw = RawConfig::from_toml("", value, span, &mut faults).unwrap_or_default();
+    let base = path.parent().unwrap_or(Path::new(""));
+    let config = Checker { faults: &mut faults, base }.config(raw);
+    faults.into_result(config)
+}
+
+struct Checker<'a, 'b> {
+    faults: &'a mut Faults<'b>,
+    /// Directory of the file.
+    base: &'a Path,
+}
+
+impl Checker<'_, '_> {
+    fn config(&mut self, raw: RawConfig) -> Config {
+        let managed = self.managed(inner(raw.managed));
+        let limits = self.limits(inner(raw.limits));
+        let lbd = self.lbd(raw.lbd);
+        let timeouts = self.timeouts(&inner(raw.timeouts));
+        let services = self.services(raw.service, &managed, &limits);
+        Config { lbd, limits, timeouts, managed, services }
+    }
+
+    fn lbd(&mut self, raw: Option<Spanned<RawLbd>>) -> Lbd {
+        let span = raw.as_ref().map_or(0..0, Spanned::span);
+        let raw = inner(raw);
+        let run_dir = self.path(raw.run_dir, "/run/lb".into());
+        let socket_span = raw.socket.as_ref().map_or(span.clone(), Spanned::span);
+        let socket = self.path(raw.socket, run_dir.join("lbd.sock"));
+        // sun_path of sockaddr_un holds 108 bytes, the last one zero.
+        if socket.as_os_str().len() > 107 {
+            let reason = format!("the path of the socket, {}, is longer than 107 bytes", socket.display());
+            self.faults.push(socket_span, reason, "choose a shorter `run_dir` or `socket`");
+        }
+        let mode = match raw.mode {
+            None => Mode::Auto,
+            Some(mode) => match mode.get_ref().as_str() {
+                "auto" => Mode::Auto,
+                "driver" => Mode::Driver,
+                "generic" => Mode::Generic,
+                other => {
+                    let help = suggest(other, &["auto", "driver", "generic"]);
+                    self.faults.push(mode.span(), format!("`{other}` is no mode"), help);
+                    Mode::Auto
+                }
+            },
+        };
+        let names = raw.interfaces.map_or((span, Vec::new()), |names| (names.span(), names.into_inner()));
+        Lbd {
+            store: self.path(raw.store, "/var/lib/lb/sessions".into()),
+            keys: self.path(raw.keys, "/var/lib/lb/keys.toml".into()),
+            object: raw.object.map(|object| self.path(Some(object), PathBuf::new())),
+            announce: raw.announce.is_none_or(Spanned::into_inner),
+            interfaces: self.interfaces(names.0, names.1),
+            run_dir,
+            socket,
+            mode,
+        }
+    }
+
+    fn interfaces(&mut self, span: Span, raw: Vec<Spanned<String>>) -> Vec<String> {
+        if raw.is_empty() {
+            let help =
+                "write interfaces = [\"eth0\"] under [lbd], with the interface that clients come in by";
+            self.faults.push(span, "no interface is named", help);
+        }
+        let mut names = Vec::new();
+        for name in raw {
+            let (span, name) = (name.span(), name.into_inner());
+            let reason = if name.is_empty() || name.len() > 15 {
+                Some("an interface's name has 1 to 15 characters")
+            } else if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+                || name.starts_with('.')
+            {
+                Some("an interface's name has no slash, colon or space, and does not begin with a dot")
+            } else if name == "lo" {
+                Some("clients do not come in by the loopback interface")
+            } else if names.contains(&name) {
+                Some("it is named twice")
+            } else {
+                None
+            };
+            match reason {
+                Some(reason) => {
+                    let reason = format!("bad interface `{name}`: {reason}");
+                    self.faults.push(span, reason, "`ip -brief link` lists the interfaces there are");
+                }
+                None => names.push(name),
+            }
+        }
+        names
+    }
+
+    fn limits(&mut self, raw: RawLimits) -> Limits {
+        let default = Limits::default();
+        Limits {
+            services: self.number(raw.services, "services", 2..=256, default.services),
+            // More endpoints than this would not find room in the endpoint table with any seed.
+            backends: self.number(raw.backends, "backends", 1..=2048, default.backends),
+            flows: self.number(raw.flows, "flows", 8..=1 << 26, default.flows),
+            pending: self.number(raw.pending, "pending", 1..=32_768, default.pending).next_power_of_two(),
+            maglev_size: self.maglev_size(raw.maglev_size, default.maglev_size),
+        }
+    }
+
+    fn maglev_size(&mut self, raw: Option<Spanned<u64>>, default: u32) -> u32 {
+        let span = raw.as_ref().map_or(0..0, Spanned::span);
+        let size: u32 = self.number(raw, "maglev_size", 251..=5_000_011, default);
+        if is_prime(size) {
+            return size;
+        }
+        let next = (size..).find(|n| is_prime(*n)).unwrap_or(default);
+        let reason = format!("`maglev_size` is {size}, which is not a prime");
+        self.faults.push(span, reason, format!("the next prime is {next}"));
+        next
+    }
+
+    fn timeouts(&mut self, raw: &RawTimeouts) -> Timeouts {
+        let default = Timeouts::default();
+        let day = Duration::from_secs(86_400);
+        Timeouts {
+            idle: self.duration(&raw.idle, "idle", SECOND..=30 * day, default.idle),
+            closing: self.duration(&raw.closing, "closing", SECOND..=day, default.closing),
+            binding: self.duration(&raw.binding, "binding", SECOND..=day, default.binding),
+            drain: self.duration(&raw.drain, "drain", Duration::ZERO..=day, default.drain),
+        }
+    }
+
+    fn managed(&mut self, raw: RawManaged) -> Managed {
+        let default = Managed::default();
+        let Some(text) = raw.subnet else { return default };
+        match Subnet::parse(text.get_ref()) {
+            Ok(subnet) if subnet.prefix > 30 => {
+                let reason = format!("`subnet` {subnet} is too small for the balancer and a server");
+                self.faults.push(text.span(), reason, "use a prefix of 30 or shorter, such as 10.254.0.0/16");
+                default
+            }
+            Ok(subnet) => Managed { subnet },
+            Err(error) => {
+                let reason = format!("`subnet` \"{}\" {error}", text.get_ref());
+                self.faults.push(text.span(), reason, "write it like 10.254.0.0/16");
+                default
+            }
+        }
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn inner<T: Default>(raw: Option<Spanned<T>>) -> T {
+    raw.map(Spanned::into_inner).unwrap_or_default()
+}
