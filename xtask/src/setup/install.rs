@@ -25,7 +25,10 @@ pub(crate) fn perform(step: &Step, machine: &mut Machine) -> Result<()> {
             }
             installed
         }
-        Step::BuildLinker(llvm) => build_linker(*llvm),
+        Step::BuildLinker(llvm) => {
+            machine.linkers_built.insert(*llvm);
+            build_linker(*llvm)
+        }
         Step::Rustup { toolchain, components } => {
             let mut rustup = Command::new("rustup");
             rustup.args(["toolchain", "install", toolchain, "--profile", "minimal", "--no-self-update"]);

@@ -30,6 +30,8 @@ pub(crate) struct Machine {
     pub(crate) apt: Option<Apt>,
     /// Set by install.rs: package lists are as new as they get.
     pub(crate) apt_updated: bool,
+    /// Set by install.rs: the versions of LLVM that bpf-linker was built with.
+    pub(crate) linkers_built: BTreeSet<u32>,
     /// Set by install.rs: rustup was asked for the nightly and could not deliver it.
     pub(crate) rustup_failed: bool,
 }
@@ -97,10 +99,11 @@ impl Machine {
             absent_commands: tools.filter(|command| workspace::command(command).is_none()).collect(),
             linker_seen: !linkers().is_empty(),
             llvm_dev: (18..40).filter(|version| has_llvm_dev(*version)).collect(),
-            debian: look_for_debian(nightly.is_none())?,
+            debian: look_for_debian(nightly.as_ref().is_none_or(|nightly| nightly.linker.is_none()))?,
             nightly,
             apt: None,
             apt_updated: self.apt_updated,
+            linkers_built: std::mem::take(&mut self.linkers_built),
             rustup_failed: self.rustup_failed,
         };
         Ok(())
@@ -111,8 +114,8 @@ impl Machine {
     }
 }
 
-/// The linker is tried only for the compiler that will be used.
-fn look_for_debian(chosen: bool) -> Result<Debian> {
+/// With `in_need` a linker is tried: trying takes seconds, and is idle when the nightly has one.
+fn look_for_debian(in_need: bool) -> Result<Debian> {
     let is_file = |path: &str| Path::new(path).is_file();
     let Some(version) = Version::of(&Compiler::Debian) else { return Ok(Debian::default()) };
     let core = fs::read_dir(format!("/usr/lib/rustlib/{TARGET}/lib")).is_ok_and(|mut files| {
@@ -126,7 +129,7 @@ fn look_for_debian(chosen: bool) -> Result<Debian> {
         llvm: version.llvm,
         linker: None,
     };
-    if chosen && debian.compiles() {
+    if in_need && debian.compiles() {
         debian.linker = look_for_linker(&Compiler::Debian, &version)?;
     }
     Ok(debian)

@@ -83,13 +83,16 @@ enum Route<'a> {
 
 /// The compiler for BPF that this machine has, else the one that it can get.
 fn route(machine: &Machine) -> Result<Route<'_>, Plan> {
-    if let Some(nightly) = &machine.nightly {
+    // A nightly that not even a linker of its own LLVM goes with is broken: then Debian's compiler may do.
+    let works =
+        |nightly: &&Nightly| nightly.linker.is_some() || !machine.linkers_built.contains(&nightly.llvm);
+    if let Some(nightly) = machine.nightly.as_ref().filter(works) {
         return Ok(Route::Nightly(nightly));
     }
     if machine.debian.compiles() {
         return Ok(Route::Debian(&machine.debian));
     }
-    let can_rustup = machine.rustup && !machine.rustup_failed;
+    let can_rustup = machine.rustup && !machine.rustup_failed && machine.nightly.is_none();
     if let Some(apt) = &machine.apt {
         let offered = apt.rustc.is_some_and(|version| version >= OLDEST_RUST)
             && apt.offered.contains("libstd-rust-web-dev-bpf");
@@ -175,6 +178,14 @@ impl Shopping {
         let what = "a bpf-linker that goes with the compiler";
         let how =
             format!("bpf-linker {BPF_LINKER} from crates.io, built with LLVM {llvm}, into target/tools");
+        if machine.linkers_built.contains(&llvm) {
+            self.missing.push(what.to_owned());
+            self.advice = Some(format!(
+                "bpf-linker was built with LLVM {llvm} and still does not link what the compiler makes; why is in \
+                 target/xtask/trying-*.log"
+            ));
+            return;
+        }
         let packages = LLVMS.iter().find(|(version, _)| *version == llvm).map(|(_, packages)| packages);
         match packages {
             Some(_) if machine.llvm_dev.contains(&llvm) => self.missing.push(format!("{what} → {how}")),

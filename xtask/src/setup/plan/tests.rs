@@ -115,7 +115,7 @@ fn each_machine_gets_just_what_it_lacks() {
             "linker there, compiler not",
             Machine { linker_seen: true, absent_commands: BTreeSet::new(), ..fresh() },
             &[],
-            vec![compiler],
+            vec![compiler.clone()],
         ),
         (
             "linker too old",
@@ -185,6 +185,7 @@ fn who_cannot_be_helped_is_told_what_to_do() {
     let not_root = Machine { root: false, absent_commands: ["curl"].into(), ..complete() };
     let no_root_no_rustup = Machine { root: false, rustup: false, ..fresh() };
     let no_apt = Machine { apt: None, absent_commands: ["ethtool"].into(), ..complete() };
+    let without_linker = Debian { linker: None, ..complete().debian };
     let old_linker = Debian { linker: None, llvm: 24, ..complete().debian };
     let rows: Vec<(&str, Machine, &[&str])> = vec![
         ("no way", neither, &["rustup.rs", "rustc-web", "bpf-linker"]),
@@ -192,6 +193,11 @@ fn who_cannot_be_helped_is_told_what_to_do() {
         ("not root", not_root, &["sudo apt-get install", "curl"]),
         ("not root, no rustup", no_root_no_rustup, &["sudo apt-get install", "rustc-web", "llvm-22-dev"]),
         ("no apt", no_apt, &["ethtool", "not a Debian"]),
+        (
+            "built, and does not link",
+            Machine { debian: without_linker, linkers_built: [22].into(), ..complete() },
+            &["trying-", "LLVM 22"],
+        ),
         ("LLVM to come", Machine { debian: old_linker, ..complete() }, &["bpf-linker", "LLVM 24"]),
         (
             "unknown even after an update",
