@@ -4,12 +4,9 @@
 mod cart;
 mod cookie;
 mod http;
-mod managed;
 mod reply;
 #[cfg(test)]
 mod tests;
-
-pub use managed::{SessionServers, SessionService};
 
 use crate::session::{Clock, Instance, Limits, Peers, SessionStore, Sessions, TokenKeys};
 use arc_swap::ArcSwap;
