@@ -8,10 +8,23 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than any retransmission that a test provokes: only a hang is this slow.
 pub const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Waits until `is` holds.
+///
+/// # Panics
+/// When it does not within [`WATCHDOG`].
+pub fn eventually(what: &str, mut is: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = Instant::now();
+    while !is()? {
+        assert!(begin.elapsed() < WATCHDOG, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
 
 /// One connection.
 pub struct Client {

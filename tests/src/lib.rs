@@ -6,6 +6,7 @@
 
 pub mod balancer;
 pub mod client;
+pub mod daemon;
 pub mod frame;
 pub mod maps;
 pub mod netns;

@@ -80,7 +80,7 @@ where
 }
 
 /// `$LB_BPF_DIR/name`, or else `target/bpf/name` in the workspace.
-fn path_of(name: &str) -> Result<PathBuf> {
+pub fn path_of(name: &str) -> Result<PathBuf> {
     let dir = std::env::var_os("LB_BPF_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf")), PathBuf::from);
     let path = dir.join(name);

@@ -102,6 +102,14 @@ impl Setup {
         self.backends[usize::from(slot)].state = state as u8;
     }
 
+    /// Gives a backend another address.
+    pub fn set_addr(&mut self, slot: u16, addr: SocketAddrV4) {
+        let backend = &mut self.backends[usize::from(slot)];
+        let service = &self.services[usize::from(backend.service) - 1];
+        let moved = Backend { addr: IpAddr::V4(*addr.ip()).into(), port: Be16::new(addr.port()), ..*backend };
+        *backend = moved.behind(service.addr, service.port);
+    }
+
     /// Every address that the program must know.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         let service = |(i, s): (usize, &Service)| Endpoint {

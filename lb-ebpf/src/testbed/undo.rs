@@ -46,11 +46,11 @@ fn restore(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let head = opaque(if undo.head == 0 { len } else { undo.head });
-    if head == 0 || head > IMAGE_ROOM as u32 {
+    if head == 0 || head > IMAGE_ROOM as u64 {
         return None;
     }
     // SAFETY: the image has at least `head` bytes of room.
-    if unsafe { bpf_xdp_store_bytes(ctx.ctx, 0, (&raw mut (*image).bytes).cast(), head) } != 0 {
+    if unsafe { bpf_xdp_store_bytes(ctx.ctx, 0, (&raw mut (*image).bytes).cast(), head as u32) } != 0 {
         return None;
     }
     if undo.clients != 0 {

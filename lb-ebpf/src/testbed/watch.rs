@@ -82,7 +82,7 @@ fn sum_of(ctx: &XdpContext, offset: u32, len: u32, mut sum: u32) -> Option<u32> 
         }
         let rest = len - from;
         let n = opaque(if rest > CHUNK as u32 { CHUNK as u32 } else { rest });
-        if n == 0 || n > CHUNK as u32 {
+        if n == 0 || n > CHUNK as u64 {
             return None;
         }
         let words = n.div_ceil(4);
@@ -90,10 +90,10 @@ fn sum_of(ctx: &XdpContext, offset: u32, len: u32, mut sum: u32) -> Option<u32> 
         let added = unsafe {
             // The helper takes whole words: what follows the last byte must be zero.
             (*chunk)[(words - 1) as usize & (CHUNK / 4 - 1)] = 0;
-            if bpf_xdp_load_bytes(ctx.ctx, offset + from, chunk.cast(), n) != 0 {
+            if bpf_xdp_load_bytes(ctx.ctx, offset + from, chunk.cast(), n as u32) != 0 {
                 return None;
             }
-            bpf_csum_diff(core::ptr::null_mut(), 0, chunk.cast(), words * 4, sum)
+            bpf_csum_diff(core::ptr::null_mut(), 0, chunk.cast(), words as u32 * 4, sum)
         };
         if added < 0 {
             return None;
@@ -110,16 +110,17 @@ fn fold(sum: u32) -> u16 {
     (sum + (sum >> 16)) as u16
 }
 
-/// Keeps the compiler from proving away the comparison with which the verifier bounds a length.
+/// Keeps the compiler from proving away the comparison with which the verifier bounds a length. 64 bits wide, or what is
+/// compared and what is passed on would be two copies, one of them without a bound.
 #[inline(always)]
-pub(crate) fn opaque(value: u32) -> u32 {
+pub(crate) fn opaque(value: u32) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
         let mut value = u64::from(value);
         // SAFETY: moves a register onto itself.
         unsafe { core::arch::asm!("{0} = {0}", inout(reg) value) };
-        value as u32
+        value
     }
     #[cfg(not(target_arch = "bpf"))]
-    core::hint::black_box(value)
+    core::hint::black_box(u64::from(value))
 }

@@ -1,0 +1,220 @@
+//! The real lbd in the balancer's namespace. What it leaves outside of that (mounts, named namespaces, files) lies under
+//! names of this process, and is removed when this is dropped or, after a `kill -9`, by the next run.
+
+use crate::balancer::dial;
+use crate::client::eventually;
+use crate::netns::{Netns, Process};
+use crate::object::path_of;
+use crate::topology::{Host, Topology};
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Directories of all test runs, one for each process.
+const HOME: &str = "/run/lb-tests";
+
+/// A backend of the only service.
+pub enum Backend<'a> {
+    /// A session server that lbd runs.
+    Managed,
+    /// A server of the town, which runs already.
+    Remote(&'a Host),
+}
+
+/// An lbd, running or not. Its backends are named `b0`, `b1`, …
+pub struct Lbd {
+    process: Option<Process>,
+    dir: PathBuf,
+    /// Unique among all tests: named namespaces are made of it.
+    service: String,
+    netns: Netns,
+    backends: usize,
+}
+
+impl Lbd {
+    /// Starts it and waits until every backend is ready.
+    pub fn start(town: &Topology, backends: &[Backend<'_>]) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        remove_leftovers();
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let service = format!("t{}x{n}", std::process::id());
+        let dir = PathBuf::from(HOME).join(std::process::id().to_string()).join(n.to_string());
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let lbd =
+            Self { process: None, dir, service, netns: town.balancer.clone(), backends: backends.len() };
+        fs::write(lbd.config(), lbd.text(town, backends)?)?;
+        let mut lbd = lbd;
+        lbd.resume()?;
+        Ok(lbd)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("lb.toml")
+    }
+
+    fn text(&self, town: &Topology, backends: &[Backend<'_>]) -> Result<String> {
+        let dir = self.dir.display();
+        let interfaces: Vec<String> = town.ports().into_iter().map(|port| port.name).collect();
+        let mut text = format!(
+            "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = \"{dir}/sessions\"\n\
+             keys = \"{dir}/keys.toml\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
+             [limits]\nmaglev_size = 251\n\
+             [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {{ kind = \"signed\", cookie = \"lb\" }}\n\
+             [service.health]\ninterval = \"200ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 2\n",
+            path_of("lb")?.display(),
+            self.service,
+            dial(),
+        );
+        for (i, backend) in backends.iter().enumerate() {
+            text += &match backend {
+                Backend::Managed => format!("[[service.backend]]\nname = \"b{i}\"\nmanaged = true\n"),
+                Backend::Remote(host) => {
+                    format!("[[service.backend]]\nname = \"b{i}\"\naddr = \"{}\"\n", host.serves())
+                }
+            };
+        }
+        Ok(text)
+    }
+
+    /// Starts it again and waits until every backend is ready.
+    pub fn resume(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "lbd runs already");
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let mut command = self.netns.command(&program("lbd")?);
+        command.arg("--config").arg(self.config()).stdout(log.try_clone()?).stderr(log);
+        self.process = Some(Process(command.spawn().context("starting lbd")?));
+        self.wait_ready()
+    }
+
+    /// Waits until every backend is ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let ready = |lbd: &mut Self| -> Result<bool> {
+            if let Some(process) = &mut lbd.process
+                && let Some(status) = process.0.try_wait()?
+            {
+                anyhow::bail!("lbd ended with {status}; its log:\n{}", lbd.log());
+            }
+            let states = lbd.states().unwrap_or_default();
+            Ok(states.len() == lbd.backends && states.iter().all(|(_, state)| state == "ready"))
+        };
+        eventually("every backend is ready", || ready(self)).with_context(|| self.log())
+    }
+
+    /// Names and states of the backends, as lbctl tells them.
+    pub fn states(&self) -> Result<Vec<(String, String)>> {
+        let list: Value = serde_json::from_str(&self.ctl(&["backend", "list", "--json"])?)?;
+        let mut states = Vec::new();
+        collect(&list, &mut states);
+        Ok(states)
+    }
+
+    /// Runs lbctl and returns what it printed.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        let output = self
+            .netns
+            .command(&program("lbctl")?)
+            .arg("--socket")
+            .arg(self.dir.join("lbd.sock"))
+            .args(args)
+            .output()
+            .context("running lbctl")?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "lbctl {args:?}: {}: {stderr}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Ends it without a chance to say goodbye.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL).map(drop)
+    }
+
+    /// Asks it to stop and waits.
+    pub fn stop(&mut self) -> Result<std::process::ExitStatus> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<std::process::ExitStatus> {
+        self.process.take().context("lbd is not running")?.end(signal)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("lbd.log")
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Lbd {
+    fn drop(&mut self) {
+        self.process = None;
+        remove_traces(&self.dir);
+        remove_namespaces(&format!("{}-", self.service));
+        // Goes when it is empty: with the last lbd of this process.
+        let _ = self.dir.parent().map(fs::remove_dir);
+        let _ = fs::remove_dir(HOME);
+    }
+}
+
+/// Every object that has a name and a state.
+fn collect(value: &Value, states: &mut Vec<(String, String)>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| collect(value, states)),
+        Value::Object(fields) => {
+            let text = |key: &str| fields.get(key).and_then(Value::as_str).map(str::to_owned);
+            match text("name").zip(text("state")) {
+                Some(named) => states.push(named),
+                None => fields.values().for_each(|value| collect(value, states)),
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A binary of the workspace, beside the test's own.
+fn program(name: &str) -> Result<String> {
+    let test = std::env::current_exe()?;
+    let beside = test.ancestors().nth(2).context("tests run from target/PROFILE/deps")?.join(name);
+    ensure!(beside.exists(), "no {name} at {}: `cargo xtask build` makes it", beside.display());
+    Ok(beside.to_string_lossy().into_owned())
+}
+
+/// Unmounts what is mounted below a directory and removes it.
+fn remove_traces(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = |line: &str| line.split(' ').nth(1).map(PathBuf::from).filter(|path| path.starts_with(dir));
+    for path in mounts.lines().rev().filter_map(below) {
+        let _ = umount2(&path, MntFlags::MNT_DETACH);
+    }
+    let _ = fs::remove_dir_all(dir);
+}
+
+/// Removes named network namespaces of managed servers.
+fn remove_namespaces(of_service: &str) {
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().strip_prefix("lb-").is_some_and(|n| n.starts_with(of_service))
+        {
+            let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Of test processes that are no more.
+fn remove_leftovers() {
+    for entry in fs::read_dir(HOME).into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if !Path::new("/proc").join(&pid).exists() {
+            remove_traces(&entry.path());
+            remove_namespaces(&format!("t{pid}x"));
+        }
+    }
+}
