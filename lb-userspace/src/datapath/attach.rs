@@ -125,7 +125,7 @@ impl Attacher<'_> {
                 held = Some(FdLink::from(pinned));
             } else {
                 tracing::info!(interface = link.name, link = %self.pins.show(&pin).display(), "removed a stale link");
-                std::fs::remove_file(&pin).map_err(DatapathError::system(shown()))?;
+                self.pins.remove_link(&pin)?;
             }
         }
         Ok(held)

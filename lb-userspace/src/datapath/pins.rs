@@ -2,6 +2,7 @@
 //! not there in every mount namespace. A directory for each version of the map layout.
 
 use super::error::DatapathError;
+use super::sys;
 use crate::net::in_host_mounts;
 use lb_common::MAP_LAYOUT_VERSION;
 use nix::errno::Errno;
@@ -101,7 +102,7 @@ impl Pins {
 
     /// Removes a pinned link, and with it what it attaches.
     pub(super) fn remove_link(&self, pin: &Path) -> Result<(), DatapathError> {
-        fs::remove_file(pin)
+        sys::remove_link(pin)
             .map_err(DatapathError::system(format!("cannot remove link {}", self.show(pin).display())))
     }
 
@@ -114,6 +115,9 @@ impl Pins {
     pub(super) fn remove_older_layouts(&self) -> Result<usize, DatapathError> {
         let older = self.older_layouts();
         for path in &older {
+            for link in fs::read_dir(path.join("links")).into_iter().flatten().flatten() {
+                self.remove_link(&link.path())?;
+            }
             fs::remove_dir_all(path)
                 .map_err(DatapathError::system(format!("cannot remove {}", self.show(path).display())))?;
         }
@@ -133,14 +137,16 @@ impl Pins {
         }
         let _lock = lock(run_dir)?;
         let root = run_dir.join("bpf");
+        type Remove = fn(&Path) -> io::Result<()>;
+        let remove_file: Remove = |path| fs::remove_file(path);
         in_host_mounts(|| -> io::Result<()> {
             if !is_bpffs(&root) {
                 return Ok(());
             }
             for layout in layouts(&root) {
-                for directory in ["links", "maps"] {
+                for (directory, remove) in [("links", sys::remove_link as Remove), ("maps", remove_file)] {
                     for entry in fs::read_dir(layout.join(directory)).into_iter().flatten().flatten() {
-                        fs::remove_file(entry.path())?;
+                        remove(&entry.path())?;
                         removed.push(entry.path().display().to_string());
                     }
                 }

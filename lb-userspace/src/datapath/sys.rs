@@ -8,6 +8,7 @@ use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// What the kernel says of a link (`struct bpf_link_info`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,12 +20,7 @@ pub(super) struct LinkInfo {
 
 /// Asks about a pinned XDP or TCX link.
 pub(super) fn link_info(pin: &Path) -> io::Result<LinkInfo> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let attributes: [u64; 2] = [path.as_ptr() as u64, 0];
-    let link = bpf(BPF_OBJ_GET, &attributes)?;
-    // SAFETY: the descriptor was just returned to us and nobody else has it.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
-
+    let link = open(pin)?;
     // Type, id, program id, padding, then a union that begins with the interface for both kinds of link. The kernel
     // writes no more than the length given.
     let mut info = [0_u32; 32];
@@ -34,8 +30,26 @@ pub(super) fn link_info(pin: &Path) -> io::Result<LinkInfo> {
     Ok(LinkInfo { program_id: info[2], ifindex: info[4] })
 }
 
+/// Detaches a pinned link and removes its pin. Removing the pin alone would detach it too, but some time later.
+pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
+    let link = open(pin)?;
+    let attributes: [u64; 2] = [link.as_raw_fd() as u64, 0];
+    if let Err(error) = bpf(BPF_LINK_DETACH, &attributes) {
+        // Its interface is gone, and with it what there was to detach.
+        tracing::debug!(pin = %pin.display(), %error, "link was detached already");
+    }
+    std::fs::remove_file(pin)
+}
+
+fn open(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let link = bpf(BPF_OBJ_GET, &[path.as_ptr() as u64, 0])?;
+    // SAFETY: the descriptor was just returned to us and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
 fn bpf(command: libc::c_long, attributes: &[u64; 2]) -> io::Result<i32> {
-    // SAFETY: the attributes are valid for reads of the length given, and the pointers in them for what the two
+    // SAFETY: the attributes are valid for reads of the length given, and the pointers in them for what the
     // commands above do with them: read a C string, and write at most the length beside it.
     let outcome =
         unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };

@@ -9,7 +9,10 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::{Socket, protocols::NETLINK_ROUTE};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// Longest name of an interface.
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -21,7 +24,10 @@ pub struct Link {
     pub name: String,
     /// All zero for an interface without Ethernet addresses.
     pub mac: Mac,
+    /// Brought up by somebody.
     pub up: bool,
+    /// Packets can pass.
+    pub running: bool,
     pub mtu: u32,
     /// `veth`, `vlan`, … or nothing for hardware.
     pub kind: String,
@@ -140,6 +146,21 @@ impl Rtnl {
             .map_err(NetError::kernel(format!("cannot bring interface {index} {state}")))
     }
 
+    /// Waits until an interface that was brought up carries packets: until its queue is in place, a moment later, the
+    /// kernel drops what is sent through it.
+    ///
+    /// # Errors
+    /// It does not within two seconds: no cable, or the other end of the veth is down.
+    pub fn wait_until_running(&mut self, index: u32) -> Result<(), NetError> {
+        let what = || format!("interface {index} is up but does not run");
+        let news =
+            listen_for_links().map_err(NetError::kernel("cannot subscribe to changes of interfaces"))?;
+        while !self.link_at(index)?.is_some_and(|link| link.running) {
+            news.recv_from_full().map_err(NetError::kernel(what()))?;
+        }
+        Ok(())
+    }
+
     /// Removes an interface, a veth with its other end; fine when it is gone.
     ///
     /// # Errors
@@ -176,12 +197,21 @@ impl Rtnl {
     }
 }
 
+fn listen_for_links() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.add_membership(libc::RTNLGRP_LINK)?;
+    socket2::SockRef::from(&socket).set_read_timeout(Some(Duration::from_secs(2)))?;
+    Ok(socket)
+}
+
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
         mac: [0; 6],
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
         mtu: 0,
         kind: String::new(),
         peer: None,

@@ -40,6 +40,8 @@ impl ServerNet {
         rtnl.set_up(outside.index)?;
         rtnl.set_neighbour(outside.index, address, inside.mac)?;
         rtnl.set_route((address, host_prefix(address)), outside.index, None, Some(spec.gateway))?;
+        rtnl.wait_until_running(outside.index)?;
+        net.netns.run(|| Rtnl::open()?.wait_until_running(inside.index))??;
         // So that what the server sends to others than clients is routed, too.
         let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
         set_sysctl(&format!("net/{family}/conf/{}/forwarding", net.interface), "1")?;
