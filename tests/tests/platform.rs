@@ -14,6 +14,7 @@ use lb_userspace::net::{
 };
 use lb_userspace::supervisor::{
     Exit, ManagedSpec, Server, ServerEvent, Supervisor, SupervisorError, interface_name, namespace_name,
+    remove_all,
 };
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -630,6 +631,33 @@ fn a_namespace_that_was_left_behind_is_taken_over() -> Result<()> {
         assert_eq!(ask(spec.addr, b'.').await?, 11);
         second.shutdown().await;
         drop((left, supervisor));
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_killed_daemon_left_of_its_servers_can_be_removed() -> Result<()> {
+    let (name, lonely) = (unique("s"), unique("s"));
+    with_supervisor(Duration::ZERO, |mut supervisor, mut news| async move {
+        let spec = managed(&name, 8, 1);
+        let interface = supervisor.spawn(spec)?;
+        next(&mut news).await?;
+        // A namespace whose veth pair went with a balancer's namespace.
+        let namespaces = [namespace_name("t", &name), namespace_name("t", &lonely)];
+        drop(Netns::create(&namespaces[1])?.keep());
+        // Nobody removes anything when the daemon is killed; what it leaves is what stands here.
+        let removed = remove_all([("t", lonely.as_str())])?;
+        assert_eq!(
+            removed,
+            [
+                format!("interface {interface}"),
+                format!("network namespace {}", namespaces[0]),
+                format!("network namespace {}", namespaces[1])
+            ]
+        );
+        assert_eq!(Rtnl::open()?.link(&interface)?, None);
+        assert_eq!(remove_all([])?, Vec::<String>::new());
+        supervisor.shutdown().await;
         Ok(())
     })
 }

@@ -31,6 +31,8 @@ pub struct Link {
     pub mtu: u32,
     /// `veth`, `vlan`, … or nothing for hardware.
     pub kind: String,
+    /// A note that somebody left on it.
+    pub alias: String,
     /// The other end of a veth pair: its index and the id of its namespace as seen from this one (`None`: the same).
     pub peer: Option<(u32, Option<i32>)>,
     /// The XDP program that it carries.
@@ -118,6 +120,18 @@ impl Rtnl {
         ]));
         self.order(RouteNetlinkMessage::NewLink(near), CREATE)
             .map_err(NetError::kernel(format!("cannot create veth pair {name} and {peer}")))
+    }
+
+    /// Leaves a note on an interface, which `ip link` shows.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_alias(&mut self, index: u32, alias: &str) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        self.order(RouteNetlinkMessage::SetLink(message), 0)
+            .map_err(NetError::kernel(format!("cannot leave a note on interface {index}")))
     }
 
     /// Brings an interface up.
@@ -214,6 +228,7 @@ fn read_link(message: &LinkMessage) -> Link {
         running: message.header.flags.contains(LinkFlags::Running),
         mtu: 0,
         kind: String::new(),
+        alias: String::new(),
         peer: None,
         xdp: None,
     };
@@ -222,6 +237,7 @@ fn read_link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(index) => other = Some(*index),
             LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),

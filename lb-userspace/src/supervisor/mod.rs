@@ -3,7 +3,7 @@
 mod network;
 mod worker;
 
-pub use network::{PREFIX, interface_name, namespace_name, remove_all};
+pub use network::{interface_name, namespace_name, remove_all};
 
 use crate::net::NetError;
 use futures::future::LocalBoxFuture;

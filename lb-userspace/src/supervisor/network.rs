@@ -8,6 +8,7 @@
 use super::ManagedSpec;
 use crate::net::ethtool::{Feature, switch};
 use crate::net::{Link, MAX_NAME, NetError, Netns, Rtnl, set_sysctl};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
@@ -15,8 +16,10 @@ use std::os::fd::AsFd;
 const INSIDE: &str = "eth0";
 /// Packets that wait for room in the ring.
 const QUEUE: u32 = 1000;
-/// All names that lbd gives begin so.
-pub const PREFIX: &str = "lb-";
+/// All names that we give begin so.
+const PREFIX: &str = "lb-";
+/// What is noted on the balancer's ends, before the namespace's name: so they are known as ours.
+const NOTE: &str = "managed server of lbd in namespace ";
 
 /// A namespace with its veth pair; both are removed when it is dropped.
 #[derive(Debug)]
@@ -35,6 +38,7 @@ impl ServerNet {
         let outside = net.pair(&mut rtnl)?;
         let inside = net.netns.run(|| arrange_inside(spec, &outside))??;
 
+        rtnl.set_alias(outside.index, &format!("{NOTE}{}", net.netns.name()))?;
         let address = spec.addr.ip();
         rtnl.add_address(outside.index, spec.gateway, host_prefix(spec.gateway))?;
         rtnl.set_up(outside.index)?;
@@ -112,21 +116,26 @@ fn remove_interface(name: &str) -> Result<(), NetError> {
     }
 }
 
-/// Removes the namespaces and interfaces of all managed servers, those of a daemon that was killed included. Returns
-/// what was removed, one line each.
+/// Removes what a daemon that was killed left of its managed servers: every pair that begins in this namespace, and the
+/// namespaces of `servers` (service and backend), which may have lost theirs. Returns what was removed, one line each.
 ///
 /// # Errors
 /// We are not root.
-pub fn remove_all() -> Result<Vec<String>, NetError> {
+pub fn remove_all<'a>(
+    servers: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Vec<String>, NetError> {
+    let mut namespaces: BTreeSet<_> =
+        servers.into_iter().map(|(service, backend)| namespace_name(service, backend)).collect();
     let mut removed = Vec::new();
     let mut rtnl = Rtnl::open()?;
     for link in rtnl.links()? {
-        if link.name.starts_with(PREFIX) && link.kind == "veth" {
+        if let Some(namespace) = link.alias.strip_prefix(NOTE) {
+            namespaces.insert(namespace.to_owned());
             rtnl.delete_link(link.index)?;
             removed.push(format!("interface {}", link.name));
         }
     }
-    for name in Netns::list(PREFIX) {
+    for name in namespaces {
         if Netns::remove(&name)? {
             removed.push(format!("network namespace {name}"));
         }
