@@ -85,7 +85,8 @@ fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if input.read_line(&mut head)? == 0 {
-                return Ok(());
+                // Not closed by dropping it alone: `last` may hold it as well.
+                return stream.shutdown(std::net::Shutdown::Both);
             }
         }
         *state.last.lock().expect("no holder panics") = Some(stream.try_clone()?);

@@ -78,7 +78,10 @@ impl Topology {
         let switch = (arms == Arms::One).then(|| Netns::new("switch")).transpose()?;
         if let Some(switch) = &switch {
             switch.sysctl("ipv6/conf/default/disable_ipv6", 1)?;
-            switch.ip(&["link add br0 type bridge stp_state 0 forward_delay 0", "link set br0 up"])?;
+            switch.ip(&[
+                "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+                "link set br0 up",
+            ])?;
             join(&balancer, NIC, mac(0, 0), switch, "uplink", mac(0, 1))?;
             switch.ip(&["link set uplink master br0"])?;
         }

@@ -1,10 +1,10 @@
 //! Many short connections: none may fail.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_common::counter::Counter;
 use lb_common::flow::FlowState;
 use std::collections::BTreeMap;
-use tests::client::get;
+use tests::client::{eventually, get};
 use tests::topology::Arms;
 use tests::world::World;
 
@@ -42,9 +42,11 @@ fn ten_thousand_short_connections() -> Result<()> {
     assert_eq!(counts.get(Counter::Spliced), 10_000, "{counts:?}");
     assert_eq!(counts.get(Counter::NewSession), 10_000, "{counts:?}");
     assert_eq!(world.balancer.maps.stashes()?.len(), 0, "every stash was given back");
-    let states = world.balancer.maps.flows()?;
-    let open = states.iter().filter(|flow| flow.head.state == FlowState::Established as u8).count();
-    ensure!(open == 0, "{open} of {} flows did not close", states.len());
+    // The last FINs may still be under way.
+    eventually("every flow is closing", || {
+        let flows = world.balancer.maps.flows()?;
+        Ok(flows.iter().all(|flow| flow.head.state == FlowState::Closing as u8))
+    })?;
     Ok(())
 }
 

@@ -35,8 +35,14 @@ fn at_backend(scene: &Scene, sent: &Segment) -> Segment {
         other => other.clone(),
     });
     let ack = if sent.has(ACK) { sent.ack.wrapping_sub(delta(scene)) } else { sent.ack };
-    Segment { dst: backend(0), ack, ttl: sent.ttl - 1, options: options.collect(), ..sent.clone() }
-        .macs(local, next)
+    let seen =
+        Segment { dst: backend(0), ack, ttl: sent.ttl - 1, options: options.collect(), ..sent.clone() };
+    on_the_wire(&seen.macs(local, next))
+}
+
+/// With the padding that its options need.
+fn on_the_wire(segment: &Segment) -> Segment {
+    Segment::parse(&segment.bytes()).expect("what is built is parsed")
 }
 
 /// What a backend's segment must look like at the client.
@@ -50,8 +56,9 @@ fn at_client(scene: &Scene, sent: &Segment) -> Segment {
     let seq = sent.seq.wrapping_add(delta(scene));
     // The backend's scale is 9, the client was promised 7.
     let window = (u32::from(sent.window) << 2).min(65_535) as u16;
-    Segment { src: dial(), seq, window, ttl: sent.ttl - 1, options: options.collect(), ..sent.clone() }
-        .macs(LOCAL_MAC, CLIENT_MAC)
+    let seen =
+        Segment { src: dial(), seq, window, ttl: sent.ttl - 1, options: options.collect(), ..sent.clone() };
+    on_the_wire(&seen.macs(LOCAL_MAC, CLIENT_MAC))
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub struct Seen {
     pub tcp: u64,
     pub bad_ip: u64,
     pub bad_tcp: u64,
-    /// IPv4 frames that could not be checked: options, fragments, lengths that contradict each other.
+    /// TCP segments that could not be checked: IP options, fragments, lengths that contradict each other.
     pub odd: u64,
 }
 

@@ -34,7 +34,8 @@ pub(crate) fn verify(ctx: &XdpContext) {
         // SAFETY: all uses are below byte 34, which was compared with the end.
         u16::from_be(unsafe { core::ptr::read_unaligned((data + at) as *const u16) })
     };
-    if half(12) != 0x0800 {
+    // Other protocols (IGMP with its options, say) are not looked at.
+    if half(12) != 0x0800 || half(22) & 0xff != 6 {
         return;
     }
     let total = u32::from(half(16));
@@ -50,9 +51,6 @@ pub(crate) fn verify(ctx: &XdpContext) {
     }
     if fold(sum) != 0xffff {
         seen.bad_ip += 1;
-    }
-    if half(22) & 0xff != 6 {
-        return;
     }
     seen.tcp += 1;
     let len = total - 20;
