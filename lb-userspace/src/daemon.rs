@@ -244,7 +244,7 @@ impl Daemon {
                 self.links.insert(slot, interface);
                 self.apply(Change::ServerReady { slot, epoch })?;
             }
-            ServerEvent::Exited { slot, epoch, reason, restart_in } => {
+            ServerEvent::Exited { slot, reason, .. } => {
                 let reason = match reason {
                     Exit::Stopped => "its server was stopped".to_owned(),
                     Exit::CutOff => {
@@ -254,8 +254,6 @@ impl Daemon {
                     Exit::Panicked(message) => format!("its server panicked: {message}"),
                     Exit::Failed(message) => format!("its server failed: {message}"),
                 };
-                let backend = self.registry.name_of(slot);
-                tracing::info!(slot, backend, epoch, reason, ?restart_in, "server ended");
                 self.apply(Change::ServerGone { slot, reason })?;
             }
             ServerEvent::Failed { slot, reason, retry_in } => {
@@ -365,13 +363,8 @@ impl Daemon {
             tracing::error!(error = %chain(&error), "managed servers stay in the tables");
         }
         let links = std::mem::take(&mut self.links);
-        let drain = self.config.timeouts.drain;
         tokio::select! {
-            ended = tokio::time::timeout(drain, self.supervisor.shutdown()) => {
-                if ended.is_err() {
-                    tracing::warn!(?drain, "requests that took too long were cut off");
-                }
-            }
+            () = self.supervisor.shutdown() => {}
             _ = self.sources.terminate.recv() => tracing::warn!("SIGTERM again: not waiting for requests in flight"),
             _ = self.sources.interrupt.recv() => tracing::warn!("SIGINT again: not waiting for requests in flight"),
         }

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use lb_userspace::config::Config;
 use lb_userspace::daemon::{self, Options};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -56,8 +57,14 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn run(options: Options, log: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(log)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // That crate warns of every attribute that a newer kernel has added.
+    let filter = EnvFilter::try_new(format!("netlink_packet_route=error,{log}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -74,7 +74,8 @@ impl Daemon {
             started: Instant::now(),
             took_over: datapath.inherited().is_some(),
             registry,
-            supervisor: Supervisor::new(Arc::new(session_servers), server_events),
+            supervisor: Supervisor::new(Arc::new(session_servers), server_events)
+                .with_grace(config.timeouts.drain),
             health: Health::new(health_events),
             _next_hops: next_hops,
             store,

@@ -45,11 +45,14 @@ pub fn is_on(interface: &str, feature: Feature) -> Result<bool, NetError> {
     Ok(value != 0)
 }
 
-/// Switches a feature.
+/// Switches a feature, if it is not as wanted already: what is fixed off cannot be switched off.
 ///
 /// # Errors
 /// No such interface, or its driver cannot.
 pub fn switch(interface: &str, feature: Feature, on: bool) -> Result<(), NetError> {
+    if is_on(interface, feature)? == on {
+        return Ok(());
+    }
     let state = if on { "on" } else { "off" };
     command(interface, feature.commands().1, on.into())
         .map(|_| ())

@@ -4,8 +4,11 @@
 use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Once;
 
 const OURS: &str = "/proc/thread-self/ns/mnt";
+/// Whether it was said that mounts do not outlive us.
+static TOLD: Once = Once::new();
 const OF_INIT: &str = "/proc/1/ns/mnt";
 
 /// Runs `work` on a thread in the mount namespace of process 1 and returns what it returns. Where that namespace may
@@ -14,7 +17,12 @@ pub(crate) fn in_host_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
             if let Err(error) = enter_host_mounts() {
-                tracing::warn!(%error, "the mount namespace of process 1 is closed to us: mounts end with this process's own");
+                TOLD.call_once(|| {
+                    tracing::warn!(
+                        %error,
+                        "the mount namespace of process 1 is closed to us: mounts end with this process's own"
+                    );
+                });
             }
             work()
         });

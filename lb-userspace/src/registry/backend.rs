@@ -148,6 +148,12 @@ impl Backend {
         self.renewed(epoch);
     }
 
+    /// A managed server has come to its end.
+    pub(super) fn ended(&mut self, reason: String) {
+        self.server = Server::Gone(reason);
+        self.health = Health::Unknown;
+    }
+
     /// An epoch that does not grow is none: it is asked for again.
     pub(super) fn renewed(&mut self, epoch: u32) {
         self.asked = false;

@@ -164,7 +164,7 @@ impl Registry {
             }
             Change::ServerGone { slot, reason } => {
                 if let Some(backend) = self.backends.get_mut(&slot) {
-                    backend.server = Server::Gone(reason);
+                    backend.ended(reason);
                 }
             }
             Change::Epoch { slot, epoch } => {

@@ -99,7 +99,11 @@ pub struct Supervisor {
     server: Arc<dyn Server>,
     events: mpsc::UnboundedSender<ServerEvent>,
     running: BTreeMap<u16, Running>,
+    grace: Duration,
 }
+
+/// How long an instance may take to finish what is in flight, unless [`Supervisor::with_grace`] says otherwise.
+const GRACE: Duration = Duration::from_secs(10);
 
 struct Running {
     orders: mpsc::UnboundedSender<Order>,
@@ -112,7 +116,13 @@ struct Running {
 impl Supervisor {
     /// A supervisor without servers. Events arrive in the order in which they happen, for each slot.
     pub fn new(server: Arc<dyn Server>, events: mpsc::UnboundedSender<ServerEvent>) -> Self {
-        Self { server, events, running: BTreeMap::new() }
+        Self { server, events, running: BTreeMap::new(), grace: GRACE }
+    }
+
+    /// Servers spawned from now on may take this long to finish what is in flight when they are stopped.
+    #[must_use]
+    pub fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     /// Creates namespace and veth pair (or takes over what an earlier daemon left) and starts the server.
@@ -138,6 +148,7 @@ impl Supervisor {
         let worker = Worker {
             spec,
             interface: interface.clone(),
+            grace: self.grace,
             server: Arc::clone(&self.server),
             events: self.events.clone(),
             orders: received,

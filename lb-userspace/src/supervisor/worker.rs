@@ -24,8 +24,6 @@ pub(super) enum Order {
     Leave,
 }
 
-/// How long an instance may take to finish what is in flight.
-const GRACE: Duration = Duration::from_secs(10);
 /// Pause before an instance that failed is started again; doubled each time.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// An instance that ran that long has not failed by starting.
@@ -36,6 +34,8 @@ const BACKLOG: i32 = 1024;
 pub(super) struct Worker {
     pub(super) spec: ManagedSpec,
     pub(super) interface: String,
+    /// How long an instance may take to finish what is in flight.
+    pub(super) grace: Duration,
     pub(super) server: Arc<dyn Server>,
     pub(super) events: mpsc::UnboundedSender<ServerEvent>,
     pub(super) orders: mpsc::UnboundedReceiver<Order>,
@@ -118,7 +118,7 @@ impl Worker {
         let mut next = None;
         let exit = catch_unwind(AssertUnwindSafe(|| {
             let serving = self.server.serve(&self.spec, epoch, listener, asked);
-            runtime.block_on(supervise(serving, &shutdown, &mut self.orders, &mut next))
+            runtime.block_on(supervise(serving, &shutdown, &mut self.orders, self.grace, &mut next))
         }));
         // Drops every task, and with it every socket, at once. What runs on blocking threads ends by itself.
         runtime.shutdown_background();
@@ -181,6 +181,7 @@ async fn supervise(
     mut serving: LocalBoxFuture<'static, anyhow::Result<()>>,
     shutdown: &watch::Sender<bool>,
     orders: &mut mpsc::UnboundedReceiver<Order>,
+    grace: Duration,
     next: &mut Option<Next>,
 ) -> Exit {
     // Far away until we ask the server to finish.
@@ -213,7 +214,7 @@ async fn supervise(
         }
         // Asked once; later orders do not give it more time.
         if !shutdown.send_replace(true) {
-            deadline.as_mut().reset(tokio::time::Instant::now() + GRACE);
+            deadline.as_mut().reset(tokio::time::Instant::now() + grace);
         }
     }
 }
