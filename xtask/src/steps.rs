@@ -3,6 +3,7 @@
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
+use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -75,6 +76,7 @@ pub(crate) struct Step {
     name: String,
     begun: Instant,
     bar: Option<ProgressBar>,
+    good: bool,
 }
 
 impl Step {
@@ -89,7 +91,7 @@ impl Step {
         if bar.is_none() {
             eprintln!("  … {name}");
         }
-        Self { name: name.to_owned(), begun: Instant::now(), bar }
+        Self { name: name.to_owned(), begun: Instant::now(), bar, good: false }
     }
 
     fn says(&self, line: &str) {
@@ -98,12 +100,19 @@ impl Step {
         }
     }
 
-    pub(crate) fn end(self, good: bool) {
-        if let Some(bar) = self.bar {
+    pub(crate) fn end(mut self, good: bool) {
+        self.good = good;
+    }
+}
+
+/// A step that is left by an error has failed.
+impl Drop for Step {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let mark = if good { "✓" } else { "✗" };
-        eprintln!("  {mark} {} ({:.1} s)", self.name, self.begun.elapsed().as_secs_f32());
+        let mark = if self.good { style("✓").green() } else { style("✗").red() };
+        eprintln!("  {} {} ({:.1} s)", mark.for_stderr(), self.name, self.begun.elapsed().as_secs_f32());
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the demonstration claims, whether it held, and what was measured: as a table for people, as JSON for programs.
 
 use anyhow::{Context, Result};
-use console::style;
+use console::{Term, style};
 use serde::Serialize;
 use std::path::Path;
 
@@ -28,10 +28,16 @@ impl Claims {
     }
 
     pub(crate) fn print(&self) {
-        let width = self.claims.iter().map(|claim| claim.name.chars().count()).max().unwrap_or_default();
+        let width =
+            |text: fn(&Claim) -> &str| self.claims.iter().map(|claim| text(claim).chars().count()).max();
+        let name = width(|claim| &claim.name).unwrap_or_default();
+        let measured = width(|claim| &claim.measured).unwrap_or_default();
+        // On a narrow terminal each measurement gets a line of its own.
+        let room = Term::stdout().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns));
+        let gap = if 6 + name + measured <= room { "  " } else { "\n      " };
         println!("\n{}", style("What was claimed, and what was measured").bold());
         for claim in &self.claims {
-            println!("  {} {:width$}  {}", mark(claim.holds), claim.name, style(&claim.measured).dim());
+            println!("  {} {:name$}{gap}{}", mark(claim.holds), claim.name, style(&claim.measured).dim());
         }
     }
 

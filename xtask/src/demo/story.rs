@@ -27,27 +27,23 @@ struct Visitor {
 
 /// Tells the whole story. An error ends it early: Ctrl-C, or something that no claim speaks of.
 pub(crate) fn tell(town: &Town, claims: &mut Claims) -> Result<()> {
-    println!();
-    println!("{}", style("The town").bold());
+    println!("\n{}", style("The town").bold());
+    println!("  curl ─── veth ───▶ XDP, lbd ─── veth ───▶ {}", SERVERS.join(" | "));
     println!(
-        "  curl in {} ─ veth ─ {} with XDP and lbd ─ veths ─ {}",
-        town::CLIENT,
-        town::BALANCER,
-        SERVERS.join(", ")
+        "  {}",
+        style(format!("in {} · in {} · each in a namespace of its own", town::CLIENT, town::BALANCER)).dim()
     );
     println!(
-        "  The shop is http://{VIP}/. Nothing in between ends a TCP connection: XDP reads the token and passes on."
+        "  The shop is http://{VIP}/. No proxy: XDP reads the token in the first segment and passes the flow on."
     );
 
     let mut teller = Teller { town, claims, chapter: 0 };
     let mut visitor = Visitor { token: String::new() };
     teller.chapter("a first visit gets a token", |told| first_visit(told, &mut visitor))?;
-    teller.chapter("ten more requests come home to the cache", |told| come_home(told, &mut visitor))?;
+    teller.chapter("ten more requests are cache hits at home", |told| come_home(told, &mut visitor))?;
     teller.chapter("200 sessions spread over three servers", spread)?;
-    teller.chapter("a restarted server reloads the session from the database", |told| {
-        restart(told, &mut visitor)
-    })?;
-    teller.chapter("a server is killed between requests and none fails", |told| kill(told, &mut visitor))?;
+    teller.chapter("a restarted server reloads the session", |told| restart(told, &mut visitor))?;
+    teller.chapter("a killed server fails no request", |told| kill(told, &mut visitor))?;
     teller.chapter("a forged token is refused and counted", |told| forge(told, &visitor))
 }
 
@@ -133,10 +129,7 @@ fn first_visit(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
     )?;
     let counted = grown.get("new_session");
     let holds = answer.source() == "new" && token.len() == 44 && counted == 1;
-    Ok((
-        holds,
-        format!("token of {} characters from {}, new_session +{counted}", token.len(), answer.server()),
-    ))
+    Ok((holds, format!("{} characters from {}, new_session +{counted}", token.len(), answer.server())))
 }
 
 fn come_home(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
@@ -158,10 +151,18 @@ fn come_home(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
         &["affinity_hit", "spliced"],
     )?;
     let counted = grown.get("affinity_hit");
-    Ok((
-        hits == 10 && counted == 10,
-        format!("{hits} of 10 from the cache of {}, affinity_hit +{counted}", home.server()),
-    ))
+    Ok((hits == 10 && counted == 10, format!("{hits} of 10 by {}, affinity_hit +{counted}", home.server())))
+}
+
+/// One look into the cart, and its line.
+fn look(told: &mut Lines<'_>, visitor: &mut Visitor) -> Result<Answer> {
+    let answer = told.ask(visitor, "/cart", &[])?;
+    told.line(
+        &format!("curl -b lb=… http://{VIP}/cart"),
+        &format!("{}; the cart: {}", by(&answer), cart_words(&answer.json()?)),
+        &["affinity_hit", "stale_instance"],
+    )?;
+    Ok(answer)
 }
 
 /// Puts something into the cart that every later chapter has to find again.
@@ -174,8 +175,8 @@ fn fill_cart(told: &mut Lines<'_>, visitor: &mut Visitor) -> Result<Answer> {
     }
     let last = last.expect("something was put into the cart");
     told.line(
-        &format!("curl -b lb=… -X POST http://{VIP}/cart/items, twice"),
-        &format!("{}; the cart: {}", by(&last), cart_words(&cart(told, visitor)?)),
+        &format!("2 × curl -b lb=… -X POST http://{VIP}/cart/items, then GET /cart"),
+        &format!("{}; the cart: {}", by(&last), cart_words(&told.ask(visitor, "/cart", &[])?.json()?)),
         &["affinity_hit"],
     )?;
     Ok(last)
@@ -202,25 +203,20 @@ fn spread(told: &mut Lines<'_>) -> Found {
 }
 
 fn restart(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
-    let before = told.ask(visitor, "/cart", &[])?;
+    let before = look(told, visitor)?;
     let home = before.server().to_owned();
     let name = town::backend(&home);
     town::lbctl(&["backend", "restart", &name])?;
     told.line(
         &format!("lbctl backend restart {name}"),
-        &format!("{home} has an empty cache and the epoch {}", told.epoch_of(&home)?),
+        &format!("{home} is back with an empty cache: epoch {}", told.epoch_of(&home)?),
         &["affinity_hit"],
     )?;
 
-    let reloaded = told.ask(visitor, "/cart", &[])?;
-    let grown = told.line(
-        &format!("curl -b lb=… http://{VIP}/cart"),
-        &format!("{}; the cart: {}", by(&reloaded), cart_words(&reloaded.json()?)),
-        &["affinity_hit", "stale_instance"],
-    )?;
-    let stale = grown.get("stale_instance");
-    let again = told.ask(visitor, "/cart", &[])?;
-    told.line(&format!("curl -b lb=… http://{VIP}/cart"), &by(&again), &["affinity_hit", "stale_instance"])?;
+    let counted = told.town.counters()?;
+    let reloaded = look(told, visitor)?;
+    let stale = told.counted.since(&counted).get("stale_instance");
+    let again = look(told, visitor)?;
 
     let same = [&reloaded, &again].iter().all(|answer| answer.server() == home);
     let sources = (reloaded.source(), again.source());
@@ -236,7 +232,7 @@ fn restart(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
 }
 
 fn kill(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
-    let before = told.ask(visitor, "/cart", &[])?;
+    let before = look(told, visitor)?;
     let home = before.server().to_owned();
     let name = town::backend(&home);
     let mut stream = Stream::default();
@@ -258,21 +254,15 @@ fn kill(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
     for step in killed_at..killed_at + AFTER {
         stream.ask(told, visitor, step)?;
     }
-    let grown = told.line(
+    told.line(
         &format!("lbctl backend kill {name}, in the middle of {} × curl", stream.answers.len()),
         &stream.words(),
         &["affinity_hit", "redispatched", "retried", "spliced"],
     )?;
 
-    let after = told.ask(visitor, "/session", &[])?;
-    let kept = after.json()?["state"]["step"].as_u64();
-    let cart_after = cart(told, visitor)?;
-    let intact = items(&cart_after) == items(&before.json()?) && !items(&cart_after).is_empty();
-    told.line(
-        &format!("curl -b lb=… http://{VIP}/cart"),
-        &format!("{}; the cart: {}", by(&after), cart_words(&cart_after)),
-        &["affinity_hit"],
-    )?;
+    let after = look(told, visitor)?;
+    let kept = told.ask(visitor, "/session", &[])?.json()?["state"]["step"].as_u64();
+    let intact = items(&after.json()?) == items(&before.json()?) && !items(&after.json()?).is_empty();
 
     let moved = stream.answers.iter().find(|answer| answer.server() != home);
     let reloaded = moved.is_some_and(|answer| answer.source() == "database");
@@ -280,18 +270,11 @@ fn kill(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
     let total = stream.answers.len();
     let holds = stream.failed == 0 && after.server() != home && reloaded && intact && newest;
     let elsewhere = moved.map_or("nobody else answered".to_owned(), |answer| {
-        format!("{} → {} from the {}", home, answer.server(), answer.source())
+        format!("{home} → {} ({})", answer.server(), answer.source())
     });
-    let steered = grown.get("redispatched") + grown.get("retried");
-    let lost = if intact && newest { "every write there" } else { "a write is lost" };
-    Ok((
-        holds,
-        format!(
-            "{} of {total} failed, {elsewhere}, {lost}, redispatched or retried +{steered}, slowest {}",
-            stream.failed,
-            milliseconds(stream.slowest)
-        ),
-    ))
+    let kept = if intact && newest { "every write kept" } else { "a write was lost" };
+    let slowest = milliseconds(stream.slowest);
+    Ok((holds, format!("{} of {total} failed, {elsewhere}, {kept}, slowest {slowest}", stream.failed)))
 }
 
 /// Requests of one visitor, one after the other: reads and writes in turn.
@@ -379,10 +362,6 @@ fn by(answer: &Answer) -> String {
 
 fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
-}
-
-fn cart(told: &Lines<'_>, visitor: &mut Visitor) -> Result<Value> {
-    told.ask(visitor, "/cart", &[])?.json()
 }
 
 /// What is in a cart, and how many of each.

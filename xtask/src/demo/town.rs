@@ -3,9 +3,12 @@
 
 use super::counters::Counters;
 use super::curl::{self, Answer};
+use super::go_on;
 use crate::build::Profile;
+use crate::steps::{self, Step};
 use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -17,16 +20,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub(crate) const BALANCER: &str = "lb-demo";
-pub(crate) const CLIENT: &str = "lb-demo-client";
+// lbd takes names that begin with `lb-` for its own.
+pub(crate) const BALANCER: &str = "demo-balancer";
+pub(crate) const CLIENT: &str = "demo-client";
 /// Sockets, pins and the daemon's process id.
 const RUN: &str = "/run/lb-demo";
-const SERVICE: &str = "shop";
+const SERVICE: &str = "demo";
 pub(crate) const SERVERS: [&str; 3] = ["anna", "bela", "carl"];
 /// RFC 2544 §C.2.2 sets 198.18.0.0/15 aside for trials: nobody's real network.
 pub(crate) const VIP: &str = "198.18.0.1";
 /// The host's own way to the shop, for a town that is kept.
-const HOST_LINK: &str = "lb-demo-host";
+const HOST_LINK: &str = "demo-host";
 
 /// For how long the town may take to come up or go down.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,7 +38,7 @@ const MOMENT: Duration = Duration::from_millis(20);
 
 /// A town that stands; taken down when dropped, unless it is to be kept.
 pub(crate) struct Town {
-    lbd: Child,
+    lbd: Option<Child>,
     keep: bool,
 }
 
@@ -55,30 +59,30 @@ impl Town {
     /// Builds it. With `keep` the host itself can reach the shop, and the town stays when this is dropped.
     pub(crate) fn up(keep: bool) -> Result<Self> {
         down()?;
-        let built = Self::build(keep);
-        if built.is_err() {
-            down()?;
+        // Half a town is of no use: until it stands it is taken down whatever goes wrong.
+        let mut town = Self { lbd: None, keep: false };
+        let step = Step::begin("a town: two namespaces, lbd with its programs, three servers");
+        for directory in [Path::new(RUN), &state()] {
+            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        built
-    }
-
-    fn build(keep: bool) -> Result<Self> {
-        fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
-        let state = state();
-        fs::create_dir_all(&state).with_context(|| format!("cannot make {}", state.display()))?;
         lay_out(keep)?;
         fs::write(config(), config_text(keep))
             .with_context(|| format!("cannot write {}", config().display()))?;
-        let mut town = Self { lbd: start_lbd()?, keep };
-        town.await_servers()?;
+        let mut lbd = start_lbd()?;
+        let ready = town.await_servers(&mut lbd);
+        town.lbd = Some(lbd);
+        ready?;
+        step.end(true);
+        town.keep = keep;
         Ok(town)
     }
 
     /// Until every server takes sessions.
-    fn await_servers(&mut self) -> Result<()> {
+    fn await_servers(&self, lbd: &mut Child) -> Result<()> {
         let begun = Instant::now();
         loop {
-            if let Some(status) = self.lbd.try_wait()? {
+            go_on()?;
+            if let Some(status) = lbd.try_wait()? {
                 bail!("lbd ended at once ({status}):\n{}", log_tail());
             }
             let backends = self.backends();
@@ -127,7 +131,7 @@ impl Drop for Town {
                 );
             }
             // It has ended; this takes its process id back.
-            let _ = self.lbd.wait();
+            self.lbd.as_mut().map(Child::wait);
         }
     }
 }
@@ -155,7 +159,8 @@ pub(crate) fn lbctl_command(arguments: &[&str]) -> Command {
 /// Takes down what stands of a town, in whatever state it is; fine when there is none.
 pub(crate) fn down() -> Result<()> {
     stop_lbd()?;
-    for namespace in [CLIENT, BALANCER] {
+    let servers = SERVERS.map(|server| format!("lb-{SERVICE}-{server}"));
+    for namespace in servers.iter().map(String::as_str).chain([CLIENT, BALANCER]) {
         if Path::new("/run/netns").join(namespace).exists() {
             quiet(Command::new("ip").args(["netns", "delete", namespace]))?;
         }
@@ -163,11 +168,22 @@ pub(crate) fn down() -> Result<()> {
     if Path::new("/sys/class/net").join(HOST_LINK).exists() {
         quiet(Command::new("ip").args(["link", "delete", HOST_LINK]))?;
     }
+    unmount_pins()?;
     for directory in [Path::new(RUN), &state()] {
         if directory.exists() {
             fs::remove_dir_all(directory)
                 .with_context(|| format!("cannot remove {}", directory.display()))?;
         }
+    }
+    Ok(())
+}
+
+/// The BPF file system that lbd mounted: what is pinned goes with it.
+fn unmount_pins() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|point| Path::new(point).starts_with(RUN)) {
+        umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {point}"))?;
     }
     Ok(())
 }
@@ -324,7 +340,7 @@ fn quiet(command: &mut Command) -> Result<()> {
     let output =
         command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{}`: {}", crate::steps::written(command), errors.trim());
+    ensure!(output.status.success(), "`{}`: {}", steps::written(command), errors.trim());
     Ok(())
 }
 
