@@ -231,10 +231,18 @@ pub(crate) fn next(
         return false;
     }
     let chosen = chosen as u16;
+    // Only a flow that still waits for that backend may be given to another: its answer may just have been spliced.
+    let was = Head { state: FlowState::Binding as u8, window_shift: 0, ..flow.head };
+    let head = Head { backend: chosen, ..was };
+    // SAFETY: a map value stays valid; the head is an aligned word.
+    unsafe {
+        let word = (&raw mut (*entry.flow).head).cast();
+        if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
+            return false;
+        }
+        (*entry.flow).client_flags &= !SYN_REPEATED;
+    }
     stash::note_tried(slot.stash, chosen);
-    // SAFETY: a map value stays valid.
-    unsafe { (*entry.flow).client_flags &= !SYN_REPEATED };
-    set_head(entry, key, chosen, FlowState::Binding);
     count_choice(key.service, chosen, Counter::Retried as u32);
     true
 }
