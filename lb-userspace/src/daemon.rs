@@ -2,9 +2,12 @@
 //! the maps, the servers, the checks, and whoever asked.
 
 mod answer;
+mod detach;
 mod object;
 mod servers;
 mod start;
+
+pub use detach::detach;
 
 use crate::config::{Config, Timeouts};
 use crate::control::server::{Call, ControlSocket};
@@ -268,16 +271,22 @@ impl Daemon {
         Ok(())
     }
 
-    /// Lets the registry take a change in, and performs what follows.
+    /// Lets the registry take a change in, and performs what follows, and what follows from that.
     fn apply(&mut self, change: Change) -> Result<Outcome, DatapathError> {
         let outcome = self.registry.apply(change, Instant::now());
-        self.perform(&outcome)?;
+        let mut following = self.perform(&outcome)?;
+        while let Some(change) = following.pop() {
+            let outcome = self.registry.apply(change, Instant::now());
+            following.extend(self.perform(&outcome)?);
+        }
         Ok(outcome)
     }
 
-    fn perform(&mut self, outcome: &Outcome) -> Result<(), DatapathError> {
+    /// Performs what the registry decided. Returns what changed because it could not be done.
+    fn perform(&mut self, outcome: &Outcome) -> Result<Vec<Change>, DatapathError> {
         self.datapath.apply(&outcome.writes)?;
         outcome.transitions.iter().for_each(log);
+        let mut following = Vec::new();
         for effect in &outcome.effects {
             match *effect {
                 Effect::Check { slot } => {
@@ -288,17 +297,19 @@ impl Daemon {
                 Effect::NextEpoch { slot } => self.ask_epoch(slot),
                 Effect::Restart { slot } => {
                     if let Err(error) = self.supervisor.restart(slot) {
-                        tracing::error!(slot, %error, "server cannot be restarted");
+                        let reason = format!("its server cannot be restarted: {}", chain(&error));
+                        tracing::error!(slot, reason, "restart lbd to get it back");
+                        following.push(Change::ServerGone { slot, reason });
                     }
                 }
                 Effect::Kill { slot, down_for } => {
                     if let Err(error) = self.supervisor.kill(slot, down_for) {
-                        tracing::error!(slot, %error, "server cannot be killed");
+                        tracing::error!(slot, error = %chain(&error), "server cannot be killed");
                     }
                 }
             }
         }
-        Ok(())
+        Ok(following)
     }
 
     /// Asks the database until it answers: a backend without an epoch cannot serve.

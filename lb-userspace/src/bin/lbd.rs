@@ -1,10 +1,10 @@
 //! lbd: arguments, logging, run; nothing else.
 
 use clap::{Parser, Subcommand};
-use lb_userspace::config::Config;
+use lb_userspace::config::{Config, ConfigError};
 use lb_userspace::daemon::{self, Options};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -29,30 +29,46 @@ struct Cli {
 enum Verb {
     /// Only check a configuration: says what is wrong with it, with line and reason
     Check { file: PathBuf },
+    /// Remove everything that an lbd with this configuration has left in the kernel; sessions and keys stay
+    Detach { file: PathBuf },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.verb, cli.config) {
         (Some(Verb::Check { file }), _) => check(&file),
+        (Some(Verb::Detach { file }), _) => detach(&file),
         (None, Some(config)) => run(Options { config, object: cli.object }, &cli.log),
         (None, None) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lbd: {error:#}");
+            match error.downcast_ref::<ConfigError>() {
+                // Each begins with file and line, where editors look for them.
+                Some(ConfigError::Faults(_)) => eprintln!("{error}"),
+                _ => eprintln!("lbd: {error:#}"),
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-fn check(file: &std::path::Path) -> anyhow::Result<()> {
+fn check(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
     let services: Vec<_> =
         config.services.iter().map(|service| format!("{} at {}", service.name, service.vip)).collect();
     println!("{}: fine; services: {}; backends: {backends}", file.display(), services.join(", "));
+    Ok(())
+}
+
+fn detach(file: &Path) -> anyhow::Result<()> {
+    let removed = daemon::detach(&Config::load(file)?)?;
+    removed.iter().for_each(|what| println!("removed {what}"));
+    if removed.is_empty() {
+        println!("there was nothing to remove");
+    }
     Ok(())
 }
 

@@ -16,6 +16,8 @@ macro_rules! table {
         $(#[$doc])*
         #[derive(Debug, Default)]
         pub(super) struct $name {
+            /// A key of it, or its value, was not understood: whatever is missing may have been meant by it.
+            pub(super) mistyped: bool,
             $(pub(super) $key: Option<Spanned<$type>>,)*
         }
 
@@ -32,12 +34,15 @@ macro_rules! table {
                 let mut table = Self::default();
                 for (key, value) in entries {
                     match key.get_ref().as_ref() {
-                        $(name @ stringify!($key) => table.$key = read(name, value, faults),)*
-                        unknown => faults.push(
-                            key.span(),
-                            format!("unknown key `{unknown}` in {}", $title),
-                            suggest(unknown, Self::KEYS),
-                        ),
+                        $(name @ stringify!($key) => {
+                            table.$key = read(name, value, faults);
+                            table.mistyped |= table.$key.is_none();
+                        })*
+                        unknown => {
+                            table.mistyped = true;
+                            let reason = format!("unknown key `{unknown}` in {}", $title);
+                            faults.push(key.span(), reason, suggest(unknown, Self::KEYS));
+                        }
                     }
                 }
                 Some(table)

@@ -5,7 +5,7 @@ use super::servers::SessionServers;
 use super::{CLOCK, COOKIE_KEY, Daemon, Known, Options, Sources, TICK, every, object, signals};
 use crate::config::{Config, Managed};
 use crate::control::server::ControlSocket;
-use crate::datapath::{Clock, Datapath, DatapathOptions};
+use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
 use crate::health::{Health, Policy};
 use crate::net::{self, NextHops};
 use crate::registry::{Ids, Registry};
@@ -15,7 +15,7 @@ use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwap;
 use lb_common::hash::SipKey;
 use lb_common::settings::Settings;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,11 +51,8 @@ impl Daemon {
         let left = datapath.left()?;
         let settings = settings(&config, &keys, datapath.inherited(), datapath.clock())?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, Instant::now());
-        let announced: Vec<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
-        for vip in announced.iter().filter(|_| config.lbd.announce) {
-            if net::announce(*vip)? {
-                tracing::info!(%vip, "announced: lo has this address now");
-            }
+        if config.lbd.announce {
+            announce(&config, &left)?;
         }
 
         let (server_events, servers) = mpsc::unbounded_channel();
@@ -143,6 +140,23 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Lets the host answer ARP for every VIP, and no longer for those that an earlier daemon had.
+fn announce(config: &Config, left: &Left) -> anyhow::Result<()> {
+    let vips: BTreeSet<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
+    for vip in &vips {
+        if net::announce(*vip)? {
+            tracing::info!(%vip, "announced: lo has this address now");
+        }
+    }
+    let before: BTreeSet<IpAddr> = left.services.values().map(|service| service.addr.into()).collect();
+    for vip in before.difference(&vips) {
+        if net::withdraw(*vip)? {
+            tracing::info!(%vip, "withdrawn: no service has this address any more");
+        }
+    }
+    Ok(())
 }
 
 /// The numbers of services and backends. Slots of backends that are not configured any more are free for others.

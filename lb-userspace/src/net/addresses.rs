@@ -65,12 +65,11 @@ impl Rtnl {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn delete_address(&mut self, index: u32, addr: IpAddr, prefix: u8) -> Result<(), NetError> {
+    pub fn delete_address(&mut self, index: u32, addr: IpAddr, prefix: u8) -> Result<bool, NetError> {
         match self.order(RouteNetlinkMessage::DelAddress(address(index, addr, prefix)), 0) {
-            Err(error) if !is_absent(&error) => {
-                Err(NetError::kernel(format!("cannot remove address {addr}/{prefix}"))(error))
-            }
-            _ => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(NetError::kernel(format!("cannot remove address {addr}/{prefix}"))(error)),
         }
     }
 

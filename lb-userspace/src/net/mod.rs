@@ -57,11 +57,11 @@ pub fn announce(address: IpAddr) -> Result<bool, NetError> {
     rtnl.add_address(lo, address, addresses::host_prefix(address))
 }
 
-/// Takes back what [`announce`] added; fine when it is gone.
+/// Takes back what [`announce`] added; fine when it is gone. Returns whether it was there.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn withdraw(address: IpAddr) -> Result<(), NetError> {
+pub fn withdraw(address: IpAddr) -> Result<bool, NetError> {
     let mut rtnl = Rtnl::open()?;
     let lo = loopback(&mut rtnl)?;
     rtnl.delete_address(lo, address, addresses::host_prefix(address))

@@ -23,7 +23,7 @@ impl Checker<'_, '_> {
     pub(super) fn backends(
         &mut self,
         raw: Option<Spanned<Vec<Spanned<RawBackend>>>>,
-        service_span: &Span,
+        (service_span, mistyped): (&Span, bool),
         context: &Context<'_>,
         taken: &mut Taken,
     ) -> Vec<Backend> {
@@ -31,14 +31,19 @@ impl Checker<'_, '_> {
         let service = context.service;
         if raw.is_empty() {
             let help = "write [[service.backend]] with name and addr, or with managed = true";
-            self.faults.push(service_span.clone(), format!("service `{service}` has no backend"), help);
+            self.missing(mistyped, service_span.clone(), format!("service `{service}` has no backend"), help);
         }
         let mut names = HashMap::new();
         let mut backends = Vec::new();
         for raw in raw {
             let span = raw.span();
             let raw = raw.into_inner();
-            let name = self.name(&raw.name, &format!("backend of service `{service}`"), &span, &mut names);
+            let name = self.name(
+                &raw.name,
+                &format!("backend of service `{service}`"),
+                (&span, raw.mistyped),
+                &mut names,
+            );
             let managed = raw.managed.is_some_and(Spanned::into_inner);
             let addr = match &raw.addr {
                 Some(text) => self.backend_addr(text, &name, context, taken),
@@ -46,7 +51,7 @@ impl Checker<'_, '_> {
                     if !managed {
                         let reason = format!("backend `{name}` has no `addr`");
                         let help = "write addr = \"192.0.2.10:8080\", or managed = true for lbd to run it";
-                        self.faults.push(span, reason, help);
+                        self.missing(raw.mistyped, span, reason, help);
                     }
                     None
                 }

@@ -48,15 +48,16 @@ impl Checker<'_, '_> {
     fn config(&mut self, raw: RawConfig) -> Config {
         let managed = self.managed(inner(raw.managed));
         let limits = self.limits(inner(raw.limits));
-        let lbd = self.lbd(raw.lbd);
+        let lbd = self.lbd(raw.lbd, raw.mistyped);
         let timeouts = self.timeouts(&inner(raw.timeouts));
-        let services = self.services(raw.service, &managed, &limits);
+        let services = self.services(raw.service, raw.mistyped, &managed, &limits);
         Config { lbd, limits, timeouts, managed, services }
     }
 
-    fn lbd(&mut self, raw: Option<Spanned<RawLbd>>) -> Lbd {
+    fn lbd(&mut self, raw: Option<Spanned<RawLbd>>, mistyped: bool) -> Lbd {
         let span = raw.as_ref().map_or(0..0, Spanned::span);
         let raw = inner(raw);
+        let mistyped = mistyped || raw.mistyped;
         let run_dir = self.path(raw.run_dir, "/run/lb".into());
         let socket_span = raw.socket.as_ref().map_or(span.clone(), Spanned::span);
         let socket = self.path(raw.socket, run_dir.join("lbd.sock"));
@@ -84,18 +85,25 @@ impl Checker<'_, '_> {
             keys: self.path(raw.keys, "/var/lib/lb/keys.toml".into()),
             object: raw.object.map(|object| self.path(Some(object), PathBuf::new())),
             announce: raw.announce.is_none_or(Spanned::into_inner),
-            interfaces: self.interfaces(names.0, names.1),
+            interfaces: self.interfaces(names.0, names.1, mistyped),
             run_dir,
             socket,
             mode,
         }
     }
 
-    fn interfaces(&mut self, span: Span, raw: Vec<Spanned<String>>) -> Vec<String> {
+    /// Tells that something is not there, unless it may be what a mistyped key was meant to be.
+    fn missing(&mut self, mistyped: bool, span: Span, reason: impl Into<String>, help: &str) {
+        if !mistyped {
+            self.faults.push(span, reason, help);
+        }
+    }
+
+    fn interfaces(&mut self, span: Span, raw: Vec<Spanned<String>>, mistyped: bool) -> Vec<String> {
         if raw.is_empty() {
             let help =
                 "write interfaces = [\"eth0\"] under [lbd], with the interface that clients come in by";
-            self.faults.push(span, "no interface is named", help);
+            self.missing(mistyped, span, "no interface is named", help);
         }
         let mut names = Vec::new();
         for name in raw {

@@ -17,13 +17,14 @@ impl Checker<'_, '_> {
     pub(super) fn services(
         &mut self,
         raw: Option<Spanned<Vec<Spanned<RawService>>>>,
+        mistyped: bool,
         managed: &Managed,
         limits: &Limits,
     ) -> Vec<Service> {
         let raw = inner(raw);
         if raw.is_empty() {
             let help = "write [[service]] with name, vip and at least one [[service.backend]]";
-            self.faults.push(0..0, "there is no service", help);
+            self.missing(mistyped, 0..0, "there is no service", help);
         }
         // Id 0 is no service.
         if raw.len() as u64 >= u64::from(limits.services) {
@@ -52,9 +53,9 @@ impl Checker<'_, '_> {
         for (raw, vip) in raw.into_iter().zip(vips) {
             let span = raw.span();
             let raw = raw.into_inner();
-            let name = self.name(&raw.name, "service", &span, &mut names);
+            let name = self.name(&raw.name, "service", (&span, raw.mistyped), &mut names);
             let context = Context { service: &name, managed, vips: &addrs };
-            let backends = self.backends(raw.backend, &span, &context, &mut taken);
+            let backends = self.backends(raw.backend, (&span, raw.mistyped), &context, &mut taken);
             services.push(Service {
                 protocol: self.protocol(raw.protocol),
                 affinity: self.affinity(raw.affinity.map(Spanned::into_inner)),
@@ -75,7 +76,12 @@ impl Checker<'_, '_> {
         let service = raw.get_ref().name.as_ref().map_or("?", |name| name.get_ref());
         let Some(text) = &raw.get_ref().vip else {
             let reason = format!("service `{service}` has no `vip`");
-            self.faults.push(raw.span(), reason, "write vip = \"192.0.2.1:80\": what clients dial");
+            self.missing(
+                raw.get_ref().mistyped,
+                raw.span(),
+                reason,
+                "write vip = \"192.0.2.1:80\": what clients dial",
+            );
             return None;
         };
         let vip = self.socket_addr(text, "vip")?;
@@ -207,11 +213,11 @@ impl Checker<'_, '_> {
         &mut self,
         raw: &Option<Spanned<String>>,
         what: &str,
-        span: &Span,
+        (span, mistyped): (&Span, bool),
         names: &mut HashMap<String, ()>,
     ) -> String {
         let Some(name) = raw else {
-            self.faults.push(span.clone(), format!("a {what} has no `name`"), "write name = \"...\"");
+            self.missing(mistyped, span.clone(), format!("a {what} has no `name`"), "write name = \"...\"");
             return "?".to_owned();
         };
         let text = name.get_ref().clone();
