@@ -335,6 +335,17 @@ fn pinned_settings(town: &Town) -> Result<Settings> {
 }
 
 #[test]
+fn features_that_a_program_took_away_count_as_off() -> Result<()> {
+    let town = Town::build()?;
+    let _datapath = town.open()?;
+    town.neighbour.run(|| -> Result<()> {
+        ethtool::switch("eth0", ethtool::Feature::TcpSegmentation, false)?;
+        assert!(ethtool::switch("eth0", ethtool::Feature::TcpSegmentation, true).is_err(), "fixed to off");
+        Ok(())
+    })?
+}
+
+#[test]
 fn a_veth_whose_peer_does_not_poll_is_noticed() -> Result<()> {
     let town = Town::build()?;
     let look = || -> Result<Peer> {

@@ -45,7 +45,8 @@ pub fn is_on(interface: &str, feature: Feature) -> Result<bool, NetError> {
     Ok(value != 0)
 }
 
-/// Switches a feature, if it is not as wanted already: what is fixed off cannot be switched off.
+/// Switches a feature. Fine when it stands so already, even where the driver does not let it be switched: XDP on one end
+/// of a veth takes segmentation from the other.
 ///
 /// # Errors
 /// No such interface, or its driver cannot.
