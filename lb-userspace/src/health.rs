@@ -104,7 +104,7 @@ async fn check(
         if let Some(up) = opinion.up
             && (changed || (up && learned != before))
         {
-            tracing::info!(slot, %addr, up, reason = reason.as_deref().unwrap_or(""), "health");
+            tracing::debug!(slot, %addr, up, reason = reason.as_deref().unwrap_or(""), "health");
             let reason = if up { None } else { reason };
             if events.send(HealthEvent { slot, up, learned, reason }).is_err() {
                 return;

@@ -252,9 +252,24 @@ impl Task {
             return;
         }
         watched.reported = next_hop;
-        tracing::info!(%addr, ?next_hop, "next hop");
+        match next_hop {
+            Some(hop) => {
+                tracing::info!(%addr, ifindex = hop.ifindex, mac = %Shown(hop.next_hop_mac), "next hop known")
+            }
+            None => tracing::warn!(%addr, "no way there: no route, or its interface is down"),
+        }
         // Nobody listens when the daemon is going away.
         let _ = self.events.send(NextHopEvent { addr, next_hop });
+    }
+}
+
+/// A link address as people write it.
+struct Shown(Mac);
+
+impl std::fmt::Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
