@@ -27,24 +27,33 @@ impl Balancer {
     }
 
     pub fn start_sized(town: &Topology, sizes: Sizes) -> Result<Self> {
+        Self::start_with(town, Self::setup_of(town, sizes))
+    }
+
+    /// One service in front of every backend of the town.
+    pub fn setup_of(town: &Topology, sizes: Sizes) -> Setup {
         let mut setup = Setup::new(sizes);
         let service = setup.service(dial());
         for backend in &town.backends {
             setup.backend(service, backend.serves(), Some(backend.next_hop()));
         }
-        Self::start_with(town, setup)
+        setup
     }
 
     /// Loads, fills the maps, attaches to every interface of the balancer.
     pub fn start_with(town: &Topology, setup: Setup) -> Result<Self> {
+        Self::start_in(town, setup, XdpMode::Driver)
+    }
+
+    /// As [`Balancer::start_with`] in a mode of the caller's.
+    pub fn start_in(town: &Topology, setup: Setup, mode: XdpMode) -> Result<Self> {
         let mut ebpf = load_lb(setup.sizes)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.apply(&setup)?;
         let xdp = load_program(&mut ebpf, "lb", Xdp::load)?;
         town.balancer.run(|| -> Result<()> {
             for port in town.ports() {
-                xdp.attach(&port.name, XdpMode::Driver)
-                    .with_context(|| format!("attaching lb to {}", port.name))?;
+                xdp.attach(&port.name, mode).with_context(|| format!("attaching lb to {}", port.name))?;
             }
             Ok(())
         })?;
