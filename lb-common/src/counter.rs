@@ -75,6 +75,8 @@ counters! {
     SynRetried = "syn_retried" Packet,
     /// The client reset a flow whose backend had not answered.
     ClientReset = "client_reset_while_binding" Packet,
+    /// A backend ended the connection before it answered a GET or HEAD: the next one received the request.
+    Replayed = "replayed" Packet,
     /// The backend answered: both halves were spliced.
     Spliced = "spliced" Packet,
     /// A backend that still knew the 4-tuple was reset and got the SYN again.

@@ -34,7 +34,9 @@ pub struct Service {
     pub cookie_len: u8,
     /// How many different backends a flow is offered to before its client is reset.
     pub max_tries: u8,
-    pub _pad: [u8; 6],
+    /// 1 when a safe request that its backend left unanswered goes to another one.
+    pub replay: u8,
+    pub _pad: [u8; 5],
 }
 
 pub const PROMISE_SACK: u8 = 1;

@@ -144,10 +144,14 @@ pub struct Stash {
     pub token: [u8; 40],
     /// What a valid token said.
     pub claim: Claim,
+    /// The client's view of the backend's timestamp in its SYN-ACK. Grows when the flow moves to another backend: what
+    /// a client sees never goes back (RFC 7323 §5).
+    pub ts_base: u32,
+    pub _pad: u32,
     pub bytes: [u8; STASH_ROOM],
 }
 
-crate::map_types! { Stash: 4640, View: 8 }
+crate::map_types! { Stash: 4648, View: 8 }
 
 #[cfg(test)]
 mod tests {

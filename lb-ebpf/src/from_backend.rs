@@ -7,6 +7,7 @@ use crate::header::{End, Header};
 use crate::maps::{BACKENDS, FLOWS, SERVICES, count_backend};
 use crate::offer::offer;
 use crate::packet::{Frame, Packet, Segment};
+use crate::replay;
 use crate::rewrite;
 use crate::stash;
 use crate::syn::{back, send};
@@ -30,6 +31,7 @@ pub(crate) fn handle(
     client: (Addr, Be16),
     segment: &Segment,
 ) -> (u16, Verdict) {
+    let mut frame = frame;
     let Some(backend) = BACKENDS.get(u32::from(slot)) else {
         return (0, pass(Counter::PassedFromBackend));
     };
@@ -57,6 +59,15 @@ pub(crate) fn handle(
                 return (id, consume(Counter::DropTtl));
             }
             if segment.flags & (FIN | RST) != 0 {
+                if flow.stash != NO_STASH && segment.payload == 0 && service.replay != 0 {
+                    let bits = replay::lb_replay(ctx.ctx, u32::from(id), entry.index);
+                    if bits != replay::NOT_REPLAYED {
+                        return (id, Verdict::from_bits(bits));
+                    }
+                    // The packet is as it was, but pointers into it end with a call that may have changed it.
+                    let Some(again) = ctx.frame() else { return (id, consume(Counter::DropTruncated)) };
+                    frame = again;
+                }
                 close(entry, segment.flags, Side::Backend);
             }
             if flow.stash != NO_STASH && segment.payload > 0 {
@@ -77,7 +88,7 @@ pub(crate) fn handle(
 
 /// The backend has begun to respond: what was stashed is no longer needed.
 #[inline(always)]
-fn settle(entry: flows::Entry, flow: &Flow) {
+pub(crate) fn settle(entry: flows::Entry, flow: &Flow) {
     if let Some(slot) = stash::lock(entry.index, flow.stash) {
         stash::release(slot);
     }
@@ -151,7 +162,7 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
     let Some(slot) = stash::lock(entry.index, flow.stash) else { return consume(Counter::DropBusy) };
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &*slot.stash };
-    if handshake::next(key, entry, flow, slot, stash, service) {
+    if handshake::next(key, entry, flow.head, slot, stash, service) {
         stash::unlock(slot);
         return offer(ctx, entry.index, Counter::SynRetried);
     }

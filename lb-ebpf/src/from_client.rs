@@ -1,6 +1,7 @@
 //! A packet addressed to a service.
 
 use crate::flows::{self, Entry, Key};
+use crate::from_backend::settle;
 use crate::maps::{BACKENDS, count_backend};
 use crate::packet::{Frame, Segment};
 use crate::verdict::{Verdict, consume, leave};
@@ -8,7 +9,7 @@ use crate::{handshake, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, NO_STASH};
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
 
@@ -71,6 +72,10 @@ pub(crate) fn established(
     }
     if segment.flags & (FIN | RST) != 0 {
         close(entry, segment.flags, Side::Client);
+    }
+    if flow.stash != NO_STASH && segment.payload > 0 && segment.seq != flow.client_isn.wrapping_add(1) {
+        // The request goes on behind what was stashed, so the stash could not go to another backend any more.
+        settle(entry, flow);
     }
     if flow.client_mac != segment.src_mac {
         // The client's router has changed.

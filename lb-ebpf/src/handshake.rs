@@ -13,7 +13,7 @@ use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, Head, NO_STASH, SYN_REPEATED};
+use lb_common::flow::{Flow, FlowState, Head, NO_STASH, RESCALE_CLIENT, SYN_REPEATED};
 use lb_common::maglev::NOBODY;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -53,7 +53,10 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
         return consume(Counter::DropStashFull);
     }
     // SAFETY: a map value stays valid, and this processor has its lock.
-    unsafe { (*stash).hash = hash };
+    unsafe {
+        (*stash).hash = hash;
+        (*stash).ts_base = segment.seq.wrapping_sub(1);
+    }
     let found = http::lb_find_token(stashed, service);
     if found == INVALID {
         count(key.service, Counter::InvalidToken as u32);
@@ -207,22 +210,15 @@ fn again(
         unsafe { (*entry.flow).client_flags |= SYN_REPEATED };
     } else {
         // Where nobody else is left, the one there is is asked again.
-        next(key, entry, flow, slot, stash, service);
+        next(key, entry, flow.head, slot, stash, service);
     }
     offer(ctx, entry.index, Counter::SynRepeated)
 }
 
 /// Gives the flow to the next backend that was not tried, within the service's bound. Returns whether there is one.
 #[inline(always)]
-pub(crate) fn next(
-    key: &Key,
-    entry: Entry,
-    flow: &Flow,
-    slot: Slot,
-    stash: &Stash,
-    service: &Service,
-) -> bool {
-    count_backend(flow.head.backend, |counters| counters.failed += 1);
+pub(crate) fn next(key: &Key, entry: Entry, was: Head, slot: Slot, stash: &Stash, service: &Service) -> bool {
+    count_backend(was.backend, |counters| counters.failed += 1);
     if stash.tried_len >= u32::from(service.max_tries) {
         return false;
     }
@@ -231,16 +227,15 @@ pub(crate) fn next(
         return false;
     }
     let chosen = chosen as u16;
-    // Only a flow that still waits for that backend may be given to another: its answer may just have been spliced.
-    let was = Head { state: FlowState::Binding as u8, window_shift: 0, ..flow.head };
-    let head = Head { backend: chosen, ..was };
+    // Only a flow that is as it was seen may be given to another: the backend's answer may just have been spliced.
+    let head = Head { backend: chosen, state: FlowState::Binding as u8, window_shift: 0, ..was };
     // SAFETY: a map value stays valid; the head is an aligned word.
     unsafe {
         let word = (&raw mut (*entry.flow).head).cast();
         if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
             return false;
         }
-        (*entry.flow).client_flags &= !SYN_REPEATED;
+        (*entry.flow).client_flags &= !(SYN_REPEATED | RESCALE_CLIENT);
     }
     stash::note_tried(slot.stash, chosen);
     count_choice(key.service, chosen, Counter::Retried as u32);

@@ -98,9 +98,8 @@ fn splice(
     unsafe {
         let flow = &mut *entry.flow;
         flow.seq_delta = flow.cookie.wrapping_sub(segment.seq);
-        // What the client was told as our TSval is its own initial sequence number.
         flow.ts_delta = match offer.timestamps {
-            Some(stamps) => flow.client_isn.wrapping_sub(stamps.val),
+            Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
             None => 0,
         };
         if rescale_client {
