@@ -104,6 +104,11 @@ impl Lbd {
         eventually("every backend is ready", || ready(self)).with_context(|| self.log())
     }
 
+    /// Name of its service.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
     /// Names and states of the backends, as lbctl tells them.
     pub fn states(&self) -> Result<Vec<(String, String)>> {
         let list: Value = serde_json::from_str(&self.ctl(&["backend", "list", "--json"])?)?;
