@@ -34,6 +34,9 @@ pub const fn next_hash(hash: u32) -> u32 {
     hash.wrapping_mul(0x9E37_79B1).rotate_left(15) ^ 0x85EB_CA6B
 }
 
+/// Entries that a walk looks at before giving up.
+pub const WALK: u32 = 32;
+
 /// One backend as the table sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {

@@ -3,14 +3,15 @@
 
 mod answer;
 mod detach;
+mod event;
 mod object;
 mod servers;
 mod start;
 
 pub use detach::detach;
+pub use event::Event;
 
 use crate::config::{Config, Timeouts};
-use crate::control::server::{Call, ControlSocket};
 use crate::control::{Refused, Response};
 use crate::datapath::{Datapath, DatapathError};
 use crate::health::{Health, HealthEvent, Policy};
@@ -20,47 +21,16 @@ use crate::session::{SessionStore, SledStore, StoreError, TokenKeys};
 use crate::supervisor::{Exit, ServerEvent, Supervisor};
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use event::{Sources, TICK};
 use lb_common::backend::State;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::task::JoinHandle;
 
-/// What can happen to lbd. Closed: what is not here does not change it.
-#[derive(Debug)]
-pub enum Event {
-    /// A managed server began or ended.
-    Server(ServerEvent),
-    /// A backend's health check has decided.
-    Health(HealthEvent),
-    /// The way to a backend became known, changed, or was lost.
-    NextHop(NextHopEvent),
-    /// The database gave a backend its next epoch.
-    Epoch { slot: u16, epoch: u32 },
-    /// lbctl wants something.
-    Call(Call),
-    /// Time to look for flows that have expired, and for askers who have waited long enough.
-    Tick,
-    /// Time to set the programs' clock.
-    Clock,
-    /// Time for a fresh SYN cookie key.
-    CookieKey,
-    /// The operator wants lbd to end.
-    Stop(&'static str),
-    /// The operator wants the configuration read again.
-    Reload,
-}
-
-/// How often expired flows are looked for.
-const TICK: Duration = Duration::from_millis(250);
-/// How often the programs' clock is set.
-const CLOCK: Duration = Duration::from_secs(60);
-/// How long a SYN cookie key makes cookies; they are accepted for 448 s, so two keys are enough.
-const COOKIE_KEY: Duration = Duration::from_secs(600);
 /// Pause after the database did not give an epoch.
 const EPOCH_PAUSE: Duration = Duration::from_secs(1);
 /// How long lbctl is kept waiting for a server's restart.
@@ -82,13 +52,7 @@ pub struct Options {
 /// It cannot start, or cannot go on. Packets keep flowing as they did.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut daemon = Daemon::start(options).await?;
-    let control = daemon.control.take().expect("a daemon starts with its control socket");
-    let (calls, asked) = mpsc::unbounded_channel();
-    daemon.sources.calls = asked;
-    let serving = tokio::spawn(async move { control.serve(calls).await });
     let ended = daemon.until_stopped().await;
-    // From here on lbctl is told that nobody answers.
-    serving.abort();
     daemon.stop().await;
     ended
 }
@@ -113,8 +77,10 @@ struct Daemon {
     waiting: Vec<Waiting>,
     sources: Sources,
     epochs: mpsc::UnboundedSender<Event>,
-    control: Option<ControlSocket>,
-    sweeper: tokio::task::JoinHandle<()>,
+    /// Serves the control socket, which goes with it.
+    control: JoinHandle<()>,
+    /// Removes expired sessions.
+    sweeper: JoinHandle<()>,
 }
 
 /// What never changes about a backend.
@@ -122,46 +88,6 @@ struct Daemon {
 struct Known {
     addr: SocketAddr,
     policy: Policy,
-}
-
-/// Where events come from.
-struct Sources {
-    servers: mpsc::UnboundedReceiver<ServerEvent>,
-    health: mpsc::UnboundedReceiver<HealthEvent>,
-    next_hops: mpsc::UnboundedReceiver<NextHopEvent>,
-    epochs: mpsc::UnboundedReceiver<Event>,
-    calls: mpsc::UnboundedReceiver<Call>,
-    tick: Interval,
-    clock: Interval,
-    cookie_key: Interval,
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Sources {
-    /// The next event, whoever has one. Signals first: they must not wait behind a flood of others.
-    async fn next(&mut self) -> Event {
-        loop {
-            let event = tokio::select! {
-                biased;
-                Some(()) = self.terminate.recv() => Some(Event::Stop("SIGTERM")),
-                Some(()) = self.interrupt.recv() => Some(Event::Stop("SIGINT")),
-                Some(()) = self.hangup.recv() => Some(Event::Reload),
-                Some(event) = self.servers.recv() => Some(Event::Server(event)),
-                Some(event) = self.next_hops.recv() => Some(Event::NextHop(event)),
-                Some(event) = self.health.recv() => Some(Event::Health(event)),
-                event = self.epochs.recv() => event,
-                Some(call) = self.calls.recv() => Some(Event::Call(call)),
-                _ = self.tick.tick() => Some(Event::Tick),
-                _ = self.clock.tick() => Some(Event::Clock),
-                _ = self.cookie_key.tick() => Some(Event::CookieKey),
-            };
-            if let Some(event) = event {
-                return event;
-            }
-        }
-    }
 }
 
 /// An asker who hears when a backend serves.
@@ -370,14 +296,15 @@ impl Daemon {
 
     /// Takes managed servers out of the tables, lets them finish what is in flight, and leaves everything else as it is.
     async fn stop(mut self) {
+        // From here on lbctl is told that nobody answers.
+        self.control.abort();
         if let Err(error) = self.apply(Change::Stopping) {
             tracing::error!(error = %chain(&error), "managed servers stay in the tables");
         }
         let links = std::mem::take(&mut self.links);
         tokio::select! {
             () = self.supervisor.shutdown() => {}
-            _ = self.sources.terminate.recv() => tracing::warn!("SIGTERM again: not waiting for requests in flight"),
-            _ = self.sources.interrupt.recv() => tracing::warn!("SIGINT again: not waiting for requests in flight"),
+            () = self.sources.stop() => tracing::warn!("told again to stop: not waiting for requests in flight"),
         }
         for interface in links.values() {
             if let Err(error) = self.datapath.detach_interface(interface) {
@@ -401,16 +328,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
-}
-
-/// An interval that does not hurry after a pause, and begins one period from now.
-fn every(period: Duration) -> Interval {
-    let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
-}
-
-fn signals() -> anyhow::Result<[Signal; 3]> {
-    let listen = |kind| signal(kind).context("cannot listen for signals");
-    Ok([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?])
 }

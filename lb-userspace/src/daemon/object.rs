@@ -31,3 +31,21 @@ pub(super) fn find(named: Option<&Path>, configured: Option<&Path>) -> anyhow::R
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_named_comes_first_and_must_be_there() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let nowhere = Path::new("/nowhere/lb.bpf.o");
+        assert_eq!(find(Some(file.path()), Some(nowhere)).unwrap(), file.path());
+        assert_eq!(find(None, Some(file.path())).unwrap(), file.path());
+        let error = find(Some(nowhere), Some(file.path())).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the packet programs are not at /nowhere/lb.bpf.o: build them with `cargo xtask build`"
+        );
+    }
+}

@@ -1,8 +1,9 @@
 //! How lbd starts: everything is opened and checked in the order in which it depends on each other, and packets that
 //! flow already are not disturbed.
 
+use super::event::Sources;
 use super::servers::SessionServers;
-use super::{CLOCK, COOKIE_KEY, Daemon, Known, Options, Sources, TICK, every, object, signals};
+use super::{Daemon, Known, Options, object};
 use crate::config::{Config, Managed};
 use crate::control::server::ControlSocket;
 use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
@@ -19,7 +20,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 
 /// Expired sessions are removed this often, so many records at a time are looked at.
 const SWEEP: (Duration, usize) = (Duration::from_secs(1), 1000);
@@ -34,7 +34,7 @@ impl Daemon {
         let object = object::find(options.object.as_deref(), config.lbd.object.as_deref())?;
         // First, so that a second lbd ends before it touches anything.
         let control = ControlSocket::bind(&config.lbd.socket)?;
-        let [terminate, interrupt, hangup] = signals()?;
+        let (reports, sources) = Sources::new()?;
 
         let store = Arc::new(SledStore::open(&config.lbd.store)?);
         let ids = ids(&config, &store).await?;
@@ -55,12 +55,8 @@ impl Daemon {
             announce(&config, &left)?;
         }
 
-        let (server_events, servers) = mpsc::unbounded_channel();
-        let (health_events, health) = mpsc::unbounded_channel();
-        let (hop_events, hops) = mpsc::unbounded_channel();
-        let (epochs, epoch_events) = mpsc::unbounded_channel();
         let keys = Arc::new(ArcSwap::from_pointee(keys));
-        let next_hops = NextHops::spawn(hop_events)?;
+        let next_hops = NextHops::spawn(reports.next_hops)?;
         let session_servers = SessionServers::new(&config, store.clone(), keys.clone());
         let known = known(&config, &ids);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
@@ -71,31 +67,18 @@ impl Daemon {
             started: Instant::now(),
             took_over: datapath.inherited().is_some(),
             registry,
-            supervisor: Supervisor::new(Arc::new(session_servers), server_events)
+            supervisor: Supervisor::new(Arc::new(session_servers), reports.servers)
                 .with_grace(config.timeouts.drain),
-            health: Health::new(health_events),
+            health: Health::new(reports.health),
             _next_hops: next_hops,
             store,
             keys,
             backends: known,
             links: BTreeMap::new(),
             waiting: Vec::new(),
-            sources: Sources {
-                servers,
-                health,
-                next_hops: hops,
-                epochs: epoch_events,
-                // Replaced when the control socket is served.
-                calls: mpsc::unbounded_channel().1,
-                tick: every(TICK),
-                clock: every(CLOCK),
-                cookie_key: every(COOKIE_KEY),
-                terminate,
-                interrupt,
-                hangup,
-            },
-            epochs,
-            control: Some(control),
+            sources,
+            epochs: reports.epochs,
+            control: tokio::spawn(async move { control.serve(reports.calls).await }),
             sweeper: tokio::spawn(sweeper),
             datapath,
             config,

@@ -5,11 +5,8 @@ use crate::control::{ExplainView, Refused, TokenView};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
-use lb_common::maglev::{next_hash, session_hash};
+use lb_common::maglev::{WALK, next_hash, session_hash};
 use lb_common::token::{self, Token, TokenError};
-
-/// Entries of a Maglev table that the program looks at before giving up.
-const WALK: u32 = 32;
 
 impl Registry {
     /// Explains what would become of a first payload with this token, sent to `service` (or to the one it names).

@@ -4,6 +4,7 @@
 
 mod backend;
 mod explain;
+mod find;
 mod list;
 mod service;
 #[cfg(test)]
@@ -213,40 +214,6 @@ impl Registry {
         outcome
     }
 
-    /// The slot that a name means: `service/backend`, or `backend` where only one service has it.
-    ///
-    /// # Errors
-    /// No backend is named so, or several are.
-    pub fn find(&self, name: &str) -> Result<u16, Refused> {
-        let matching: Vec<_> =
-            self.backends.values().filter(|b| b.name == name || self.full_name(b) == name).collect();
-        match matching[..] {
-            [backend] => Ok(backend.slot),
-            [] => {
-                let names: Vec<_> = self.backends.values().map(|backend| self.full_name(backend)).collect();
-                Err(Refused::with_help(format!("there is no backend `{name}`"), suggest(name, &names)))
-            }
-            _ => {
-                let names: Vec<_> = matching.iter().map(|backend| self.full_name(backend)).collect();
-                let reason = format!("`{name}` names several backends");
-                Err(Refused::with_help(reason, format!("say which: {}", names.join(", "))))
-            }
-        }
-    }
-
-    /// The id that a service's name means.
-    ///
-    /// # Errors
-    /// No service is named so.
-    pub fn find_service(&self, name: &str) -> Result<u16, Refused> {
-        self.services.values().find(|service| service.name == name).map(|service| service.id).ok_or_else(
-            || {
-                let names: Vec<_> = self.services.values().map(|service| service.name.clone()).collect();
-                Refused::with_help(format!("there is no service `{name}`"), suggest(name, &names))
-            },
-        )
-    }
-
     /// State and epoch of a backend.
     pub fn backend(&self, slot: u16) -> Option<(State, u32)> {
         self.backends.get(&slot).map(|backend| (backend.state, backend.epoch))
@@ -270,18 +237,6 @@ impl Registry {
     /// Name of a service.
     pub fn service_name(&self, id: u16) -> Option<&str> {
         self.services.get(&id).map(|service| service.name.as_str())
-    }
-
-    fn find_managed(&self, name: &str, done: &str) -> Result<u16, Refused> {
-        let slot = self.find(name)?;
-        match &self.backends[&slot].server {
-            Server::Elsewhere => Err(Refused::with_help(
-                format!("lbd does not run `{name}`, so it cannot be {done} from here"),
-                format!("`lbctl backend maint {name}` takes it out before you do that where it runs"),
-            )),
-            _ if self.stopping => Err(Refused::new("lbd is stopping")),
-            _ => Ok(slot),
-        }
     }
 
     fn full_name(&self, backend: &Backend) -> String {
@@ -327,16 +282,5 @@ impl Registry {
         let services = self.services.values().map(Service::endpoint);
         let backends = self.backends.values().map(|b| b.endpoint(&self.services[&b.service]));
         MapWrite::Endpoints(services.chain(backends).collect())
-    }
-}
-
-fn suggest(typed: &str, known: &[String]) -> String {
-    let distance = |name: &&String| {
-        let short = name.rsplit('/').next().unwrap_or(name);
-        strsim::damerau_levenshtein(typed, name).min(strsim::damerau_levenshtein(typed, short))
-    };
-    match known.iter().min_by_key(distance).filter(|name| distance(name) <= (typed.len() / 3).max(1)) {
-        Some(close) => format!("did you mean `{close}`?"),
-        None => format!("there are: {}", known.join(", ")),
     }
 }

@@ -1,0 +1,134 @@
+//! What can happen to lbd, and where it is heard.
+
+use crate::control::server::Call;
+use crate::health::HealthEvent;
+use crate::net::NextHopEvent;
+use crate::supervisor::ServerEvent;
+use anyhow::Context;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// What can happen to lbd. Closed: what is not here does not change it.
+#[derive(Debug)]
+pub enum Event {
+    /// A managed server began or ended.
+    Server(ServerEvent),
+    /// A backend's health check has decided.
+    Health(HealthEvent),
+    /// The way to a backend became known, changed, or was lost.
+    NextHop(NextHopEvent),
+    /// The database gave a backend its next epoch.
+    Epoch { slot: u16, epoch: u32 },
+    /// lbctl wants something.
+    Call(Call),
+    /// Time to look for flows that have expired, and for askers who have waited long enough.
+    Tick,
+    /// Time to set the programs' clock.
+    Clock,
+    /// Time for a fresh SYN cookie key.
+    CookieKey,
+    /// The operator wants lbd to end.
+    Stop(&'static str),
+    /// The operator wants the configuration read again.
+    Reload,
+}
+
+/// How often expired flows are looked for.
+pub(super) const TICK: Duration = Duration::from_millis(250);
+/// How often the programs' clock is set.
+const CLOCK: Duration = Duration::from_secs(60);
+/// How long a SYN cookie key makes cookies; they are accepted for 448 s, so two keys are enough.
+const COOKIE_KEY: Duration = Duration::from_secs(600);
+/// Where the parts that watch the world report to.
+pub(super) struct Reports {
+    pub(super) servers: UnboundedSender<ServerEvent>,
+    pub(super) health: UnboundedSender<HealthEvent>,
+    pub(super) next_hops: UnboundedSender<NextHopEvent>,
+    pub(super) calls: UnboundedSender<Call>,
+    /// Answers of the database.
+    pub(super) epochs: UnboundedSender<Event>,
+}
+
+/// Where events come from.
+pub(super) struct Sources {
+    servers: UnboundedReceiver<ServerEvent>,
+    health: UnboundedReceiver<HealthEvent>,
+    next_hops: UnboundedReceiver<NextHopEvent>,
+    epochs: UnboundedReceiver<Event>,
+    calls: UnboundedReceiver<Call>,
+    tick: Interval,
+    clock: Interval,
+    cookie_key: Interval,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Sources {
+    /// All sources, and where to report to them. From here on signals do not end the process.
+    ///
+    /// # Errors
+    /// Signals cannot be listened for.
+    pub(super) fn new() -> anyhow::Result<(Reports, Self)> {
+        let ((servers, servers_in), (health, health_in)) =
+            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let ((next_hops, next_hops_in), (calls, calls_in)) =
+            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (epochs, epochs_in) = mpsc::unbounded_channel();
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        let sources = Self {
+            servers: servers_in,
+            health: health_in,
+            next_hops: next_hops_in,
+            epochs: epochs_in,
+            calls: calls_in,
+            tick: every(TICK),
+            clock: every(CLOCK),
+            cookie_key: every(COOKIE_KEY),
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        };
+        Ok((Reports { servers, health, next_hops, calls, epochs }, sources))
+    }
+
+    /// Until the operator insists.
+    pub(super) async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// The next event, whoever has one. Signals first: they must not wait behind a flood of others.
+    pub(super) async fn next(&mut self) -> Event {
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some(()) = self.terminate.recv() => Some(Event::Stop("SIGTERM")),
+                Some(()) = self.interrupt.recv() => Some(Event::Stop("SIGINT")),
+                Some(()) = self.hangup.recv() => Some(Event::Reload),
+                Some(event) = self.servers.recv() => Some(Event::Server(event)),
+                Some(event) = self.next_hops.recv() => Some(Event::NextHop(event)),
+                Some(event) = self.health.recv() => Some(Event::Health(event)),
+                event = self.epochs.recv() => event,
+                Some(call) = self.calls.recv() => Some(Event::Call(call)),
+                _ = self.tick.tick() => Some(Event::Tick),
+                _ = self.clock.tick() => Some(Event::Clock),
+                _ = self.cookie_key.tick() => Some(Event::CookieKey),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+}
+
+/// An interval that does not hurry after a pause, and begins one period from now.
+fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
