@@ -67,8 +67,7 @@ struct Daemon {
     datapath: Datapath,
     supervisor: Supervisor,
     health: Health,
-    /// Kept for as long as next hops are to be kept fresh.
-    _next_hops: NextHops,
+    next_hops: NextHops,
     store: Arc<SledStore>,
     keys: Arc<ArcSwap<TokenKeys>>,
     backends: BTreeMap<u16, Known>,
@@ -300,6 +299,11 @@ impl Daemon {
         self.control.abort();
         if let Err(error) = self.apply(Change::Stopping) {
             tracing::error!(error = %chain(&error), "managed servers stay in the tables");
+        }
+        // What goes away now is no news.
+        for (slot, backend) in &self.backends {
+            self.health.forget(*slot);
+            self.next_hops.forget(backend.addr.ip());
         }
         let links = std::mem::take(&mut self.links);
         tokio::select! {

@@ -70,7 +70,7 @@ impl Daemon {
             supervisor: Supervisor::new(Arc::new(session_servers), reports.servers)
                 .with_grace(config.timeouts.drain),
             health: Health::new(reports.health),
-            _next_hops: next_hops,
+            next_hops,
             store,
             keys,
             backends: known,
