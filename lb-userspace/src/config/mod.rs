@@ -115,6 +115,8 @@ pub struct Service {
     pub window_scale: u8,
     /// Backends that a flow is offered to before its client is reset.
     pub max_tries: u8,
+    /// A GET or HEAD that its backend left unanswered goes to another one.
+    pub replay: bool,
     pub health: Health,
     /// Of the sessions that its managed servers keep.
     pub session: SessionLimits,

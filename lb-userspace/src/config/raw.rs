@@ -66,7 +66,7 @@ table!(RawTimeouts "[timeouts]" { idle: String, closing: String, binding: String
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
     name: String, vip: String, protocol: String, affinity: RawAffinity, window_scale: u64, max_tries: u64,
-    health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
+    replay: bool,     health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
 });
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" { kind: String, cookie: String });
 table!(RawHealth "[service.health]" { interval: String, timeout: String, rise: u64, fall: u64 });

@@ -22,6 +22,7 @@ pub(super) struct Service {
     pub(super) affinity: Affinity,
     window_scale: u8,
     max_tries: u8,
+    replay: bool,
     /// Some of [`PROMISE_SACK`] and the like.
     pub(super) promises: u8,
     pub(super) mss: u16,
@@ -41,6 +42,7 @@ impl Service {
             affinity: config.affinity.clone(),
             window_scale: config.window_scale,
             max_tries: config.max_tries,
+            replay: config.replay,
             // What was true of the backends a moment ago, until they are checked.
             promises: left.map_or(0, |left| left.promises),
             mss: left.map_or(MSS, |left| left.mss),
@@ -91,6 +93,7 @@ impl Service {
             window_scale: self.window_scale,
             promises: self.promises,
             max_tries: self.max_tries,
+            replay: u8::from(self.replay),
             ..map::Service::default()
         };
         let Affinity::Signed { cookie } = &self.affinity;

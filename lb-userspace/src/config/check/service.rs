@@ -61,6 +61,7 @@ impl Checker<'_, '_> {
                 affinity: self.affinity(raw.affinity.map(Spanned::into_inner)),
                 window_scale: self.number(raw.window_scale, "window_scale", 0..=14, 7),
                 max_tries: self.number(raw.max_tries, "max_tries", 1..=TRIED as u8, 3),
+                replay: raw.replay.is_none_or(Spanned::into_inner),
                 health: self.health(&inner(raw.health)),
                 session: self.session(inner(raw.session)),
                 // Without one there is a fault already, and the service goes nowhere.

@@ -1,0 +1,103 @@
+//! A backend that ends a connection before it has said anything: what moves to another one, and what does not.
+
+use anyhow::Result;
+use lb_common::counter::Counter;
+use tests::frame::{FIN, Opt, PSH, RST, Segment};
+use tests::runner::{TcVerdict, Verdict};
+use tests::scene::{BACKEND_TS, ISN, REQUEST, Scene, essence};
+
+/// A scene whose service replays, with a flow spliced to the slot that comes with it.
+fn spliced(backends: u16, request: &[u8]) -> Result<(Scene, u16)> {
+    let mut scene = Scene::new(backends)?;
+    scene.runner.change(|setup| setup.services[0].replay = 1)?;
+    let slot = scene.bind(request)?;
+    scene.xdp(&scene.syn_ack(slot))?;
+    scene.joint(&scene.syn_ack(slot))?;
+    Ok((scene, slot))
+}
+
+fn ends(scene: &Scene, slot: u16) -> [(&'static str, Segment); 2] {
+    [("RST", scene.response(slot, 0, RST, b"")), ("FIN", scene.response(slot, 0, FIN, b""))]
+}
+
+#[test]
+fn an_unanswered_request_goes_to_the_next_backend() -> Result<()> {
+    for (i, request) in [REQUEST, b"HEAD / HTTP/1.1\r\n\r\n"].into_iter().enumerate() {
+        for end in 0..2 {
+            let (scene, slot) = spliced(2, request)?;
+            let (name, segment) = ends(&scene, slot)[end].clone();
+            let outcome = scene.xdp(&segment)?;
+            assert_eq!(outcome.verdict, Verdict::Redirect, "{name}");
+            assert!(outcome.counted(Counter::Replayed), "{name}: {outcome:?}");
+            let other = 1 - slot;
+            assert_eq!(essence(&outcome.segment()), essence(&scene.offered(other)), "{i} {name}");
+
+            let outcome = scene.joint(&scene.syn_ack(other))?;
+            assert_eq!(outcome.verdict, TcVerdict::Redirect, "{name}: {outcome:?}");
+            let sent = outcome.segment();
+            assert_eq!((sent.seq, &sent.payload[..]), (ISN.wrapping_add(1), request), "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_client_sees_no_seam() -> Result<()> {
+    let (scene, slot) = spliced(2, REQUEST)?;
+    let other = 1 - slot;
+    scene.xdp(&ends(&scene, slot)[0].1)?;
+    scene.joint(&scene.syn_ack(other))?;
+    let segment = scene.xdp(&scene.response(other, 0, PSH, b"hello"))?.segment();
+    assert_eq!(segment.seq, scene.cookie().wrapping_add(1), "the first byte that the client waits for");
+    let stamp = segment.options.iter().find_map(|option| match option {
+        Opt::Timestamps { val, .. } => Some(*val),
+        _ => None,
+    });
+    // The former backend may have told it anything up to its own time since; never may the clock go back.
+    let ahead = stamp.expect("timestamps were agreed").wrapping_sub(ISN);
+    assert!((1 << 24..1 << 25).contains(&ahead), "{ahead}: {BACKEND_TS} would be the old splice");
+    Ok(())
+}
+
+#[test]
+fn the_former_backend_is_reset_when_it_speaks_again() -> Result<()> {
+    let (scene, slot) = spliced(2, REQUEST)?;
+    scene.xdp(&ends(&scene, slot)[1].1)?;
+    let outcome = scene.xdp(&ends(&scene, slot)[1].1)?;
+    assert_eq!(outcome.counted, [(Counter::ResetLateSynAck, 1)], "{outcome:?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_not_safe_or_not_whole_ends_as_it_ends() -> Result<()> {
+    let post: &[u8] = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
+    type Meanwhile = fn(&Scene, u16) -> Result<()>;
+    let nothing: Meanwhile = |_, _| Ok(());
+    let rows: [(&str, u16, &[u8], Meanwhile); 5] = [
+        ("a POST", 2, post, nothing),
+        ("nobody else", 1, REQUEST, nothing),
+        ("a response has begun", 2, REQUEST, |scene, slot| {
+            scene.xdp(&scene.response(slot, 0, PSH, b"HTTP")).map(|_| ())
+        }),
+        ("the request went on", 2, REQUEST, |scene, _| scene.xdp(&scene.next(PSH, b"more")).map(|_| ())),
+        ("the client has finished", 2, REQUEST, |scene, _| scene.xdp(&scene.next(FIN, b"")).map(|_| ())),
+    ];
+    for (name, backends, request, meanwhile) in rows {
+        for end in 0..2 {
+            let (scene, slot) = spliced(backends, request)?;
+            meanwhile(&scene, slot)?;
+            let outcome = scene.xdp(&ends(&scene, slot)[end].1)?;
+            assert_eq!(outcome.counted, [(Counter::FromBackend, 1)], "{name}: {outcome:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_may_do_without() -> Result<()> {
+    let (mut scene, slot) = spliced(2, REQUEST)?;
+    scene.runner.change(|setup| setup.services[0].replay = 0)?;
+    let outcome = scene.xdp(&ends(&scene, slot)[0].1)?;
+    assert_eq!(outcome.counted, [(Counter::FromBackend, 1)], "{outcome:?}");
+    Ok(())
+}
