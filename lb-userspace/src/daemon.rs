@@ -137,6 +137,9 @@ impl Daemon {
                 if let Err(error) = self.datapath.refresh_clock() {
                     tracing::warn!(error = %chain(&error), "the programs' clock was not set");
                 }
+                if let Err(error) = self.datapath.reattach() {
+                    tracing::error!(error = %chain(&error), "packets pass the programs by");
+                }
             }
             Event::CookieKey => {
                 let key = start::random_key()?;

@@ -152,6 +152,26 @@ impl Datapath {
         Ok(())
     }
 
+    /// Attaches again where an interface was made anew under its old name, or somebody took the program off. Call it now
+    /// and then.
+    ///
+    /// # Errors
+    /// The first interface that cannot be attached; the others were looked at as well.
+    pub fn reattach(&mut self) -> Result<(), DatapathError> {
+        let links = Rtnl::open()?.links()?;
+        let bare = links.into_iter().filter(|link| {
+            let known = self.attached.get(&link.name);
+            known.is_some_and(|known| link.up && (known.ifindex != link.index || link.xdp.is_none()))
+        });
+        let bare: Vec<_> = bare.map(|link| link.name).collect();
+        let mut outcome = Ok(());
+        for name in bare {
+            tracing::warn!(interface = name, "found without its program");
+            outcome = outcome.and(self.attach_interface(&name));
+        }
+        outcome
+    }
+
     /// Detaches from an interface; fine when it is gone already.
     ///
     /// # Errors

@@ -1,4 +1,9 @@
 //! Network settings under /proc/sys/net, which shows the network namespace of the thread that looks.
+//!
+//! Few are needed. What belongs to a flow never reaches the stack's routing, so neither forwarding nor reverse path
+//! filtering (`rp_filter`) nor local source addresses (`accept_local`) matter to it; health checks and ARP are ordinary
+//! traffic of this host. `forwarding` is switched on for the veths of managed servers alone, for what those send to
+//! others than clients; a balancer that shall route for remote backends, too, is configured so by its operator.
 
 use super::NetError;
 use std::fs;

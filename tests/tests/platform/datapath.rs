@@ -1,0 +1,222 @@
+//! Maps and links that outlive their daemon, and what is refused before anything is attached.
+
+use crate::town::{LAN, Town, ip};
+use anyhow::{Context, Result};
+use lb_common::addr::Be16;
+use lb_common::backend::{Backend, State};
+use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
+use lb_common::service::Service;
+use lb_common::settings::Settings;
+use lb_userspace::datapath::{self, DatapathError, MapWrite, Mode};
+use lb_userspace::net::Rtnl;
+use std::path::PathBuf;
+
+fn endpoints() -> Vec<Endpoint> {
+    let port = port_and_protocol(Be16::new(80), 6);
+    vec![Endpoint { addr: ip(100).into(), port, kind: KIND_SERVICE, index: 1 }]
+}
+
+fn backend(port: u16) -> Backend {
+    Backend {
+        addr: ip(2).into(),
+        port: Be16::new(port),
+        service: 1,
+        state: State::Ready as u8,
+        ..Backend::default()
+    }
+}
+
+#[test]
+fn a_second_daemon_takes_over_maps_and_links_without_a_gap() -> Result<()> {
+    let town = Town::build()?;
+    let mut first = town.open()?;
+    assert!(first.inherited().is_none(), "new maps have no history");
+    assert_eq!(first.interfaces().collect::<Vec<_>>(), [(LAN, Mode::Driver)]);
+    let asked = Settings { cookie_keys: [[1, 2], [3, 4]], idle_ticks: 100, ..Settings::default() };
+    let service = Service { addr: ip(100).into(), ..Default::default() };
+    first.apply(&[
+        MapWrite::Settings(Box::new(asked)),
+        MapWrite::Endpoints(endpoints()),
+        MapWrite::Backend { slot: 3, backend: backend(80) },
+        MapWrite::Backend { slot: 4, backend: backend(81) },
+        MapWrite::Service { id: 1, service, maglev: Some(vec![3; 251]) },
+    ])?;
+    let kept = *first.flow_seed();
+    assert_ne!(kept, [0; 7], "a secret seed is drawn");
+    assert!(matches!(town.open(), Err(DatapathError::Busy { .. })), "two daemons at once");
+    let before = town.program()?.context("attached")?;
+    drop(first);
+    assert_eq!(town.program()?, Some(before), "the program stays when its daemon goes");
+
+    let mut second = town.open()?;
+    let after = town.program()?.context("attached")?;
+    assert_ne!(after, before, "the new daemon's program replaces the old one's");
+    let inherited = second.inherited().context("the maps were taken over")?;
+    assert_eq!(inherited.cookie_keys, asked.cookie_keys);
+    assert_eq!(*second.flow_seed(), kept, "flows are found by the same hash");
+    // What the new daemon does not write again is gone once it has settled.
+    second.apply(&[MapWrite::Backend { slot: 4, backend: backend(81) }])?;
+    second.settle()?;
+    drop(second);
+    let slots = pinned_backends(&town)?;
+    assert_eq!(slots, [4]);
+    Ok(())
+}
+
+fn pinned_backends(town: &Town) -> Result<Vec<u32>> {
+    let pin = town.pins().into_iter().find(|pin| pin.ends_with("BACKENDS")).context("pinned")?;
+    let map =
+        aya::maps::Array::<_, Backend>::try_from(aya::maps::Map::Array(aya::maps::MapData::from_pin(pin)?))?;
+    Ok((0..map.len())
+        .filter(|slot| map.get(slot, 0).is_ok_and(|found| found != Backend::default()))
+        .collect())
+}
+
+#[test]
+fn pinned_maps_of_another_size_are_refused_by_name() -> Result<()> {
+    let town = Town::build()?;
+    drop(town.open()?);
+    let mut options = town.options();
+    options.limits.backends = 16;
+    let error = town.open_with(&options).map(drop).expect_err("8 slots are not 16").to_string();
+    for part in ["a number of entries of 8", "16", "detach", "limits"] {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+    }
+    assert!(town.program()?.is_some(), "what was attached stays attached");
+    drop(town.open()?);
+    Ok(())
+}
+
+#[test]
+fn an_interface_made_again_is_attached_again() -> Result<()> {
+    let town = Town::build()?;
+    let mut datapath = town.open()?;
+    town.balancer.run(|| -> Result<()> {
+        let mut rtnl = Rtnl::open()?;
+        let lan = rtnl.link(LAN)?.context("there")?;
+        Ok(rtnl.delete_link(lan.index)?)
+    })??;
+    town.join()?;
+    assert_eq!(town.program()?, None);
+    town.balancer.run(|| datapath.reattach())??;
+    let program = town.program()?;
+    assert!(program.is_some());
+    town.balancer.run(|| datapath.reattach())??;
+    town.balancer.run(|| datapath.attach_interface(LAN))??;
+    assert_eq!(town.program()?, program, "once is enough");
+    drop(datapath);
+    // And by a daemon that finds the pin of an interface that is no more.
+    town.balancer.run(|| -> Result<()> {
+        let mut rtnl = Rtnl::open()?;
+        let lan = rtnl.link(LAN)?.context("there")?;
+        Ok(rtnl.delete_link(lan.index)?)
+    })??;
+    town.join()?;
+    drop(town.open()?);
+    assert!(town.program()?.is_some());
+    Ok(())
+}
+
+#[test]
+fn generic_mode_replaces_driver_mode_when_asked() -> Result<()> {
+    let town = Town::build()?;
+    drop(town.open()?);
+    let mut options = town.options();
+    options.mode = Mode::Generic;
+    let datapath = town.open_with(&options)?;
+    assert_eq!(datapath.interfaces().collect::<Vec<_>>(), [(LAN, Mode::Generic)]);
+    Ok(())
+}
+
+#[test]
+fn a_driver_that_cannot_falls_back_to_generic_mode() -> Result<()> {
+    let town = Town::build()?;
+    // A veth with a jumbo peer cannot run XDP in its driver.
+    for namespace in [&town.balancer, &town.neighbour] {
+        namespace.run(|| -> Result<()> {
+            let name = if namespace.name() == town.balancer.name() { LAN } else { "eth0" };
+            let status =
+                std::process::Command::new("ip").args(["link", "set", name, "mtu", "9000"]).status()?;
+            anyhow::ensure!(status.success(), "ip link set mtu");
+            Ok(())
+        })??;
+    }
+    let datapath = town.open()?;
+    assert_eq!(datapath.interfaces().collect::<Vec<_>>(), [(LAN, Mode::Generic)]);
+    drop(datapath);
+    let mut options = town.options();
+    options.mode = Mode::Driver;
+    let error = town.open_with(&options).map(drop).expect_err("driver mode was insisted on").to_string();
+    assert!(error.contains("lan"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_attached_is_said_before_anything_is() -> Result<()> {
+    let town = Town::build()?;
+    let mut options = town.options();
+    options.interfaces = vec!["nowhere".to_owned()];
+    assert!(matches!(town.open_with(&options), Err(DatapathError::NoInterface(name)) if name == "nowhere"));
+    options.interfaces = vec![LAN.to_owned()];
+    options.object = "/nonexistent/lb".into();
+    let error = town.open_with(&options).map(drop).expect_err("no object").to_string();
+    assert!(error.contains("cargo xtask build"), "{error}");
+    town.balancer.run(|| -> Result<()> {
+        let mut rtnl = Rtnl::open()?;
+        let lan = rtnl.link(LAN)?.context("there")?;
+        Ok(rtnl.set_down(lan.index)?)
+    })??;
+    assert!(matches!(town.open(), Err(DatapathError::InterfaceDown(name)) if name == LAN));
+    assert_eq!(town.pins(), Vec::<PathBuf>::new());
+    Ok(())
+}
+
+#[test]
+fn detaching_leaves_no_trace() -> Result<()> {
+    let town = Town::build()?;
+    let datapath = town.open()?;
+    assert!(
+        matches!(datapath::detach(&town.run_dir), Err(DatapathError::Busy { .. })),
+        "while a daemon runs"
+    );
+    drop(datapath);
+    let removed = datapath::detach(&town.run_dir)?;
+    assert!(removed.len() > 10, "{removed:?}");
+    assert_eq!(town.program()?, None);
+    assert!(!town.run_dir.join("bpf").exists());
+    assert_eq!(datapath::detach(&town.run_dir)?, Vec::<String>::new(), "twice is fine");
+    Ok(())
+}
+
+#[test]
+fn endpoint_and_maglev_tables_change_halves() -> Result<()> {
+    let town = Town::build()?;
+    let mut datapath = town.open()?;
+    let service = Service { addr: ip(100).into(), ..Default::default() };
+    let mut lives = Vec::new();
+    for round in 0..4_u16 {
+        datapath.apply(&[
+            MapWrite::Endpoints(endpoints()),
+            MapWrite::Service { id: 2, service, maglev: Some(vec![round; 251]) },
+        ])?;
+        lives.push(pinned_settings(&town)?.live);
+    }
+    assert_ne!(lives[0], lives[1]);
+    assert_eq!(lives[..2], lives[2..]);
+    assert!(lives.iter().all(|live| live >> 32 == 16_383), "{lives:x?}");
+    for (name, result) in [
+        ("service id", datapath.apply(&[MapWrite::Service { id: 4, service, maglev: None }])),
+        ("backend slot", datapath.apply(&[MapWrite::Backend { slot: 8, backend: backend(1) }])),
+    ] {
+        let error = result.expect_err("beyond the limits").to_string();
+        assert!(error.contains(name) && error.contains("limit"), "{error}");
+    }
+    Ok(())
+}
+
+fn pinned_settings(town: &Town) -> Result<Settings> {
+    let pin = town.pins().into_iter().find(|pin| pin.ends_with("SETTINGS")).context("pinned")?;
+    let map =
+        aya::maps::Array::<_, Settings>::try_from(aya::maps::Map::Array(aya::maps::MapData::from_pin(pin)?))?;
+    Ok(map.get(&0, 0)?)
+}
