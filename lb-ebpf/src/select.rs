@@ -5,12 +5,9 @@ use crate::token::{Found, VALID};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
-use lb_common::maglev::{BLOCK, NOBODY, next_hash};
+use lb_common::maglev::{BLOCK, NOBODY, WALK, next_hash};
 use lb_common::service::Service;
 use lb_common::stash::Stash;
-
-/// Entries of a Maglev table that are looked at before giving up.
-const WALK: u32 = 32;
 
 /// How [`lb_choose`] is asked, beside what was found where a token may stand: for a backend that was not tried yet.
 pub(crate) const ANOTHER: Found = 3;
