@@ -156,7 +156,7 @@ impl Rtnl {
     }
 
     /// Has the kernel ask for a neighbour's link address, or confirm the one it knows. The answer comes as a
-    /// notification.
+    /// notification. An entry that was made for good ([`Rtnl::set_neighbour`]) becomes one like the others.
     ///
     /// # Errors
     /// The kernel refuses.

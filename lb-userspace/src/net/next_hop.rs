@@ -199,8 +199,10 @@ impl Task {
             Ok(Some((route, local_mac, neighbour))) => {
                 watched.route = Some(route);
                 watched.local_mac = local_mac;
-                // Asking confirms an entry that is old and does nothing to one that is not.
-                if let Err(error) = self.rtnl.solicit(route.ifindex, route.next) {
+                // Never for an entry that somebody made for good: soliciting would make it an ordinary one.
+                if !neighbour.is_some_and(|neighbour| neighbour.fresh)
+                    && let Err(error) = self.rtnl.solicit(route.ifindex, route.next)
+                {
                     tracing::debug!(%addr, ?error, "the next hop cannot be asked for");
                 }
                 self.learn(addr, neighbour);

@@ -61,10 +61,20 @@ fn next_hops_are_resolved_and_follow_changes() -> Result<()> {
             added?;
             assert_eq!(event?, NextHopEvent { addr: ip(3), next_hop: Some(expected) });
 
+            // Somebody said for good where it is, and that stays.
+            let mac = [2, 0, 0, 0, 0, 4];
+            let mut rtnl = Rtnl::open()?;
+            rtnl.set_neighbour(lan.index, ip(4), mac)?;
+            next_hops.watch(ip(4));
+            let fixed = NextHop { next_hop_mac: mac, ..expected };
+            assert_eq!(next(&mut news).await?, NextHopEvent { addr: ip(4), next_hop: Some(fixed) });
+            let kept = rtnl.neighbour(lan.index, ip(4))?.context("kept")?;
+            assert!(kept.fresh && kept.mac == Some(mac), "{kept:?}");
+            next_hops.forget(ip(4));
+
             // Behind a router.
             let far: IpAddr = Ipv4Addr::new(192, 0, 2, 9).into();
             next_hops.watch(far);
-            let mut rtnl = Rtnl::open()?;
             rtnl.set_route((Ipv4Addr::new(192, 0, 2, 0).into(), 24), lan.index, Some(ip(2)), None)?;
             assert_eq!(next(&mut news).await?, NextHopEvent { addr: far, next_hop: Some(expected) });
 
