@@ -16,6 +16,7 @@ pub mod runner;
 pub mod scene;
 pub mod server;
 pub mod setup;
+pub mod table;
 pub mod testbed;
 pub mod topology;
 pub mod world;

@@ -6,7 +6,8 @@ use lb_common::flow::{Flow, FlowState};
 use lb_common::stash::{VIEW_FIN, VIEW_USED, View};
 use tests::frame::{ACK, FIN, PSH, RST, SYN, Segment};
 use tests::runner::{TcVerdict, Verdict};
-use tests::scene::{BACKEND_ISN, CLIENT_MAC, ISN, LOCAL_MAC, REQUEST, Row, Scene, check_rows, essence, macs};
+use tests::scene::{BACKEND_ISN, CLIENT_MAC, ISN, LOCAL_MAC, REQUEST, Scene, macs};
+use tests::table::{Row, check_rows, essence};
 
 const LEN: u32 = REQUEST.len() as u32;
 

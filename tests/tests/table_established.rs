@@ -6,9 +6,8 @@ use lb_common::flow::{Flow, FlowState};
 use tests::balancer::dial;
 use tests::frame::{ACK, FIN, Opt, PSH, RST, SYN, Segment, URG};
 use tests::runner::Verdict;
-use tests::scene::{
-    BACKEND_ISN, BACKEND_TS, CLIENT_MAC, ISN, LOCAL_MAC, REQUEST, Row, Scene, TS, backend, check_rows, macs,
-};
+use tests::scene::{BACKEND_ISN, BACKEND_TS, CLIENT_MAC, ISN, LOCAL_MAC, REQUEST, Scene, TS, backend, macs};
+use tests::table::{Row, check_rows};
 
 const LEN: u32 = REQUEST.len() as u32;
 

@@ -5,8 +5,9 @@ use lb_common::counter::Counter;
 use lb_common::syn_cookie::MAX_AGE;
 use tests::frame::{ACK, FIN, Opt, PSH, RST, Segment};
 use tests::runner::Verdict;
-use tests::scene::{ISN, REQUEST, Row, SERVICE, Scene, TS, check_rows, essence};
+use tests::scene::{ISN, REQUEST, SERVICE, Scene, TS};
 use tests::setup::SLOT;
+use tests::table::{Row, check_rows, essence};
 
 /// With and without timestamps.
 fn scenes() -> Result<[Scene; 2]> {

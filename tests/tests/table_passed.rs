@@ -6,7 +6,8 @@ use std::net::SocketAddrV4;
 use tests::balancer::dial;
 use tests::frame::{ACK, FIN, PSH, RST, SYN, Segment, URG};
 use tests::runner::Verdict;
-use tests::scene::{REQUEST, Row, Scene, backend, check_rows};
+use tests::scene::{REQUEST, Scene, backend};
+use tests::table::{Row, check_rows};
 
 fn passed(name: impl ToString, frame: Vec<u8>) -> Row {
     Row::new(name, frame, Verdict::Pass, Counter::Passed)

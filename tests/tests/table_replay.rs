@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 use lb_common::counter::Counter;
-use tests::frame::{FIN, Opt, PSH, RST, Segment};
+use lb_common::flow::FlowState;
+use tests::frame::{ACK, FIN, Opt, PSH, RST, Segment};
 use tests::runner::{TcVerdict, Verdict};
-use tests::scene::{BACKEND_TS, ISN, REQUEST, Scene, essence};
+use tests::scene::{BACKEND_ISN, BACKEND_TS, ISN, REQUEST, Scene, TS};
+use tests::table::essence;
 
 /// A scene whose service replays, with a flow spliced to the slot that comes with it.
 fn spliced(backends: u16, request: &[u8]) -> Result<(Scene, u16)> {
@@ -99,5 +101,37 @@ fn a_service_may_do_without() -> Result<()> {
     scene.runner.change(|setup| setup.services[0].replay = 0)?;
     let outcome = scene.xdp(&ends(&scene, slot)[0].1)?;
     assert_eq!(outcome.counted, [(Counter::FromBackend, 1)], "{outcome:?}");
+    Ok(())
+}
+
+#[test]
+fn replays_are_bounded_like_other_tries() -> Result<()> {
+    let (mut scene, slot) = spliced(4, REQUEST)?;
+    scene.runner.change(|setup| setup.services[0].max_tries = 2)?;
+    let other = scene.slot_of(&scene.xdp(&ends(&scene, slot)[0].1)?.segment());
+    scene.joint(&scene.syn_ack(other))?;
+    let outcome = scene.xdp(&ends(&scene, other)[0].1)?;
+    assert_eq!(outcome.counted, [(Counter::FromBackend, 1)], "{outcome:?}");
+    let flow = scene.runner.maps.flows()?[0];
+    assert_ne!(flow.head.state, FlowState::Binding as u8);
+    Ok(())
+}
+
+/// A second backend that lacks what the first had, or has what it lacked.
+#[test]
+fn the_second_backends_options_are_its_own() -> Result<()> {
+    let (scene, slot) = spliced(2, REQUEST)?;
+    scene.xdp(&ends(&scene, slot)[0].1)?;
+    let other = 1 - slot;
+    let bare = scene.syn_ack(other).options(Opt::linux_syn(1460, None, true, Some((BACKEND_TS, TS))));
+    scene.xdp(&bare)?;
+    scene.joint(&bare)?;
+    let seen = scene.xdp(&scene.response(other, 0, PSH, b"x").window(1280))?.segment();
+    assert_eq!(seen.window, 10, "1280 bytes in units of 128");
+    assert_eq!(seen.seq, scene.cookie().wrapping_add(1));
+    let sent = scene.next(0, b"").ack(seen.end()).window(2);
+    let at_backend = scene.xdp(&sent)?.segment();
+    assert_eq!((at_backend.ack, at_backend.window), (BACKEND_ISN + 2, 2 << 10));
+    assert_eq!(at_backend.flags, ACK);
     Ok(())
 }

@@ -10,34 +10,9 @@ use lb_common::token::{SessionId, TOKEN_TEXT_LEN, Token};
 use std::collections::BTreeMap;
 use tests::frame::{ACK, PSH, RST};
 use tests::runner::Verdict;
-use tests::scene::{ISN, REQUEST, SERVICE, Scene, essence, macs};
+use tests::scene::{ISN, REQUEST, SERVICE, Scene, macs};
 use tests::setup::{TOKEN_KEY, addr, sign};
-
-/// What was counted for a first payload, and where the flow went.
-struct Steered {
-    counted: Vec<Counter>,
-    slot: u16,
-}
-
-/// Sends a first payload, checks the SYN that it becomes, and frees the flow again.
-fn steer(scene: &mut Scene, payload: &[u8]) -> Result<Steered> {
-    let outcome = scene.xdp(&scene.first(payload))?;
-    assert_eq!(outcome.verdict, Verdict::Redirect, "{outcome:?}");
-    let syn = outcome.segment();
-    let slot = scene.slot_of(&syn);
-    assert_eq!(essence(&syn), essence(&scene.offered(slot)));
-    scene.runner.maps.forget()?;
-    Ok(Steered { counted: outcome.counted.iter().map(|(counter, _)| *counter).collect(), slot })
-}
-
-/// A request whose `Cookie` header is this line.
-fn with_header(line: &str) -> Vec<u8> {
-    format!("GET / HTTP/1.1\r\nHost: shop\r\n{line}\r\nAccept: */*\r\n\r\n").into_bytes()
-}
-
-fn with_token(token: &str) -> Vec<u8> {
-    with_header(&format!("Cookie: lb={token}"))
-}
+use tests::table::{essence, steer, with_token};
 
 #[test]
 fn a_first_payload_becomes_a_syn_and_leaves_a_flow() -> Result<()> {
@@ -189,98 +164,6 @@ fn token_keys_rotate() -> Result<()> {
     assert_eq!(steer(&mut scene, &token)?.counted, [Counter::AffinityHit, Counter::Bound]);
     scene.runner.change(|setup| setup.settings.token_key_mask = 1 << 4)?;
     assert!(steer(&mut scene, &token)?.counted.contains(&Counter::InvalidToken));
-    Ok(())
-}
-
-/// RFC 9110 §5.1 and RFC 6265 §4.2: header names in any case, cookies in any order.
-#[test]
-fn the_cookie_is_found_wherever_it_stands() -> Result<()> {
-    let mut scene = Scene::new(4)?;
-    let token = scene.runner.setup.token(2, 7);
-    let other = scene.runner.setup.token(3, 7);
-    let long = "a".repeat(900);
-    let found = [
-        format!("Cookie: lb={token}"),
-        format!("cookie: lb={token}"),
-        format!("COOKIE: lb={token}"),
-        format!("cOOkiE:lb={token}"),
-        format!("Cookie:  \tlb={token}"),
-        format!("Cookie: a=b; lb={token}"),
-        format!("Cookie: lb={token}; a=b"),
-        format!("Cookie: a=b;lb={token};c=d"),
-        format!("Cookie: xlb=1; lbx=2; l=b; b=lb; lb={token}"),
-        format!("Cookie: xlb={other}; lb={token}"),
-        format!("Cookie: a=lb={other}; lb={token}"),
-        format!("Cookie: x={long}; lb={token}"),
-        format!("X-Long: {long}\r\nCookie: lb={token}"),
-        format!("X-Cookie: lb={other}\r\nCookie: lb={token}"),
-        format!("Cookies: lb={other}\r\nCookie: lb={token}"),
-        format!("C: 1\r\nCo: 2\r\nCookie: lb={token}"),
-    ];
-    for line in found {
-        let steered = steer(&mut scene, &with_header(&line))?;
-        assert_eq!(
-            (steered.counted, steered.slot),
-            (vec![Counter::AffinityHit, Counter::Bound], 2),
-            "{line}"
-        );
-    }
-    for pad in 0..17 {
-        let line = format!("X: {}\r\nCookie: {}=1; lb={token}", "p".repeat(pad), "q".repeat(17 - pad));
-        assert_eq!(steer(&mut scene, &with_header(&line))?.slot, 2, "{line}");
-    }
-    Ok(())
-}
-
-#[test]
-fn what_is_not_the_cookie_is_not_taken_for_it() -> Result<()> {
-    let mut scene = Scene::new(4)?;
-    let token = scene.runner.setup.token(2, 7);
-    let cut = &token[..TOKEN_TEXT_LEN - 1];
-    let absent = [
-        format!("X-Cookie: lb={token}"),
-        format!("Cookie2: lb={token}"),
-        format!("Cookie: xlb={token}"),
-        format!("Cookie: a=b\r\nX: lb={token}"),
-        format!("Referer: http://shop/?Cookie: lb={token}"),
-    ];
-    for line in absent {
-        let steered = steer(&mut scene, &with_header(&line))?;
-        assert_eq!(steered.counted, [Counter::NewSession, Counter::Bound], "{line}");
-    }
-    // The segment ends within the token: nothing that a former request left in memory may complete it.
-    let whole = with_token(&token);
-    steer(&mut scene, &whole)?;
-    let end =
-        whole.windows(token.len()).position(|w| w == token.as_bytes()).expect("it is there") + cut.len();
-    let steered = steer(&mut scene, &whole[..end])?;
-    assert_eq!(steered.counted, [Counter::NewSession, Counter::Bound], "cut short");
-    Ok(())
-}
-
-#[test]
-fn any_first_payload_is_steered() -> Result<()> {
-    let mut scene = Scene::new(4)?;
-    for len in [1, 2, 3, 7, 8, 9, 15, 16, 17, 500, 1447, 1448] {
-        for byte in [b'\n', b'C', b'=', 0, 0xff] {
-            let steered = steer(&mut scene, &vec![byte; len])?;
-            assert_eq!(steered.counted, [Counter::NewSession, Counter::Bound], "{len} times {byte}");
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn another_cookie_name_is_another_cookie() -> Result<()> {
-    let mut scene = Scene::new(4)?;
-    let token = scene.runner.setup.token(2, 7);
-    for name in ["s", "session", "fifteen-letters"] {
-        scene.runner.change(|setup| assert!(setup.services[0].set_cookie_name(name)))?;
-        let line = format!("Cookie: lb={token}; x{name}={token}; {name}={token}");
-        assert_eq!(steer(&mut scene, &with_header(&line))?.slot, 2, "{line}");
-        let counted = steer(&mut scene, &with_token(&token))?.counted;
-        assert_eq!(counted, [Counter::NewSession, Counter::Bound], "{name}");
-    }
     Ok(())
 }
 

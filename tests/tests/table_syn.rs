@@ -7,7 +7,8 @@ use lb_common::syn_cookie::{Agreed, MSS_TABLE, mss_index};
 use tests::balancer::dial;
 use tests::frame::{ACK, Opt, SYN, Segment};
 use tests::runner::Verdict;
-use tests::scene::{ISN, Row, SERVICE, Scene, check_rows, essence};
+use tests::scene::{ISN, SERVICE, Scene};
+use tests::table::{Row, check_rows, essence};
 
 /// Sends a SYN with these options; checks everything about the answer that does not depend on them.
 fn answer(scene: &Scene, options: Vec<Opt>) -> Result<Segment> {
