@@ -44,6 +44,8 @@ pub struct Options {
     pub config: PathBuf,
     /// The packet programs, whatever the configuration says.
     pub object: Option<PathBuf>,
+    /// Interfaces beside those of the configuration.
+    pub interfaces: Vec<String>,
 }
 
 /// Runs lbd until it is told to end.

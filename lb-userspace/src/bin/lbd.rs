@@ -18,6 +18,9 @@ struct Cli {
     /// The packet programs, in place of those that the configuration names or `cargo xtask build` has built.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
+    /// An interface that clients or backends are behind, beside those of the configuration; can be given several times.
+    #[arg(long = "interface", value_name = "IFACE")]
+    interfaces: Vec<String>,
     /// What is logged, such as `debug` or `lb_userspace::health=trace,info`.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "LB_LOG")]
     log: String,
@@ -38,7 +41,9 @@ fn main() -> ExitCode {
     let done = match (cli.verb, cli.config) {
         (Some(Verb::Check { file }), _) => check(&file),
         (Some(Verb::Detach { file }), _) => detach(&file),
-        (None, Some(config)) => run(Options { config, object: cli.object }, &cli.log),
+        (None, Some(config)) => {
+            run(Options { config, object: cli.object, interfaces: cli.interfaces }, &cli.log)
+        }
         (None, None) => Ok(()),
     };
     match done {

@@ -26,7 +26,12 @@ const SWEEP: (Duration, usize) = (Duration::from_secs(1), 1000);
 
 impl Daemon {
     pub(super) async fn start(options: Options) -> anyhow::Result<Self> {
-        let config = Config::load(&options.config)?;
+        let mut config = Config::load(&options.config)?;
+        for interface in options.interfaces {
+            if !config.lbd.interfaces.contains(&interface) {
+                config.lbd.interfaces.push(interface);
+            }
+        }
         ensure!(
             nix::unistd::geteuid().is_root(),
             "lbd loads programs into the kernel and makes network namespaces: start it as root"
