@@ -1,8 +1,10 @@
 //! `cargo xtask`: the developer's verbs. This file lists them; each has a file of its own.
 
+mod attach;
 mod build;
 mod check;
 mod demo;
+mod process;
 mod setup;
 mod steps;
 mod test;
@@ -31,6 +33,10 @@ enum Verb {
     Test(test::Arguments),
     /// Build a town of namespaces, drive it with curl, and tell what XDP counts; needs root
     Demo(demo::Arguments),
+    /// Build the release and run lbd on a network interface; needs root
+    Attach(attach::Arguments),
+    /// Stop the lbd of `attach` and remove every trace of it; needs root
+    Detach(attach::DetachArguments),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +46,8 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Attach(arguments) => attach::run(&arguments),
+        Verb::Detach(arguments) => attach::detach(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

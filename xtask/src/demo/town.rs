@@ -6,10 +6,10 @@ use super::curl::{self, Answer};
 use super::go_on;
 use crate::build::Profile;
 use crate::steps::{self, Step};
-use crate::workspace;
+use crate::{process, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
+use nix::net::if_::if_nametoindex;
 use nix::unistd::Pid;
 use serde::Deserialize;
 use std::ffi::OsStr;
@@ -32,7 +32,7 @@ pub(crate) const VIP: &str = "198.18.0.1";
 /// The host's own way to the shop, for a town that is kept.
 const HOST_LINK: &str = "demo-host";
 
-/// For how long the town may take to come up or go down.
+/// For how long the town may take to come up.
 const PATIENCE: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -158,14 +158,16 @@ pub(crate) fn lbctl_command(arguments: &[&str]) -> Command {
 
 /// Takes down what stands of a town, in whatever state it is; fine when there is none.
 pub(crate) fn down() -> Result<()> {
-    stop_lbd()?;
+    if let Some(pid) = fs::read_to_string(pid_file()).ok().and_then(|pid| pid.parse().ok()) {
+        process::stop(Pid::from_raw(pid), &config())?;
+    }
     let servers = SERVERS.map(|server| format!("lb-{SERVICE}-{server}"));
     for namespace in servers.iter().map(String::as_str).chain([CLIENT, BALANCER]) {
         if Path::new("/run/netns").join(namespace).exists() {
             quiet(Command::new("ip").args(["netns", "delete", namespace]))?;
         }
     }
-    if Path::new("/sys/class/net").join(HOST_LINK).exists() {
+    if if_nametoindex(HOST_LINK).is_ok() {
         quiet(Command::new("ip").args(["link", "delete", HOST_LINK]))?;
     }
     unmount_pins()?;
@@ -287,34 +289,6 @@ fn start_lbd() -> Result<Child> {
     fs::write(pid_file(), child.id().to_string())
         .with_context(|| format!("cannot write {}", pid_file().display()))?;
     Ok(child)
-}
-
-/// Stops the lbd of a town, if one runs: asks, and insists when it does not go.
-fn stop_lbd() -> Result<()> {
-    let Some(pid) = lbd_pid() else { return Ok(()) };
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        // It may go by itself meanwhile.
-        let _ = kill(pid, signal);
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE / 2 {
-            if lbd_pid().is_none() {
-                return Ok(());
-            }
-            std::thread::sleep(MOMENT);
-        }
-    }
-    bail!("lbd (process {pid}) does not end")
-}
-
-/// The process of the pid file, if it still is an lbd of this town and not a zombie.
-fn lbd_pid() -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(pid_file()).ok()?.trim().parse().ok()?;
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let ours = config();
-    command
-        .split(|byte| *byte == 0)
-        .any(|word| word == ours.as_os_str().as_encoded_bytes())
-        .then(|| Pid::from_raw(pid))
 }
 
 fn in_namespace(namespace: &str, script: &str) -> Result<()> {
