@@ -90,7 +90,8 @@ pub struct Learned {
     pub promises: u8,
     /// Window scale, when promised.
     pub window_scale: u8,
-    pub _pad: u8,
+    /// Those of the promises that were offered to it and that it did not take up: clients must not be told them.
+    pub lacks: u8,
     pub mss: u16,
     pub _pad2: u16,
 }

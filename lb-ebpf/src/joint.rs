@@ -82,8 +82,8 @@ fn splice(
     segment: &Segment,
 ) -> Verdict {
     let offer = options::offer(ctx, segment.header);
-    learn(slot, &offer);
     let agreed = Agreed::of(flow.cookie);
+    learn(slot, agreed, stash, &offer);
     let (window_shift, rescale_client) = if agreed.scales_windows() {
         let scaled = offer.window_scale != NO_WINDOW_SCALE;
         let theirs = if scaled { offer.window_scale as i8 } else { 0 };
@@ -131,24 +131,23 @@ fn splice(
     deliver(ctx, stash, &header, stamps, backend.ifindex)
 }
 
-/// Tells the daemon which options the backend has.
+/// Tells the daemon which options the backend has, and which of those it was offered it has not.
 #[inline(always)]
-fn learn(slot: u16, offer: &Offer) {
-    let mut promises = 0;
-    if offer.sack {
-        promises |= PROMISE_SACK;
-    }
-    if offer.timestamps.is_some() {
-        promises |= PROMISE_TIMESTAMPS;
-    }
-    if offer.window_scale != NO_WINDOW_SCALE {
-        promises |= PROMISE_WINDOW_SCALE;
-    }
-    let learned =
-        Learned { seen: 1, promises, window_scale: offer.window_scale, _pad: 0, mss: offer.mss, _pad2: 0 };
+fn learn(slot: u16, agreed: Agreed, stash: &Stash, offer: &Offer) {
+    let bit = |is: bool, option: u8| if is { option } else { 0 };
+    let promises = bit(offer.sack, PROMISE_SACK)
+        | bit(offer.timestamps.is_some(), PROMISE_TIMESTAMPS)
+        | bit(offer.window_scale != NO_WINDOW_SCALE, PROMISE_WINDOW_SCALE);
+    let offered = bit(agreed.sack, PROMISE_SACK)
+        | bit(stash.has_timestamps != 0, PROMISE_TIMESTAMPS)
+        | bit(agreed.scales_windows(), PROMISE_WINDOW_SCALE);
     if let Some(place) = LEARNED.get_ptr_mut(u32::from(slot)) {
         // SAFETY: a map value stays valid; the daemon reads it as one word.
-        unsafe { *place = learned };
+        unsafe {
+            let lacks = (*place).lacks & !offered | offered & !promises;
+            let window_scale = offer.window_scale;
+            *place = Learned { seen: 1, promises, window_scale, lacks, mss: offer.mss, _pad2: 0 };
+        }
     }
 }
 

@@ -139,6 +139,7 @@ impl Daemon {
                 if let Err(error) = self.datapath.refresh_clock() {
                     tracing::warn!(error = %chain(&error), "the programs' clock was not set");
                 }
+                self.heed_syn_acks()?;
                 if let Err(error) = self.datapath.reattach() {
                     tracing::error!(error = %chain(&error), "packets pass the programs by");
                 }
@@ -202,6 +203,18 @@ impl Daemon {
     }
 
     /// Lets the registry take a change in, and performs what follows, and what follows from that.
+    /// Takes back what clients are promised when a backend's answers to them show that it is not so.
+    fn heed_syn_acks(&mut self) -> Result<(), DatapathError> {
+        for (slot, known) in self.registry.lacks() {
+            let lacks = self.datapath.learned(slot)?.map_or(0, |learned| learned.lacks);
+            if lacks != known {
+                tracing::info!(slot, lacks, "a backend's SYN-ACKs to clients lack options");
+                self.apply(Change::Lacks { slot, lacks })?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, change: Change) -> Result<Outcome, DatapathError> {
         let outcome = self.registry.apply(change, Instant::now());
         let mut following = self.perform(&outcome)?;

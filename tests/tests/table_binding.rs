@@ -4,7 +4,7 @@ use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState};
 use lb_common::stash::{VIEW_FIN, VIEW_USED, View};
-use tests::frame::{ACK, FIN, PSH, RST, SYN, Segment};
+use tests::frame::{ACK, FIN, Opt, PSH, RST, SYN, Segment};
 use tests::runner::{TcVerdict, Verdict};
 use tests::scene::{BACKEND_ISN, CLIENT_MAC, ISN, LOCAL_MAC, REQUEST, Scene, macs};
 use tests::table::{Row, check_rows, essence};
@@ -266,6 +266,27 @@ fn a_syn_ack_becomes_the_request() -> Result<()> {
         assert_eq!(scene.runner.maps.backend_counts(slot)?.spliced, 1);
         let learned = scene.runner.maps.learned(slot)?;
         assert_eq!((learned.seen, learned.mss, learned.window_scale), (1, 1460, 9));
+        assert_eq!(learned.lacks, 0);
+    }
+    Ok(())
+}
+
+/// What a backend does not take up of what its client was promised is told to the daemon.
+#[test]
+fn missing_options_of_a_backend_are_noticed() -> Result<()> {
+    use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
+    let rows = [
+        (vec![], PROMISE_SACK | PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE),
+        (vec![Opt::Mss(1460), Opt::SackPermitted], PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE),
+        (vec![Opt::WindowScale(3), Opt::Nop], PROMISE_SACK | PROMISE_TIMESTAMPS),
+    ];
+    for (options, lacks) in rows {
+        let scene = Scene::new(1)?;
+        let slot = scene.bind(REQUEST)?;
+        let answer = scene.syn_ack(slot).options(options);
+        scene.xdp(&answer)?;
+        scene.joint(&answer)?;
+        assert_eq!(scene.runner.maps.learned(slot)?.lacks, lacks, "{answer}");
     }
     Ok(())
 }

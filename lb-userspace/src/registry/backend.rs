@@ -26,6 +26,8 @@ pub(super) struct Backend {
     pub(super) health: Health,
     pub(super) next_hop: Option<NextHop>,
     pub(super) learned: Learned,
+    /// Promises that its SYN-ACKs to clients did not take up.
+    pub(super) lacks: u8,
     pub(super) epoch: u32,
     /// The epoch in which it last served and stopped: only a later one may serve again.
     spent: u32,
@@ -89,6 +91,7 @@ impl Backend {
             health: Health::Unknown,
             next_hop: None,
             learned: Learned::default(),
+            lacks: 0,
             epoch: 0,
             spent: 0,
             serving: None,

@@ -51,6 +51,8 @@ pub struct Ids {
 pub enum Change {
     /// A health check has decided. `learned.seen` is 0 when it learned nothing of the backend's TCP.
     Health { slot: u16, up: bool, learned: Learned, reason: Option<String> },
+    /// What a backend's SYN-ACKs to clients did not take up of what they were offered.
+    Lacks { slot: u16, lacks: u8 },
     /// Where frames for an address go; `None`: nobody knows any more.
     NextHop { addr: IpAddr, hop: Option<NextHop> },
     /// A managed server listens, as the instance of that epoch.
@@ -142,6 +144,11 @@ impl Registry {
         (registry, outcome)
     }
 
+    /// Slots of all backends, and the promises that each is known to lack.
+    pub fn lacks(&self) -> Vec<(u16, u8)> {
+        self.backends.values().map(|backend| (backend.slot, backend.lacks)).collect()
+    }
+
     /// Takes a change in.
     pub fn apply(&mut self, change: Change, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
@@ -149,6 +156,11 @@ impl Registry {
             Change::Health { slot, up, learned, reason } => {
                 if let Some(backend) = self.backends.get_mut(&slot) {
                     backend.checked(up, learned, reason);
+                }
+            }
+            Change::Lacks { slot, lacks } => {
+                if let Some(backend) = self.backends.get_mut(&slot) {
+                    backend.lacks = lacks;
                 }
             }
             Change::NextHop { addr, hop } => {

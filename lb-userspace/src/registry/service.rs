@@ -79,7 +79,8 @@ impl Service {
         if learned.is_empty() {
             return;
         }
-        self.promises = learned.iter().fold(ALL, |all, l| all & l.promises);
+        let lacks = serving.iter().fold(0, |lacks, b| lacks | b.lacks);
+        self.promises = learned.iter().fold(ALL, |all, l| all & l.promises) & !lacks;
         self.mss = learned.iter().map(|l| l.mss).filter(|mss| *mss > 0).min().unwrap_or(MSS).min(MSS);
     }
 

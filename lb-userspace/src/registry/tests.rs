@@ -289,6 +289,14 @@ fn promises_are_what_every_backend_keeps() {
     fixture.down(WEB1);
     let service = fixture.maps.services[&SHOP];
     assert_eq!((service.promises, service.mss), (ALL, 1448), "a backend that gets nobody binds nobody");
+    fixture.apply(Change::Lacks { slot: S1, lacks: PROMISE_SACK });
+    assert_eq!(
+        fixture.maps.services[&SHOP].promises,
+        ALL & !PROMISE_SACK,
+        "what clients' own SYN-ACKs lacked"
+    );
+    fixture.apply(Change::Lacks { slot: S1, lacks: 0 });
+    assert_eq!(fixture.maps.services[&SHOP].promises, ALL);
 }
 
 #[test]
