@@ -117,13 +117,10 @@ fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
     }
     .to_bits();
     let hash = key.hash(settings);
-    let mut choice: Option<(Entry, u64)> = match find(settings, key) {
+    let mut choice: Option<(Entry, u64)> = find(settings, key).map(|entry| {
         // SAFETY: map values stay valid.
-        Some(entry) => {
-            Some((entry, unsafe { core::ptr::read_volatile(&raw const (*entry.flow).head).to_bits() }))
-        }
-        None => None,
-    };
+        (entry, unsafe { core::ptr::read_volatile(&raw const (*entry.flow).head).to_bits() })
+    });
     let mut i = 0;
     while choice.is_none() && i < GROUP as u32 {
         let index = place(settings, hash, i);

@@ -26,7 +26,7 @@ use lb_common::syn_cookie::Agreed;
 use lb_common::tcp::{ACK, FIN, NO_WINDOW_SCALE, PROTOCOL, PSH, RST, SYN, rescale_window};
 
 /// Not ours: on to the host.
-pub(crate) const PASS: i32 = TC_ACT_OK as i32;
+pub(crate) const PASS: i32 = TC_ACT_OK;
 const DROP: u32 = TC_ACT_SHOT as u32;
 
 /// Looks for the half-bound flow that a packet answers. `None`: not ours.

@@ -103,13 +103,13 @@ pub(crate) fn at_egress(ctx: &TcContext) -> i32 {
     if mark == CLONE {
         // SAFETY: as above.
         unsafe { (*skb).mark = 0 };
-        return TC_ACT_OK as i32;
+        return TC_ACT_OK;
     }
     // The headers may stand outside of the linear part. Fails for frames shorter than that, which are not TCP.
     let _ = ctx.pull_data(54);
-    let Some(headers) = headers(ctx.data(), ctx.data_end()) else { return TC_ACT_OK as i32 };
+    let Some(headers) = headers(ctx.data(), ctx.data_end()) else { return TC_ACT_OK };
     match fate(&headers) {
-        DROP => TC_ACT_STOLEN as i32,
+        DROP => TC_ACT_STOLEN,
         DUPLICATE => {
             // SAFETY: as above; packet pointers are not used after the clone.
             unsafe {
@@ -117,9 +117,9 @@ pub(crate) fn at_egress(ctx: &TcContext) -> i32 {
                 bpf_clone_redirect(ctx.as_ptr().cast(), ifindex, 0);
                 (*skb).mark = 0;
             }
-            TC_ACT_OK as i32
+            TC_ACT_OK
         }
-        _ => TC_ACT_OK as i32,
+        _ => TC_ACT_OK,
     }
 }
 
