@@ -2,6 +2,7 @@
 
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
+use crate::from_backend::settle;
 use crate::from_client;
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{offer, refuse};
@@ -162,6 +163,7 @@ fn more(ctx: &XdpContext, frame: Frame, key: &Key, entry: Entry, segment: &Segme
     let flow = unsafe { &*entry.flow };
     if segment.flags & RST != 0 {
         // The client gave up: so does the flow. The backend's SYN-ACK will find nobody and be reset.
+        settle(entry, flow);
         free(entry);
         return consume(Counter::ClientReset);
     }

@@ -102,6 +102,7 @@ fn a_client_that_resets_is_forgotten() -> Result<()> {
     let rst = scene.next(RST, b"").flags(RST);
     check_rows(&scene, [Row::new("RST", rst.bytes(), Verdict::Drop, Counter::ClientReset)])?;
     assert_eq!(scene.runner.maps.flows()?, []);
+    assert_eq!(scene.runner.maps.stashes()?.len(), 0);
     // The backend's SYN-ACK now belongs to nobody: the host resets it.
     check_rows(
         &scene,
