@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use lb_common::counter::Counter;
 use std::io::Read;
 use std::net::Shutdown;
+use std::time::{Duration, Instant};
 use tests::balancer::dial;
 use tests::client::{Client, eventually};
-use tests::frame::{FIN, Opt, PSH, RST, SYN};
+use tests::frame::{FIN, Opt, PSH, RST, SYN, Segment};
 use tests::raw::{Peer, Wire};
 use tests::testbed::{Filter, Rule, Side};
 use tests::topology::{Arms, PORT};
@@ -200,7 +201,7 @@ fn with_its_fin() -> Result<()> {
 fn long_after_the_handshake_with_keep_alives() -> Result<()> {
     let (world, _) = world()?;
     let mut client = Client::connect(&world.town.client.netns)?;
-    let second = std::time::Duration::from_secs(1);
+    let second = Duration::from_secs(1);
     let probes = socket2::TcpKeepalive::new().with_time(second).with_interval(second);
     socket2::SockRef::from(client.stream()).set_tcp_keepalive(&probes)?;
     eventually("three probes were answered", || Ok(count(&world, Counter::KeepAliveAnswered)? >= 3))?;
@@ -228,4 +229,38 @@ fn from_a_port_that_the_backend_remembers() -> Result<()> {
     }
     assert_eq!(world.servers[0].requests(), 4);
     Ok(())
+}
+
+/// The client vanished without a word, came back and happened to take the same port: its SYN alone must not end the
+/// former connection, its proven handshake must.
+#[test]
+fn from_the_port_of_a_connection_that_was_never_closed() -> Result<()> {
+    let world = World::new(Arms::Several, 1)?;
+    let wire = Wire::open(&world.town.client)?;
+    for stamps in [true, false] {
+        for isn in [500, 3_000_000_000, 1_000] {
+            let mut peer = Peer::dial(&wire, 43_000 + u16::from(stamps), dial(), isn, syn_options(stamps))?;
+            wire.send(&peer.segment(0, b""))?;
+            let request = peer.push(b"GET / HTTP/1.1\r\n\r\n")?;
+            let answer = answer_to(&wire, &request).with_context(|| world.counts())?;
+            assert_eq!(answer.seq, peer.ack, "{answer}");
+        }
+    }
+    Ok(())
+}
+
+/// The first answer with payload; the request is repeated as a kernel does, again and again. What the former connection's
+/// backend still repeats acknowledges something else.
+fn answer_to(wire: &Wire<'_>, request: &Segment) -> Result<Segment> {
+    for _ in 0..20 {
+        let until = Instant::now() + Duration::from_millis(250);
+        while let Some(segment) = wire.next(until.saturating_duration_since(Instant::now()))? {
+            let ours = segment.dst == request.src && segment.ack == request.end();
+            if ours && !segment.payload.is_empty() {
+                return Ok(segment);
+            }
+        }
+        wire.send(request)?;
+    }
+    anyhow::bail!("no answer to {request}")
 }
