@@ -128,7 +128,7 @@ fn splice(
         payload: 0,
         payload_sum: 0,
     };
-    deliver(ctx, stash, &header, stamps, backend.ifindex)
+    deliver(ctx, stash, &header, stamps, backend.ifindex, slot)
 }
 
 /// Tells the daemon which options the backend has, and which of those it was offered it has not.
@@ -159,7 +159,9 @@ fn deliver(
     first: &Header,
     stamps: Option<Timestamps>,
     ifindex: u32,
+    slot: u16,
 ) -> Verdict {
+    let mut bytes = 0;
     let mut i = 0;
     while i < VIEWS {
         // SAFETY: a map value stays valid; a view is one aligned word.
@@ -173,8 +175,13 @@ fn deliver(
         if !segment(ctx, stash, first, stamps, view) {
             return drop(Counter::DropJoint);
         }
+        bytes += u64::from(view.len);
         i += 1;
     }
+    count_backend(slot, |counters| {
+        counters.packets_from_client += i as u64;
+        counters.bytes_from_client += bytes;
+    });
     if i == 0 {
         return drop(Counter::DropJoint);
     }
