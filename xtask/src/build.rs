@@ -15,6 +15,9 @@ pub(crate) struct Arguments {
     /// Build lbd and lbctl with optimisations (the BPF objects always are)
     #[arg(long)]
     release: bool,
+    /// Have the programs log every packet of a service; lbd shows it. Slow: for looking closely
+    #[arg(long)]
+    trace: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +35,7 @@ impl Profile {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let profile = if arguments.release { Profile::Release } else { Profile::Debug };
-    build(&[], profile)?;
+    build_as(&[], profile, arguments.trace)?;
     println!(
         "built {}",
         ["lbd", "lbctl", "lb.bpf.o"].map(|name| shown(&profile.directory().join(name))).join(", ")
@@ -42,9 +45,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Sets up what building takes, and what else is in `needs`, and builds.
 pub(crate) fn build(needs: &[Need], profile: Profile) -> Result<()> {
+    build_as(needs, profile, false)
+}
+
+fn build_as(needs: &[Need], profile: Profile, trace: bool) -> Result<()> {
     let toolchain = setup::ensure(needs)?;
     let mut cargo = toolchain.build();
-    steps::show(cargo.args(["--package", "lb-ebpf"]))?;
+    cargo.args(["--package", "lb-ebpf"]);
+    if trace {
+        cargo.args(["--features", "trace"]);
+    }
+    steps::show(&mut cargo)?;
 
     let built = workspace::target().join("ebpf").join(TARGET).join("release");
     for object in OBJECTS {

@@ -14,6 +14,7 @@ mod maps;
 mod pins;
 mod sys;
 mod tables;
+mod trace;
 mod write;
 
 pub use clock::{Clock, ClockError};
