@@ -103,6 +103,11 @@ impl Maps {
         Ok(flows)
     }
 
+    /// Writes one backend and nothing else: as between two writes of the daemon.
+    pub fn set_backend(&mut self, slot: u16, backend: &Backend) -> Result<()> {
+        Ok(self.backends.set(u32::from(slot), backend, 0)?)
+    }
+
     /// Writes a flow at an index of the table: for tables that are full, or flows in a state that takes long to reach.
     pub fn set_flow(&mut self, index: u32, flow: &Flow) -> Result<()> {
         Ok(self.flows.set(index, flow, 0)?)
