@@ -145,25 +145,6 @@ counters! {
     DropNoService = "drop_no_service" Drop,
 }
 
-/// Bytes of a name in [`PADDED_NAMES`].
-pub const NAME_ROOM: usize = 32;
-
-/// The names by index, padded with blanks: for a log in the kernel.
-pub const PADDED_NAMES: [[u8; NAME_ROOM]; COUNTER_ROOM] = {
-    let mut table = [[b' '; NAME_ROOM]; COUNTER_ROOM];
-    let mut i = 0;
-    while i < COUNTERS {
-        let name = Counter::ALL[i].name().as_bytes();
-        let mut at = 0;
-        while at < name.len() {
-            table[i][at] = name[at];
-            at += 1;
-        }
-        i += 1;
-    }
-    table
-};
-
 /// Counters of one service, or, at index 0, of packets that belong to none. One such value for each processor.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]

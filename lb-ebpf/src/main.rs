@@ -27,8 +27,6 @@ mod stash;
 mod steer;
 mod syn;
 mod token;
-#[cfg(feature = "trace")]
-mod trace;
 mod unknown;
 mod verdict;
 
@@ -40,8 +38,6 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 fn lb(ctx: XdpContext) -> u32 {
     let (service, verdict) = steer::steer(&ctx);
     maps::count(service, verdict.counter());
-    #[cfg(feature = "trace")]
-    trace::verdict(&ctx, service, verdict);
     verdict.action()
 }
 

@@ -5,6 +5,7 @@
 //! its parent), so nothing is left behind by a panic, Ctrl-C or `kill -9`.
 
 pub mod balancer;
+pub mod bench;
 pub mod client;
 pub mod daemon;
 pub mod frame;

@@ -103,9 +103,9 @@ impl Maps {
         Ok(flows)
     }
 
-    /// Writes one backend and nothing else: as between two writes of the daemon.
-    pub fn set_backend(&mut self, slot: u16, backend: &Backend) -> Result<()> {
-        Ok(self.backends.set(u32::from(slot), backend, 0)?)
+    /// The flow at an index of the table.
+    pub fn flow(&self, index: u32) -> Result<Flow> {
+        Ok(self.flows.get(&index, 0)?)
     }
 
     /// Writes a flow at an index of the table: for tables that are full, or flows in a state that takes long to reach.

@@ -35,8 +35,13 @@ impl Sizes {
 
 /// Loads the product's object.
 pub fn load_lb(sizes: Sizes) -> Result<Ebpf> {
+    load_lb_with(sizes, &mut EbpfLoader::new())
+}
+
+/// Loads the product's object with what the loader was told besides.
+pub fn load_lb_with<'a>(sizes: Sizes, loader: &mut EbpfLoader<'a>) -> Result<Ebpf> {
     let path = path_of("lb")?;
-    EbpfLoader::new()
+    loader
         .map_max_entries("ENDPOINTS", 2 * sizes.buckets)
         .map_max_entries("SERVICES", sizes.services)
         .map_max_entries("BACKENDS", sizes.backends)

@@ -12,7 +12,8 @@ use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
-use rule::{DROP, DUPLICATE, Image, Undo};
+use rule::{Client, DROP, DUPLICATE, IMAGE_ROOM, Image, Undo};
+use std::net::SocketAddrV4;
 
 // SAFETY: plain data without padding, as its `bytemuck::Pod` says.
 unsafe impl aya::Pod for Rule {}
@@ -24,6 +25,25 @@ unsafe impl aya::Pod for Seen {}
 unsafe impl aya::Pod for Image {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Undo {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Client {}
+
+impl Image {
+    /// # Panics
+    /// When the frame is longer than an image can be.
+    pub fn new(frame: &[u8]) -> Self {
+        let mut image = Self { len: frame.len() as u32, flow: 0, bytes: [0; IMAGE_ROOM] };
+        image.bytes[..frame.len()].copy_from_slice(frame);
+        image
+    }
+}
+
+impl Client {
+    pub fn new(client: SocketAddrV4) -> Self {
+        let [a, b] = client.port().to_be_bytes();
+        Self { addr: u32::from_ne_bytes(client.ip().octets()), port: u16::from_ne_bytes([a, b]), _pad: 0 }
+    }
+}
 
 impl Rule {
     /// Matches every IPv4 frame and does nothing to it; narrowed with the methods below or directly.

@@ -15,9 +15,6 @@ pub(crate) struct Arguments {
     /// Build lbd and lbctl with optimisations (the BPF objects always are)
     #[arg(long)]
     release: bool,
-    /// Have the programs log every packet of a service; lbd shows it. Slow: for looking closely
-    #[arg(long)]
-    trace: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +32,7 @@ impl Profile {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let profile = if arguments.release { Profile::Release } else { Profile::Debug };
-    build_as(&[], profile, arguments.trace)?;
+    build(&[], profile)?;
     println!(
         "built {}",
         ["lbd", "lbctl", "lb.bpf.o"].map(|name| shown(&profile.directory().join(name))).join(", ")
@@ -45,23 +42,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Sets up what building takes, and what else is in `needs`, and builds.
 pub(crate) fn build(needs: &[Need], profile: Profile) -> Result<()> {
-    build_as(needs, profile, false)
-}
-
-fn build_as(needs: &[Need], profile: Profile, trace: bool) -> Result<()> {
-    let toolchain = setup::ensure(needs)?;
-    let mut cargo = toolchain.build();
-    cargo.args(["--package", "lb-ebpf"]);
-    if trace {
-        cargo.args(["--features", "trace"]);
-    }
-    steps::show(&mut cargo)?;
-
-    let built = workspace::target().join("ebpf").join(TARGET).join("release");
-    for object in OBJECTS {
-        place(&built.join(object), &workspace::bpf_objects().join(object))?;
-    }
-    place(&built.join("lb"), &profile.directory().join("lb.bpf.o"))?;
+    build_objects(needs)?;
+    place(&workspace::bpf_objects().join("lb"), &profile.directory().join("lb.bpf.o"))?;
 
     let mut cargo = toolchain::host_cargo();
     cargo.args(["build", "--package", "lb-userspace"]);
@@ -69,6 +51,19 @@ fn build_as(needs: &[Need], profile: Profile, trace: bool) -> Result<()> {
         cargo.arg("--release");
     }
     steps::show(&mut cargo)
+}
+
+/// Sets up what building takes, and what else is in `needs`, and builds the BPF objects alone.
+pub(crate) fn build_objects(needs: &[Need]) -> Result<()> {
+    let toolchain = setup::ensure(needs)?;
+    let mut cargo = toolchain.build();
+    steps::show(cargo.args(["--package", "lb-ebpf"]))?;
+
+    let built = workspace::target().join("ebpf").join(TARGET).join("release");
+    for object in OBJECTS {
+        place(&built.join(object), &workspace::bpf_objects().join(object))?;
+    }
+    Ok(())
 }
 
 /// Copies a file unless it is there already, so that what depends on it stays fresh.

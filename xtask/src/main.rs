@@ -1,6 +1,7 @@
 //! `cargo xtask`: the developer's verbs. This file lists them; each has a file of its own.
 
 mod attach;
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -33,6 +34,8 @@ enum Verb {
     Test(test::Arguments),
     /// Build a town of namespaces, drive it with curl, and tell what XDP counts; needs root
     Demo(demo::Arguments),
+    /// Measure what a packet costs on each path; needs root
+    Bench(bench::Arguments),
     /// Build the release and run lbd on a network interface; needs root
     Attach(attach::Arguments),
     /// Stop the lbd of `attach` and remove every trace of it; needs root
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Attach(arguments) => attach::run(&arguments),
         Verb::Detach(arguments) => attach::detach(&arguments),
     };

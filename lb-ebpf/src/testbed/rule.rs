@@ -63,8 +63,18 @@ pub const IMAGE_ROOM: usize = 2048;
 pub struct Image {
     /// Bytes in use.
     pub len: u32,
-    pub _pad: u32,
+    /// An entry of the product's flow table that is freed, plus 1: so that the frame finds no flow. 0: none.
+    pub flow: u32,
     pub bytes: [u8; IMAGE_ROOM],
+}
+
+/// A client that takes the place of the one in an image, as it stands in a packet.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Client {
+    pub addr: u32,
+    pub port: u16,
+    pub _pad: u16,
 }
 
 /// How `tb_undo` goes through the images.
@@ -75,30 +85,31 @@ pub struct Undo {
     pub run: u64,
     /// Images in use − 1 (their number is a power of two): run n takes image n & mask.
     pub image_mask: u32,
-    /// Bytes from the start of the frame that each run puts back; those behind stay. 0: the whole image.
-    pub head: u32,
-    /// When not 0: run n comes from one of this many clients (a power of two), in scrambled order, as [`client_of`] says.
-    pub clients: u32,
-    /// 1: the client is the destination (a frame from a backend), 0: the source.
-    pub to_client: u32,
+    /// [`WHOLE`] or [`HEADERS`].
+    pub what: u32,
+    /// Clients in use − 1 (their number is a power of two): run n takes client n & mask...
+    pub client_mask: u32,
+    /// ...which becomes [`SOURCE`] or [`DESTINATION`]; 0: the image's own client stays.
+    pub client_is: u32,
 }
 
-/// Address (host byte order) and port of client number `n`.
-#[inline(always)]
-pub const fn client_of(n: u32) -> (u32, u16) {
-    (0x0a80_0000 + (n >> 14), 1024 + (n & 0x3fff) as u16)
-}
+/// The whole frame is put back, whatever its length was: cut, grown and copied.
+pub const WHOLE: u32 = 0;
+/// The first [`HEADERS_LEN`] bytes are put back, field by field, in a frame whose length has not changed: for programs
+/// that rewrite a header in place, because it costs little, and the program that follows never waits for a store that
+/// is wider or narrower than its load.
+pub const HEADERS: u32 = 1;
+/// Ethernet, IPv4 and TCP headers with twenty bytes of options.
+pub const HEADERS_LEN: usize = 74;
 
-/// Which client run `n` takes: an order in which no cache or prefetcher can guess the next, every client once in
-/// `clients` runs.
-#[inline(always)]
-pub const fn scramble(n: u32, clients: u32) -> u32 {
-    // Odd multipliers permute the residues of a power of two; so does xor with a shifted self.
-    let mask = clients - 1;
-    let n = n.wrapping_mul(0x9e37_79b1) & mask;
-    let n = (n ^ (n >> 9)) & mask;
-    n.wrapping_mul(0x85eb_ca6b) & mask
-}
+/// The frame comes from the client.
+pub const SOURCE: u32 = 1;
+/// The frame goes to the client.
+pub const DESTINATION: u32 = 2;
 
-const _: () =
-    assert!(size_of::<Rule>() == 24 && size_of::<Image>() == IMAGE_ROOM + 8 && size_of::<Undo>() == 24);
+const _: () = assert!(
+    size_of::<Rule>() == 24
+        && size_of::<Image>() == IMAGE_ROOM + 8
+        && size_of::<Undo>() == 24
+        && size_of::<Client>() == 8
+);

@@ -46,14 +46,13 @@ impl Daemon {
         let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
         tracing::info!(store = %config.lbd.store.display(), sessions = store.count().await?, "store opened");
 
-        let mut datapath = Datapath::open(&DatapathOptions {
+        let datapath = Datapath::open(&DatapathOptions {
             object,
             run_dir: config.lbd.run_dir.clone(),
             limits: config.limits,
             interfaces: config.lbd.interfaces.clone(),
             mode: config.lbd.mode,
         })?;
-        datapath.log_packets()?;
         let left = datapath.left()?;
         let settings = settings(&config, &keys, datapath.inherited(), datapath.clock())?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, Instant::now());

@@ -14,7 +14,6 @@ mod maps;
 mod pins;
 mod sys;
 mod tables;
-mod trace;
 mod write;
 
 pub use clock::{Clock, ClockError};

@@ -177,7 +177,7 @@ impl Shopping {
     fn linker(&mut self, machine: &Machine, llvm: u32) {
         let what = "a bpf-linker that goes with the compiler";
         let how =
-            format!("bpf-linker {BPF_LINKER} from its source, built with LLVM {llvm}, into target/tools");
+            format!("bpf-linker {BPF_LINKER} from crates.io, built with LLVM {llvm}, into target/tools");
         if machine.linkers_built.contains(&llvm) {
             self.missing.push(what.to_owned());
             self.advice = Some(format!(

@@ -1,0 +1,28 @@
+//! `cargo xtask bench` runs this as root, with the BPF objects built.
+
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measure what a packet costs on each path
+#[derive(Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// Write the rows to this file as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fewer and shorter rounds
+    #[arg(long)]
+    quick: bool,
+}
+
+fn main() -> ExitCode {
+    let Arguments { json, quick } = Arguments::parse();
+    match tests::bench::run(&tests::bench::Options { quick, json }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
