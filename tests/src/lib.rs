@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod frame;
 pub mod maps;
 pub mod netns;
+pub mod nginx;
 pub mod object;
 pub mod raw;
 pub mod runner;

@@ -1,45 +1,12 @@
 //! lbd may die: traffic to remote backends flows on through what is pinned, and the next lbd takes over.
 
 use anyhow::{Context, Result, ensure};
-use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tests::client::{Client, eventually, get};
 use tests::daemon::{Backend, Lbd};
-use tests::netns::Process;
-use tests::topology::{Arms, Host, Topology};
-
-/// An nginx in a backend's namespace; its files go with it.
-struct Nginx {
-    _process: Process,
-    _dir: tempfile::TempDir,
-}
-
-fn nginx(host: &Host) -> Result<Nginx> {
-    let dir = tempfile::tempdir()?;
-    let prefix = dir.path().display().to_string();
-    fs::write(dir.path().join("index.html"), "from nginx")?;
-    let config = format!(
-        "daemon off; master_process off; pid {prefix}/pid; error_log {prefix}/error.log;\n\
-         events {{ worker_connections 1000; }}\n\
-         http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {prefix}/b; proxy_temp_path {prefix}/p;\n\
-         fastcgi_temp_path {prefix}/f; uwsgi_temp_path {prefix}/u; scgi_temp_path {prefix}/s;\n\
-         server {{ listen {}; root {prefix}; }} }}\n",
-        host.serves()
-    );
-    fs::write(dir.path().join("nginx.conf"), config)?;
-    let process = host
-        .netns
-        .command("nginx")
-        .args(["-e", &format!("{prefix}/error.log"), "-c", &format!("{prefix}/nginx.conf")])
-        .spawn()
-        .context("starting nginx; `cargo xtask setup` installs it")?;
-    let nginx = Nginx { _process: Process(process), _dir: dir };
-    eventually("nginx listens", || {
-        Ok(host.netns.run(|| std::net::TcpStream::connect(host.serves())).is_ok())
-    })?;
-    Ok(nginx)
-}
+use tests::nginx::{BODY, Nginx};
+use tests::topology::{Arms, Topology};
 
 /// Requests without pause, on new connections and on kept ones, until told to stop.
 struct Traffic {
@@ -52,7 +19,7 @@ impl Traffic {
         let mut kept = Client::connect(&town.client.netns)?;
         while !self.stop.load(Ordering::Relaxed) {
             let body = if keep { kept.get("/", "")?.body } else { get(&town.client.netns, "")? };
-            ensure!(body == "from nginx", "another answer: {body}");
+            ensure!(body == BODY, "another answer: {body}");
             self.done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -68,7 +35,7 @@ impl Traffic {
 #[test]
 fn not_one_request_fails_while_lbd_is_killed_and_started_again() -> Result<()> {
     let town = Topology::new(Arms::Several, 2)?;
-    let _servers = [nginx(&town.backends[0])?, nginx(&town.backends[1])?];
+    let _servers = [Nginx::start(&town.backends[0])?, Nginx::start(&town.backends[1])?];
     let mut lbd =
         Lbd::start(&town, &[Backend::Remote(&town.backends[0]), Backend::Remote(&town.backends[1])])?;
     let traffic = Traffic { stop: AtomicBool::new(false), done: AtomicU64::new(0) };
@@ -94,7 +61,7 @@ fn not_one_request_fails_while_lbd_is_killed_and_started_again() -> Result<()> {
     })
     .with_context(|| lbd.log())?;
     // A new connection is steered as before, and the counters were taken over, too.
-    ensure!(get(&town.client.netns, "")? == "from nginx");
+    ensure!(get(&town.client.netns, "")? == BODY);
     Ok(())
 }
 
@@ -102,13 +69,13 @@ fn not_one_request_fails_while_lbd_is_killed_and_started_again() -> Result<()> {
 #[test]
 fn a_backend_that_dies_meanwhile_is_worked_around() -> Result<()> {
     let town = Topology::new(Arms::One, 2)?;
-    let (first, _second) = (nginx(&town.backends[0])?, nginx(&town.backends[1])?);
+    let (first, _second) = (Nginx::start(&town.backends[0])?, Nginx::start(&town.backends[1])?);
     let mut lbd =
         Lbd::start(&town, &[Backend::Remote(&town.backends[0]), Backend::Remote(&town.backends[1])])?;
     lbd.kill()?;
     drop(first);
     for _ in 0..50 {
-        ensure!(get(&town.client.netns, "").with_context(|| lbd.log())? == "from nginx");
+        ensure!(get(&town.client.netns, "").with_context(|| lbd.log())? == BODY);
     }
     Ok(())
 }
@@ -116,9 +83,9 @@ fn a_backend_that_dies_meanwhile_is_worked_around() -> Result<()> {
 #[test]
 fn asked_to_stop_it_stops_within_its_time() -> Result<()> {
     let town = Topology::new(Arms::Several, 1)?;
-    let _server = nginx(&town.backends[0])?;
+    let _server = Nginx::start(&town.backends[0])?;
     let mut lbd = Lbd::start(&town, &[Backend::Remote(&town.backends[0])])?;
-    ensure!(get(&town.client.netns, "")? == "from nginx");
+    ensure!(get(&town.client.netns, "")? == BODY);
     let begin = std::time::Instant::now();
     let status = lbd.stop()?;
     ensure!(status.success(), "lbd ended with {status}: {}", lbd.log());
