@@ -274,7 +274,9 @@ fn kill(told: &mut Lines<'_>, visitor: &mut Visitor) -> Found {
     });
     let kept = if intact && newest { "every write kept" } else { "a write was lost" };
     let slowest = milliseconds(stream.slowest);
-    Ok((holds, format!("{} of {total} failed, {elsewhere}, {kept}, slowest {slowest}", stream.failed)))
+    let again =
+        if stream.repeated == 0 { String::new() } else { format!(" ({} asked again)", stream.repeated) };
+    Ok((holds, format!("{} of {total} failed{again}, {elsewhere}, {kept}, slowest {slowest}", stream.failed)))
 }
 
 /// Requests of one visitor, one after the other: reads and writes in turn.
@@ -373,4 +375,20 @@ fn items(cart: &Value) -> BTreeMap<String, u64> {
 fn cart_words(cart: &Value) -> String {
     let words: Vec<_> = items(cart).iter().map(|(sku, quantity)| format!("{quantity} {sku}")).collect();
     if words.is_empty() { "empty".to_owned() } else { words.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cart_is_told_whatever_else_it_says() {
+        let cart = serde_json::json!({
+            "items": [{"sku": "teapot", "quantity": 1, "price": 4180}, {"sku": "mug", "quantity": 2}],
+            "count": 3,
+        });
+        assert_eq!(cart_words(&cart), "2 mug, 1 teapot");
+        assert_eq!(cart_words(&serde_json::json!({"items": []})), "empty");
+        assert_eq!(cart_words(&serde_json::json!("nonsense")), "empty");
+    }
 }
