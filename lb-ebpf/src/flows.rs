@@ -82,11 +82,20 @@ pub(crate) fn find(settings: &Settings, key: &Key) -> Option<Entry> {
 fn expired(settings: &Settings, head: Head, last_seen: u32, now: u32) -> bool {
     let limit = match FlowState::from_bits(head.state) {
         FlowState::Free => return true,
-        FlowState::Claimed | FlowState::Binding => settings.binding_ticks,
+        // Some processor is filling it in, which takes less than a microsecond: two would share the entry.
+        FlowState::Claimed => return false,
+        FlowState::Binding => settings.binding_ticks,
         FlowState::Established => settings.idle_ticks,
         FlowState::Closing => settings.closing_ticks,
     };
-    now.wrapping_sub(last_seen) > limit
+    is_over(limit, last_seen, now)
+}
+
+/// Whether more than `limit` ticks lie between `then` and `now`. Signed: another processor may have written a tick that
+/// began after this one has read the clock, and that is no age at all.
+#[inline(always)]
+pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
+    now.wrapping_sub(then) as i32 > limit as i32
 }
 
 /// Index that names no entry.

@@ -5,6 +5,7 @@
 
 use crate::atomic::{compare_exchange, exchange, launder};
 use crate::cold::Parsed;
+use crate::flows::is_over;
 use crate::maps::{FLOWS, SERVICES, STASHES, settings};
 use crate::options::timestamps;
 use crate::packet::{Packet, Segment};
@@ -18,6 +19,9 @@ use lb_common::tcp::{FIN, PSH};
 
 /// Longest segment that is stashed.
 const MAX_SEGMENT: u64 = 1500;
+
+/// Bytes that timestamps take from every segment.
+const TIMESTAMPS: u32 = 12;
 
 /// Stashes that a flow may be given.
 const WAYS: u32 = 16;
@@ -66,15 +70,14 @@ fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
     while i < WAYS {
         let index = hash.rotate_left(8).wrapping_add(i) & settings.stash_mask & 0xffff;
         let stash = STASHES.get_ptr_mut(index)?;
-        // SAFETY: a map value stays valid; the owner is one aligned word.
+        let slot = Slot { stash, index: index as u16 };
+        // SAFETY: a map value stays valid.
         unsafe {
-            let held = core::ptr::read_volatile(&raw const (*stash).owner);
-            let usable =
-                held as u32 == 0 || held as u32 == flow + 1 || forsaken(settings, held, index as u16, now);
-            if usable && compare_exchange(&raw mut (*stash).owner, held, owner(flow, now)) == held {
-                let slot = Slot { stash, index: index as u16 };
-                // The lock may be left by a processor that still appends for the former owner: wait our turn.
-                if compare_exchange(&raw mut (*stash).lock, 0, 1) == 0 {
+            if usable(settings, slot, flow, now) && compare_exchange(&raw mut (*stash).lock, 0, 1) == 0 {
+                // Only who has the lock changes the owner, and a flow that is being bound has it: what was seen without
+                // it may be over, what is seen under it stays.
+                if usable(settings, slot, flow, now) {
+                    exchange(&raw mut (*stash).owner, owner(flow, now));
                     let mut view = 0;
                     while view < VIEWS {
                         (*stash).views[view] = 0;
@@ -84,6 +87,7 @@ fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
                     (*stash).tried_len = 0;
                     return Some(slot);
                 }
+                unlock(slot);
             }
         }
         i += 1;
@@ -91,10 +95,18 @@ fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
     None
 }
 
+/// Whether the flow in entry `flow` may have a stash: nobody has it, or its owner has no use for it.
+#[inline(always)]
+fn usable(settings: &Settings, slot: Slot, flow: u32, now: u32) -> bool {
+    // SAFETY: a map value stays valid; the owner is one aligned word.
+    let held = unsafe { core::ptr::read_volatile(&raw const (*slot.stash).owner) };
+    held as u32 == 0 || held as u32 == flow + 1 || forsaken(settings, held, slot.index, now)
+}
+
 /// Whether the flow that holds a stash has no use for it: it is spliced, gone, or its backend stayed silent too long.
 #[inline(always)]
 fn forsaken(settings: &Settings, held: u64, index: u16, now: u32) -> bool {
-    if now.wrapping_sub((held >> 32) as u32) > settings.binding_ticks {
+    if is_over(settings.binding_ticks, (held >> 32) as u32, now) {
         return true;
     }
     match FLOWS.get((held as u32).wrapping_sub(1)) {
@@ -132,6 +144,24 @@ pub(crate) fn of(flow: u32, index: u16) -> Option<Slot> {
     // SAFETY: a map value stays valid.
     let held = unsafe { core::ptr::read_volatile(&raw const (*stash).owner) };
     if held as u32 == flow.wrapping_add(1) { Some(Slot { stash, index }) } else { None }
+}
+
+/// Whether what was just read of a flow's stash, without its lock, was the flow's: nobody else has taken it.
+#[inline(always)]
+pub(crate) fn is_still(stash: &Stash, flow: u32) -> bool {
+    // SAFETY: a map value stays valid; the owner is one aligned word.
+    let held = unsafe { core::ptr::read_volatile(&raw const stash.owner) } as u32;
+    // Given back, it holds what it held until somebody takes it.
+    held == flow.wrapping_add(1) || held == 0
+}
+
+/// Whether a payload that begins where a stash does goes on behind its first segment.
+#[inline(always)]
+pub(crate) fn is_exceeded(index: u16, payload: u32) -> bool {
+    let Some(stash) = STASHES.get(u32::from(index)) else { return true };
+    // SAFETY: a map value stays valid; a view is one aligned word.
+    let first = View::from_bits(unsafe { core::ptr::read_volatile(&raw const stash.views[0]) });
+    payload > u32::from(first.len)
 }
 
 /// The stash of a flow, locked.
@@ -177,7 +207,9 @@ pub(crate) extern "C" fn lb_keep(ctx: *mut xdp_md, service: u32, stash: u32, at:
     }
     let view = view(&ctx, &segment, at);
     let copied = segment.payload == 0 || copy(&ctx, segment.payload_at(), slot, at, segment.payload);
-    u32::from(copied && publish(slot, view, u32::from(entry.mss)))
+    // SAFETY: as above.
+    let options = if unsafe { (*place).has_timestamps } != 0 { TIMESTAMPS } else { 0 };
+    u32::from(copied && publish(slot, view, u32::from(entry.mss).wrapping_sub(options)))
 }
 
 /// The packet's payload as a segment of the stash.

@@ -113,6 +113,11 @@ impl Maps {
         Ok(self.flows.set(index, flow, 0)?)
     }
 
+    /// Writes a stash: as another processor may have left it, or be using it.
+    pub fn set_stash(&mut self, index: u32, stash: &Stash) -> Result<()> {
+        Ok(self.stashes.set(index, stash, 0)?)
+    }
+
     /// Stashes that have an owner.
     pub fn stashes(&self) -> Result<Vec<Stash>> {
         let mut stashes = Vec::new();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use lb_common::addr::Be16;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
-use lb_common::flow::FlowState;
+use lb_common::flow::{Flow, FlowState, Head};
 use lb_common::hash::mix64;
 use lb_common::token::{SessionId, TOKEN_TEXT_LEN, Token};
 use std::collections::BTreeMap;
@@ -234,6 +234,34 @@ fn a_full_flow_table_drops_what_would_need_an_entry() -> Result<()> {
         (outcome.verdict, &outcome.counted[..]),
         (Verdict::Drop, &[(Counter::DropFlowTableFull, 1)][..])
     );
+    Ok(())
+}
+
+/// Another processor may have seen the clock tick already: its flows are young, not as old as the clock.
+#[test]
+fn a_flow_seen_after_now_is_not_expired() -> Result<()> {
+    let mut scene = Scene::new(1)?;
+    scene.runner.change(|setup| setup.settings.flow_group_mask = 0)?;
+    for port in 0..8 {
+        scene.client.set_port(1_000 + port);
+        scene.bind(REQUEST)?;
+    }
+    scene.runner.change(|setup| setup.settings.tick_shift += 1)?;
+    scene.client.set_port(999);
+    assert_eq!(scene.xdp(&scene.first(REQUEST))?.counted, [(Counter::DropFlowTableFull, 1)]);
+    Ok(())
+}
+
+/// Nor is one that a processor has just claimed, whose time is still the former flow's.
+#[test]
+fn an_entry_that_is_being_filled_in_is_not_taken() -> Result<()> {
+    let mut scene = Scene::new(1)?;
+    scene.runner.change(|setup| setup.settings.flow_group_mask = 0)?;
+    let head = Head { state: FlowState::Claimed as u8, ..Head::default() };
+    for index in 0..8 {
+        scene.runner.maps.set_flow(index, &Flow { head, ..Flow::default() })?;
+    }
+    assert_eq!(scene.xdp(&scene.first(REQUEST))?.counted, [(Counter::DropFlowTableFull, 1)]);
     Ok(())
 }
 
