@@ -111,7 +111,7 @@ counters! {
     DropTtl = "drop_ttl_expired" Drop,
     /// Neither RST nor SYN, without ACK.
     DropNoAck = "drop_no_ack" Drop,
-    /// RST for a flow that is not known.
+    /// RST for a flow that is not known, or with a sequence number that its client cannot have reached.
     DropUnknownRst = "drop_unknown_rst" Drop,
     /// The first segment was lost or reordered; the client sends it again.
     DropFirstSegmentMissing = "drop_first_segment_missing" Drop,

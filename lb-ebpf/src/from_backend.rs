@@ -162,7 +162,8 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
     let Some(slot) = stash::lock(entry.index, flow.stash) else { return consume(Counter::DropBusy) };
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &*slot.stash };
-    if handshake::next(key, entry, flow.head, slot, stash, service) {
+    let was = flow.head;
+    if handshake::next(key, entry, was, slot, stash, service) {
         stash::unlock(slot);
         return offer(ctx, entry.index, Counter::SynRetried);
     }
@@ -177,7 +178,11 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
         payload_sum: 0,
     };
     let ifindex = flow.client_ifindex;
+    if !handshake::end(entry, was) {
+        // Its client has moved it to another backend meanwhile.
+        stash::unlock(slot);
+        return consume(Counter::DropBusy);
+    }
     stash::release(slot);
-    handshake::free(entry);
     send(ctx, &header, &[], ifindex, Counter::ResetRefused)
 }

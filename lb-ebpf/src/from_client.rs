@@ -3,7 +3,8 @@
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
 use crate::maps::{BACKENDS, count_backend};
-use crate::packet::{Frame, Segment};
+use crate::packet::{Frame, Packet, Segment};
+use crate::stash::is_exceeded;
 use crate::verdict::{Verdict, consume, leave};
 use crate::{handshake, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
@@ -36,31 +37,32 @@ pub(crate) fn handle(
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
     let now = flows::now(settings);
-    if flow.last_seen != now || flow.head.state == FlowState::Closing as u8 {
-        // Once in a tick, and on every packet of a flow that ends: has the client begun anew on the same port?
+    if flow.last_seen != now || flow.head.state != FlowState::Established as u8 {
+        // Once in a tick, and on every packet of a flow that begins or ends: has the client begun anew on the same port?
         if unknown::lb_is_reborn(ctx.ctx, u32::from(service), entry.index) != 0 {
             return unknown::handle(ctx, service);
         }
         // SAFETY: as above; a lost race writes the same time.
         unsafe { (*entry.flow).last_seen = now };
     }
-    match FlowState::from_bits(flow.head.state) {
-        FlowState::Established | FlowState::Closing => established(ctx, frame, entry, flow, segment),
+    let frame = match FlowState::from_bits(flow.head.state) {
+        FlowState::Established | FlowState::Closing => frame,
         FlowState::Binding => {
-            Verdict::from_bits(handshake::lb_more(ctx.ctx, u32::from(service), entry.index))
+            let bits = handshake::lb_more(ctx.ctx, u32::from(service), entry.index);
+            if bits != handshake::ESTABLISHED {
+                return Verdict::from_bits(bits);
+            }
+            // The packet is as it was, but pointers into it end with a call that may have changed it.
+            let Some(again) = ctx.frame() else { return consume(Counter::DropTruncated) };
+            again
         }
-        FlowState::Free | FlowState::Claimed => consume(Counter::DropBusy),
-    }
+        FlowState::Free | FlowState::Claimed => return consume(Counter::DropBusy),
+    };
+    established(ctx, frame, entry, flow, segment)
 }
 
 #[inline(always)]
-pub(crate) fn established(
-    ctx: &XdpContext,
-    frame: Frame,
-    entry: Entry,
-    flow: &Flow,
-    segment: &Segment,
-) -> Verdict {
+fn established(ctx: &XdpContext, frame: Frame, entry: Entry, flow: &Flow, segment: &Segment) -> Verdict {
     let Some(backend) = BACKENDS.get(u32::from(flow.head.backend)) else {
         return consume(Counter::DropNoBackendEntry);
     };
@@ -73,14 +75,21 @@ pub(crate) fn established(
     if segment.flags & (FIN | RST) != 0 {
         close(entry, segment.flags, Side::Client);
     }
-    if flow.stash != NO_STASH && segment.payload > 0 && segment.seq != flow.client_isn.wrapping_add(1) {
+    if flow.stash != NO_STASH
+        && segment.payload > 0
+        && (segment.seq != flow.client_isn.wrapping_add(1) || is_exceeded(flow.stash, segment.payload))
+    {
         // The request goes on behind what was stashed, so the stash could not go to another backend any more.
         settle(entry, flow);
     }
     if flow.client_mac != segment.src_mac {
-        // The client's router has changed.
-        // SAFETY: a map value stays valid; at worst a few packets go to the former router.
-        unsafe { (*entry.flow).client_mac = segment.src_mac };
+        // The client's router has changed: which it is, and the interface at which it stands.
+        // SAFETY: a map value stays valid; at worst a few packets go astray between the two routers.
+        unsafe {
+            (*entry.flow).client_mac = segment.src_mac;
+            (*entry.flow).local_mac = segment.dst_mac;
+            (*entry.flow).client_ifindex = ctx.ingress_ifindex() as u32;
+        }
     }
     rewrite::to_backend(ctx, frame, segment, flow, backend);
     count_backend(flow.head.backend, |counters| {

@@ -3,10 +3,9 @@
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
-use crate::from_client;
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{offer, refuse};
-use crate::packet::{Frame, Segment};
+use crate::packet::Segment;
 use crate::select::{ANOTHER, lb_choose};
 use crate::stash::{self, Slot};
 use crate::token::{INVALID, http};
@@ -14,11 +13,11 @@ use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, Head, NO_STASH, RESCALE_CLIENT, SYN_REPEATED};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESCALE_CLIENT, SYN_REPEATED};
 use lb_common::maglev::NOBODY;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
-use lb_common::stash::{Stash, View};
+use lb_common::stash::{STASH_BYTES, Stash, VIEW_FIN, View};
 use lb_common::tcp::{FIN, RST};
 
 /// The first payload of a proven client: choose, stash, make a flow, and turn the packet into a SYN to the backend.
@@ -71,6 +70,12 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
     let chosen = chosen as u16;
     stash::note_tried(stash, chosen);
     fill(ctx, entry, key, segment, flows::now(settings), slot.index);
+    // SAFETY: as above; the entry is nobody else's before its head is published.
+    unsafe {
+        if View::from_bits((*stash).views[0]).flags & VIEW_FIN != 0 {
+            (*flow).client_flags = FIN_SEEN;
+        }
+    }
     set_head(entry, key, chosen, FlowState::Binding);
     stash::unlock(slot);
     // SAFETY: as above.
@@ -119,6 +124,16 @@ pub(crate) fn free(entry: Entry) {
     }
 }
 
+/// Frees the entry of a flow, but only if it is as it was seen. Returns whether it was.
+#[inline(always)]
+pub(crate) fn end(entry: Entry, was: Head) -> bool {
+    // SAFETY: the head is an aligned word of a map value.
+    unsafe {
+        let word = (&raw mut (*entry.flow).head).cast();
+        crate::atomic::compare_exchange(word, was.to_bits(), 0) == was.to_bits()
+    }
+}
+
 /// Counts why a backend was chosen, per service and per backend.
 #[inline(always)]
 pub(crate) fn count_choice(service: u16, slot: u16, reason: u32) {
@@ -144,35 +159,49 @@ pub(crate) fn count_choice(service: u16, slot: u16, reason: u32) {
     });
 }
 
+/// Not a verdict: the flow has just been spliced, so the segment goes the ordinary way.
+pub(crate) const ESTABLISHED: u64 = u64::MAX;
+
 /// Something from the client while its backend has not answered: more payload is stashed; payload that is there already
 /// is a retransmission, the sign that the backend is silent. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn lb_more(ctx: *mut xdp_md, service: u32, flow: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
-    let Some(Parsed { frame, key, segment }) = cold::parse(&ctx, service) else {
+    let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else {
         return consume(Counter::DropTruncated).to_bits();
     };
     let Some(place) = FLOWS.get_ptr_mut(flow) else { return consume(Counter::DropBusy).to_bits() };
-    more(&ctx, frame, &key, Entry { flow: place, index: flow }, &segment).to_bits()
+    more(&ctx, &key, Entry { flow: place, index: flow }, &segment).to_bits()
 }
 
 #[inline(always)]
-fn more(ctx: &XdpContext, frame: Frame, key: &Key, entry: Entry, segment: &Segment) -> Verdict {
+fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> Verdict {
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
+    let at = segment.seq.wrapping_sub(flow.client_isn).wrapping_sub(1);
     if segment.flags & RST != 0 {
+        if at > STASH_BYTES as u32 + 1 {
+            // Outside of all that the client can have sent: of a former connection, or forged (RFC 5961 §3.2).
+            return consume(Counter::DropUnknownRst);
+        }
         // The client gave up: so does the flow. The backend's SYN-ACK will find nobody and be reset.
         settle(entry, flow);
         free(entry);
         return consume(Counter::ClientReset);
     }
-    let at = segment.seq.wrapping_sub(flow.client_isn).wrapping_sub(1);
     if segment.payload == 0 && segment.flags & FIN == 0 {
         return consume(Counter::DropBinding);
     }
     let Some(service) = SERVICES.get(u32::from(key.service)) else { return consume(Counter::DropNoService) };
-    let Some(slot) = stash::lock(entry.index, flow.stash) else { return consume(Counter::DropBusy) };
+    let was = flow.head;
+    let Some(slot) = stash::lock(entry.index, flow.stash) else {
+        if was.state == FlowState::Binding as u8 && stash::of(entry.index, flow.stash).is_none() {
+            // It waited so long that another flow has its stash. What the client sends next begins anew.
+            end(entry, was);
+        }
+        return consume(Counter::DropBusy);
+    };
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *slot.stash };
     let seen = View::from_bits(stash.views[0]);
@@ -186,11 +215,16 @@ fn more(ctx: &XdpContext, frame: Frame, key: &Key, entry: Entry, segment: &Segme
     if kept == 0 {
         return consume(Counter::DropStashFull);
     }
+    if segment.flags & FIN != 0 {
+        // The joint forwards it with the rest.
+        // SAFETY: a map value stays valid.
+        unsafe { (*entry.flow).client_flags |= FIN_SEEN };
+    }
     // The joint may have read the stash before this was there: then the segment goes the ordinary way as well.
     // SAFETY: as above; the state is read anew after the exchange that published the segment.
     let state = unsafe { core::ptr::read_volatile(&raw const (*entry.flow).head.state) };
     if state == FlowState::Established as u8 {
-        return from_client::established(ctx, frame, entry, flow, segment);
+        return Verdict::from_bits(ESTABLISHED);
     }
     consume(Counter::Stashed)
 }

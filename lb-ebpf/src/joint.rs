@@ -32,7 +32,14 @@ const DROP: u32 = TC_ACT_SHOT as u32;
 /// Looks for the half-bound flow that a packet answers. `None`: not ours.
 #[inline(always)]
 pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
-    let frame = ctx.frame()?;
+    // A driver may leave the headers in pages.
+    let frame = match ctx.frame() {
+        Some(frame) => frame,
+        None => {
+            ctx.pull_data(BASE as u32).ok()?;
+            ctx.frame()?
+        }
+    };
     if frame.load::<{ at::ETH_TYPE }, u16>() != 0x0800_u16.to_be()
         || frame.load::<{ at::IP }, u8>() != 0x45
         || frame.load::<{ at::IP_PROTOCOL }, u8>() != PROTOCOL
@@ -56,10 +63,12 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
     // SAFETY: a map value stays valid; views are read one word at a time.
     let stash = unsafe { &*stash.stash };
     let verdict = match segment.flags & (SYN | ACK | RST) {
-        flags if flags == SYN | ACK => {
+        // The flow may be another one by now than the one that XDP saw.
+        flags if flags == SYN | ACK && segment.ack == flow.client_isn.wrapping_add(1) => {
             let service = SERVICES.get(u32::from(id))?;
             splice(ctx, settings, service, &key, entry, flow, stash, backend, slot, &segment)
         }
+        flags if flags == SYN | ACK => drop(Counter::DropBadBackendAck),
         ACK => challenge(ctx, &key, flow, stash, backend, &segment),
         _ => return None,
     };
@@ -102,9 +111,8 @@ fn splice(
             Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
             None => 0,
         };
-        if rescale_client {
-            flow.client_flags |= RESCALE_CLIENT;
-        }
+        let rescale = if rescale_client { RESCALE_CLIENT } else { 0 };
+        flow.client_flags = flow.client_flags & !RESCALE_CLIENT | rescale;
         let word = (&raw mut flow.head).cast::<u64>();
         if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
             return drop(Counter::DropBusy);
@@ -128,7 +136,7 @@ fn splice(
         payload: 0,
         payload_sum: 0,
     };
-    deliver(ctx, stash, &header, stamps, backend.ifindex, slot)
+    deliver(ctx, stash, entry.index, &header, stamps, backend.ifindex, slot)
 }
 
 /// Tells the daemon which options the backend has, and which of those it was offered it has not.
@@ -156,6 +164,7 @@ fn learn(slot: u16, agreed: Agreed, stash: &Stash, offer: &Offer) {
 fn deliver(
     ctx: &TcContext,
     stash: &Stash,
+    flow: u32,
     first: &Header,
     stamps: Option<Timestamps>,
     ifindex: u32,
@@ -172,7 +181,7 @@ fn deliver(
         if i > 0 && ctx.clone_redirect(ifindex, 0).is_err() {
             return drop(Counter::DropJoint);
         }
-        if !segment(ctx, stash, first, stamps, view) {
+        if !segment(ctx, stash, first, stamps, view) || !stash::is_still(stash, flow) {
             return drop(Counter::DropJoint);
         }
         bytes += u64::from(view.len);

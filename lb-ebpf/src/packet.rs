@@ -88,6 +88,11 @@ impl Packet for XdpContext {
 }
 
 impl Packet for TcContext {
+    /// Of the whole packet: what lies in pages of its own is not between start and end.
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        TcContext::len(self)
+    }
     #[inline(always)]
     fn start(&self) -> usize {
         self.data()

@@ -1,6 +1,7 @@
 //! The established path: addresses, ports, sequence numbers, timestamps, SACK blocks, windows, and the checksums that
 //! follow from them, all incremental (RFC 1624), so a segment that was corrupt stays corrupt.
 
+use crate::maps::AREA;
 use crate::options;
 use crate::packet::{Frame, Packet, Segment, at, read, write};
 use aya_ebpf::programs::XdpContext;
@@ -9,7 +10,7 @@ use lb_common::backend::Backend;
 use lb_common::checksum::{change16, change32, fold, sub, sum_addr, update};
 use lb_common::flow::Flow;
 use lb_common::syn_cookie::Agreed;
-use lb_common::tcp::{ACK, NOP_NOP_TIMESTAMP, rescale_window};
+use lb_common::tcp::{ACK, MAX_OPTIONS, NOP_NOP_TIMESTAMP, rescale_window};
 
 /// A segment of a client, for its backend. Sequence numbers and TSval are the same on both halves; acknowledgement,
 /// SACK blocks and TSecr speak of the backend's numbers and are shifted back.
@@ -232,22 +233,27 @@ fn options_sum(ctx: &XdpContext, header: u32) -> u64 {
     if header == 32 {
         return match ctx.window(at::OPTIONS + 12) {
             // SAFETY: twelve bytes of options proved.
-            Some(start) => sum_words(unsafe { read::<[u32; 3]>(start.add(at::OPTIONS)) }),
+            Some(start) => sum_words(&unsafe { read::<[u32; 3]>(start.add(at::OPTIONS)) }),
             None => 0,
         };
     }
-    let mut words = [0_u32; 10];
+    // Not on the stack, of which a chain of calls has little.
+    let Some(area) = AREA.get_ptr_mut(0) else { return 0 };
+    let words = area.cast::<[u32; MAX_OPTIONS / 4]>();
     let len = crate::atomic::launder(u64::from(header).wrapping_sub(20));
     if len == 0 || len > 40 {
         return 0;
     }
-    // SAFETY: the array has 40 bytes.
-    unsafe { ctx.copy(at::OPTIONS as u32, words.as_mut_ptr().cast(), len as u32) };
-    sum_words(words)
+    // SAFETY: the area begins with room for the longest options and belongs to this processor while the program runs.
+    unsafe {
+        *words = [0; MAX_OPTIONS / 4];
+        ctx.copy(at::OPTIONS as u32, words.cast(), len as u32);
+        sum_words(&*words)
+    }
 }
 
 #[inline(always)]
-fn sum_words<const N: usize>(words: [u32; N]) -> u64 {
+fn sum_words<const N: usize>(words: &[u32; N]) -> u64 {
     let mut sum = 0;
     let mut i = 0;
     while i < N {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState};
-use lb_common::stash::{VIEW_FIN, VIEW_USED, View};
+use lb_common::stash::{Stash, VIEW_FIN, VIEW_USED, View};
 use tests::frame::{ACK, FIN, Opt, PSH, RST, SYN, Segment};
 use tests::runner::{TcVerdict, Verdict};
 use tests::scene::{BACKEND_ISN, CLIENT_MAC, ISN, LOCAL_MAC, REQUEST, Scene, macs};
@@ -334,5 +334,111 @@ fn the_joint_leaves_other_packets_alone() -> Result<()> {
         assert_eq!((outcome.verdict, &outcome.counted[..]), (TcVerdict::Ok, &[][..]), "{name}");
         assert_eq!(outcome.frame, segment.bytes(), "{name}");
     }
+    Ok(())
+}
+
+/// Headers and body written separately fit in one frame only if the timestamps do as well.
+#[test]
+fn joined_segments_leave_room_for_timestamps() -> Result<()> {
+    for (mut scene, room) in [(Scene::new(1)?, 1448), (Scene::new(1)?.without_timestamps(), 1460)] {
+        for second in [room - 1000, room - 999] {
+            scene.bind(&[b'h'; 1000])?;
+            scene.xdp(&scene.segment(1000, PSH, &vec![b'b'; second]))?;
+            let outcome = scene.joint(&scene.syn_ack(0))?;
+            assert_eq!(outcome.counted, [(Counter::Spliced, 1)], "{second}: {outcome:?}");
+            let sent = outcome.segment();
+            assert!(outcome.frame.len() <= 14 + 1500, "{sent}");
+            assert_eq!(sent.end(), ISN.wrapping_add(1001 + second as u32), "the last byte is sent");
+            scene.runner.maps.forget()?;
+        }
+    }
+    Ok(())
+}
+
+/// As HTTP/1.0 clients do it: the FIN comes with the request or right behind it.
+#[test]
+fn a_stashed_fin_counts_when_the_flow_closes() -> Result<()> {
+    for behind in [false, true] {
+        let scene = Scene::new(1)?;
+        if behind {
+            scene.bind(REQUEST)?;
+            scene.xdp(&scene.next(FIN, b""))?;
+        } else {
+            scene.xdp(&scene.segment(0, PSH | FIN, REQUEST))?;
+        }
+        assert!(scene.joint(&scene.syn_ack(0))?.segment().has(FIN));
+        scene.xdp(&scene.response(0, 0, PSH, b"bye"))?;
+        assert_eq!(only_flow(&scene)?.head.state, FlowState::Established as u8);
+        scene.xdp(&scene.response(0, 3, FIN, b""))?;
+        assert_eq!(only_flow(&scene)?.head.state, FlowState::Closing as u8, "behind: {behind}");
+    }
+    Ok(())
+}
+
+/// Its new cookie proves itself at once, not only when the clock has ticked.
+#[test]
+fn a_client_begins_anew_while_its_backend_is_asked() -> Result<()> {
+    for scene in [Scene::new(1)?, Scene::new(1)?.without_timestamps()] {
+        scene.bind(REQUEST)?;
+        let isn = 0x7777_0000;
+        let cookie = scene.runner.setup.cookie(scene.client, tests::scene::SERVICE, isn, scene.agreed);
+        let mut first = scene.first(REQUEST).seq(isn + 1).ack(cookie.wrapping_add(1));
+        if scene.stamps {
+            first = first.timestamps(tests::scene::TS + 500, isn);
+        }
+        let outcome = scene.xdp(&first)?;
+        assert!(outcome.counted(Counter::Bound), "{outcome:?}");
+        assert_eq!(outcome.segment().seq, isn);
+        assert_eq!(only_flow(&scene)?.client_isn, isn);
+        // An answer to the former SYN must not complete the new one.
+        let late = scene.joint(&scene.syn_ack(0))?;
+        assert_eq!(
+            (late.verdict, &late.counted[..]),
+            (TcVerdict::Shot, &[(Counter::DropBadBackendAck, 1)][..])
+        );
+        assert_eq!(only_flow(&scene)?.head.state, FlowState::Binding as u8);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reset_that_the_client_cannot_have_sent_ends_nothing() -> Result<()> {
+    let scene = Scene::new(1)?;
+    scene.bind(REQUEST)?;
+    let rst = |at| scene.segment(at, 0, b"").flags(RST).bytes();
+    let rows =
+        [u32::MAX, 2922, 1 << 31].map(|at| Row::new(at, rst(at), Verdict::Drop, Counter::DropUnknownRst));
+    check_rows(&scene, rows)?;
+    check_rows(&scene, [Row::new("at its end", rst(2920), Verdict::Drop, Counter::ClientReset)])
+}
+
+/// While another processor fills in a flow, its stash is locked and its entry does not name it yet.
+#[test]
+fn a_stash_is_not_taken_from_a_flow_that_is_being_bound() -> Result<()> {
+    let mut scene = Scene::new(1)?;
+    scene.bind(REQUEST)?;
+    let index = only_flow(&scene)?.stash;
+    let stash = scene.runner.maps.stashes()?[0];
+    scene.runner.maps.forget()?;
+    let owner = 77 | stash.owner >> 32 << 32;
+    let busy = Stash { owner, lock: 1, ..stash };
+    scene.runner.maps.set_stash(u32::from(index), &busy)?;
+    scene.bind(REQUEST)?;
+    assert_ne!(only_flow(&scene)?.stash, index);
+    let owners: Vec<u64> = scene.runner.maps.stashes()?.iter().map(|stash| stash.owner).collect();
+    assert!(owners.contains(&owner), "{owners:x?}");
+    Ok(())
+}
+
+/// A flow that waited so long that its stash went to another one begins anew, instead of waiting for ever.
+#[test]
+fn a_flow_that_lost_its_stash_begins_anew() -> Result<()> {
+    let mut scene = Scene::new(1)?;
+    scene.bind(REQUEST)?;
+    let index = only_flow(&scene)?.stash;
+    let stash = scene.runner.maps.stashes()?[0];
+    scene.runner.maps.set_stash(u32::from(index), &Stash { owner: stash.owner + 1, ..stash })?;
+    check_rows(&scene, [Row::new("again", scene.first(REQUEST).bytes(), Verdict::Drop, Counter::DropBusy)])?;
+    assert!(scene.xdp(&scene.first(REQUEST))?.counted(Counter::Bound));
     Ok(())
 }
