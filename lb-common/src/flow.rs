@@ -120,7 +120,7 @@ pub struct Flow {
     pub last_seen: u32,
     /// Index of its stash, or [`NO_STASH`].
     pub stash: u16,
-    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`]: written on the client's path (and by the joint before it
+    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`]: written on the client's path (and by the joint before it
     /// publishes the splice) alone.
     pub client_flags: u8,
     /// [`FIN_SEEN`]: written on the backend's path alone, so that neither path can lose the other's bit.
@@ -133,6 +133,8 @@ pub const NO_STASH: u16 = u16::MAX;
 pub const FIN_SEEN: u8 = 1;
 /// The client retransmitted once while the present backend had the SYN.
 pub const SYN_REPEATED: u8 = 2;
+/// A segment without timestamps proved another handshake, by its 20 bits, which one in a million does by chance.
+pub const MAYBE_REBORN: u8 = 8;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
 pub const RESCALE_CLIENT: u8 = 4;
 

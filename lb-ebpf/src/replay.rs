@@ -31,13 +31,14 @@ pub(crate) extern "C" fn lb_replay(ctx: *mut xdp_md, service: u32, flow: u32) ->
         return NOT_REPLAYED;
     };
     let Some(frame) = ctx.frame() else { return NOT_REPLAYED };
-    if Segment::read(frame, ctx.len()).is_none() {
-        return NOT_REPLAYED;
-    }
+    let Some(segment) = Segment::read(frame, ctx.len()) else { return NOT_REPLAYED };
     // SAFETY: a map value stays valid; its fields are plain integers.
     let known = unsafe { &*place };
     let was = known.head;
-    if was.state != FlowState::Established as u8 || known.client_flags & FIN_SEEN != 0 {
+    let finished = (known.client_flags | known.backend_flags) & FIN_SEEN != 0;
+    // It has said nothing if it ends where it began; a response may be on its way behind the end.
+    let silent = segment.seq.wrapping_add(known.seq_delta) == known.cookie.wrapping_add(1);
+    if was.state != FlowState::Established as u8 || finished || !silent {
         return NOT_REPLAYED;
     }
     let Some(slot) = stash::lock(flow, known.stash) else { return NOT_REPLAYED };

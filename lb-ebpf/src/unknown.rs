@@ -5,7 +5,7 @@ use crate::cold::{self, Parsed};
 use crate::flows::{Key, jiffies};
 use crate::handshake;
 use crate::header::{Header, timestamp_options};
-use crate::maps::{FLOWS, settings};
+use crate::maps::{FLOWS, SERVICES, settings};
 use crate::options::timestamps;
 use crate::packet::{Packet, Segment};
 use crate::syn::{back, peer, send};
@@ -13,10 +13,10 @@ use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::Flow;
+use lb_common::flow::{Flow, FlowState, MAYBE_REBORN};
 use lb_common::settings::Settings;
 use lb_common::syn_cookie::{self, Agreed, is_fresh};
-use lb_common::tcp::{ACK, FIN, RST};
+use lb_common::tcp::{ACK, FIN, RST, rescale_window};
 
 /// What a segment proves about the handshake it belongs to. A number: it is returned by a function that is not inlined.
 type Proof = u32;
@@ -57,9 +57,9 @@ extern "C" fn lb_unknown(ctx: *mut xdp_md, service: u32) -> u64 {
     let proof = prove(&ctx, settings, &key, &segment);
     match proof {
         FIRST if segment.payload > 0 => return BIND,
-        FIRST if segment.flags & FIN != 0 => answer(&ctx, &segment, Counter::FinAnswered),
+        FIRST if segment.flags & FIN != 0 => answer(&ctx, &segment, service, Counter::FinAnswered),
         FIRST | LAST => consume(Counter::HandshakeAck),
-        KEEP_ALIVE => answer(&ctx, &segment, Counter::KeepAliveAnswered),
+        KEEP_ALIVE => answer(&ctx, &segment, service, Counter::KeepAliveAnswered),
         LATER => consume(Counter::DropFirstSegmentMissing),
         _ => reset(&ctx, &segment),
     }
@@ -118,9 +118,31 @@ fn check(settings: &Settings, key: &Key, isn: u32, cookie: u32, now: u32) -> boo
 #[inline(never)]
 pub(crate) extern "C" fn lb_is_reborn(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    let (Some(settings), Some(flow)) = (settings(), FLOWS.get(flow)) else { return 0 };
+    let (Some(settings), Some(place)) = (settings(), FLOWS.get_ptr_mut(flow)) else { return 0 };
     let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else { return 0 };
-    u32::from(is_reborn(&ctx, settings, &key, flow, &segment))
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let flow = unsafe { &*place };
+    if !is_reborn(&ctx, settings, &key, flow, &segment) {
+        return 0;
+    }
+    if flow.head.state != FlowState::Established as u8
+        || segment.payload == 0
+        || timestamps(&ctx, segment.header).is_some()
+    {
+        note_reborn(place);
+        return 1;
+    }
+    // Of a flow that lives, any segment in a million does that. A client that begins anew does it with two: its bare ACK
+    // comes first, and a payload comes again when it gets no answer.
+    let again = flow.client_flags & MAYBE_REBORN != 0;
+    note_reborn(place);
+    u32::from(again)
+}
+
+#[inline(always)]
+fn note_reborn(flow: *mut Flow) {
+    // SAFETY: a map value stays valid; the client's path alone writes this.
+    unsafe { (*flow).client_flags |= MAYBE_REBORN };
 }
 
 #[inline(always)]
@@ -139,8 +161,12 @@ fn is_reborn(ctx: &XdpContext, settings: &Settings, key: &Key, flow: &Flow, segm
 
 /// Answers a keep-alive probe, or a FIN, of a connection that has sent no data: as the backend would.
 #[inline(never)]
-fn answer(ctx: &XdpContext, segment: &Segment, counter: Counter) -> Verdict {
+fn answer(ctx: &XdpContext, segment: &Segment, service: u32, counter: Counter) -> Verdict {
     let stamps = timestamps(ctx, segment.header);
+    let Some(service) = SERVICES.get(service) else { return consume(Counter::DropNoService) };
+    let agreed = Agreed::of(segment.ack.wrapping_sub(1));
+    // As much as the SYN-ACK offered, whose window is the only one that is not scaled (RFC 7323 §2.2).
+    let scale = if agreed.scales_windows() { service.window_scale as i8 } else { 0 };
     let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
     let (from, to) = back(frame);
     let fin = counter as u32 == Counter::FinAnswered as u32;
@@ -150,7 +176,7 @@ fn answer(ctx: &XdpContext, segment: &Segment, counter: Counter) -> Verdict {
         seq: segment.ack,
         ack: segment.seq.wrapping_add(1),
         flags: if fin { ACK | FIN } else { ACK },
-        window: 2 * Agreed::of(segment.ack.wrapping_sub(1)).mss(),
+        window: rescale_window(2 * agreed.mss(), -scale),
         payload: 0,
         payload_sum: 0,
     };

@@ -327,3 +327,40 @@ fn windows_are_made_true() -> Result<()> {
     }
     Ok(())
 }
+
+/// The client's packets come from another router, at another of our addresses: so answers go there, from there.
+#[test]
+fn answers_go_where_the_client_was_last_seen() -> Result<()> {
+    let scene = Scene::new(1)?;
+    scene.splice()?;
+    let (router, ours) = ([2, 0, 0, 0, 7, 7], [2, 0, 0, 0, 7, 8]);
+    scene.xdp(&scene.next(0, b"").macs(router, ours))?;
+    let answer = scene.xdp(&scene.response(0, 0, PSH, b"x"))?.segment();
+    assert_eq!((answer.src_mac, answer.dst_mac), (ours, router));
+    Ok(())
+}
+
+/// Without timestamps any segment proves a new handshake once in a million: that must not end a flow that lives.
+#[test]
+fn one_lucky_segment_does_not_end_a_flow() -> Result<()> {
+    let lucky = |scene: &Scene, payload: &[u8]| {
+        let isn = 0x7777_0000;
+        let cookie = scene.runner.setup.cookie(scene.client, tests::scene::SERVICE, isn, scene.agreed);
+        scene.segment(0, PSH, payload).seq(isn + 1).ack(cookie.wrapping_add(1))
+    };
+    for bare_first in [false, true] {
+        let mut scene = Scene::new(1)?.without_timestamps();
+        scene.runner.change(|setup| setup.settings.flow_group_mask = 0)?;
+        scene.splice()?;
+        // Seen last in another tick.
+        let flow = Flow { last_seen: 0, ..scene.runner.maps.flows()?[0] };
+        (0..8).try_for_each(|index| scene.runner.maps.set_flow(index, &flow))?;
+        if bare_first {
+            assert_eq!(scene.xdp(&lucky(&scene, b""))?.counted, [(Counter::HandshakeAck, 1)]);
+            assert!(scene.xdp(&lucky(&scene, REQUEST))?.counted(Counter::Bound));
+        } else {
+            assert_eq!(scene.xdp(&lucky(&scene, REQUEST))?.counted, [(Counter::FromClient, 1)]);
+        }
+    }
+    Ok(())
+}

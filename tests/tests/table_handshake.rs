@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use lb_common::counter::Counter;
-use lb_common::syn_cookie::MAX_AGE;
+use lb_common::syn_cookie::{Agreed, MAX_AGE};
+use lb_common::tcp::NO_WINDOW_SCALE;
 use tests::frame::{ACK, FIN, Opt, PSH, RST, Segment};
 use tests::runner::Verdict;
 use tests::scene::{ISN, REQUEST, SERVICE, Scene, TS};
@@ -51,7 +52,7 @@ fn a_fin_without_data_is_answered_with_a_fin() -> Result<()> {
             (Verdict::Redirect, &[(Counter::FinAnswered, 1)][..])
         );
         let mut expected =
-            fin.reply().seq(fin.ack).ack(fin.seq.wrapping_add(1)).flags(ACK | FIN).window(2920);
+            fin.reply().seq(fin.ack).ack(fin.seq.wrapping_add(1)).flags(ACK | FIN).window(2920 >> 7);
         if scene.stamps {
             expected = expected.timestamps(ISN, TS + 1);
         }
@@ -68,7 +69,7 @@ fn a_keep_alive_is_answered() -> Result<()> {
             let probe = scene.segment(u32::MAX, 0, garbage);
             let outcome = scene.xdp(&probe)?;
             assert_eq!(outcome.counted, [(Counter::KeepAliveAnswered, 1)], "{outcome:?}");
-            let mut expected = probe.reply().seq(probe.ack).ack(ISN.wrapping_add(1)).window(2920);
+            let mut expected = probe.reply().seq(probe.ack).ack(ISN.wrapping_add(1)).window(2920 >> 7);
             if scene.stamps {
                 expected = expected.timestamps(ISN, TS + 1);
             }
@@ -181,5 +182,18 @@ fn timestamps_are_found_anywhere_among_the_options() -> Result<()> {
         let rows = [Row::new(format!("{options:?}"), ack.bytes(), Verdict::Drop, Counter::HandshakeAck)];
         check_rows(&scene, rows)?;
     }
+    Ok(())
+}
+
+/// What a client may send before its backend answers is not more after a keep-alive, whatever the scale it was told.
+#[test]
+fn an_answer_offers_no_more_than_the_syn_ack() -> Result<()> {
+    let mut scene = Scene::new(1)?;
+    scene.runner.change(|setup| setup.services[0].window_scale = 14)?;
+    let probe = scene.segment(u32::MAX, 0, b"");
+    assert_eq!(scene.xdp(&probe)?.segment().window, 1, "never closed");
+    scene.agreed = Agreed { window_scale: NO_WINDOW_SCALE, ..scene.agreed };
+    let probe = scene.segment(u32::MAX, 0, b"");
+    assert_eq!(scene.xdp(&probe)?.segment().window, 2920, "not scaled");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A backend that ends a connection before it has said anything: what moves to another one, and what does not.
 
 use anyhow::Result;
+use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::flow::FlowState;
 use tests::frame::{ACK, FIN, Opt, PSH, RST, Segment};
@@ -75,13 +76,16 @@ fn what_is_not_safe_or_not_whole_ends_as_it_ends() -> Result<()> {
     let post: &[u8] = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
     type Meanwhile = fn(&Scene, u16) -> Result<()>;
     let nothing: Meanwhile = |_, _| Ok(());
-    let rows: [(&str, u16, &[u8], Meanwhile); 5] = [
+    let rows: [(&str, u16, &[u8], Meanwhile); 6] = [
         ("a POST", 2, post, nothing),
         ("nobody else", 1, REQUEST, nothing),
         ("a response has begun", 2, REQUEST, |scene, slot| {
             scene.xdp(&scene.response(slot, 0, PSH, b"HTTP")).map(|_| ())
         }),
         ("the request went on", 2, REQUEST, |scene, _| scene.xdp(&scene.next(PSH, b"more")).map(|_| ())),
+        ("more came with the request when it was sent again", 2, REQUEST, |scene, _| {
+            scene.xdp(&scene.first(&[REQUEST, b"more"].concat())).map(|_| ())
+        }),
         ("the client has finished", 2, REQUEST, |scene, _| scene.xdp(&scene.next(FIN, b"")).map(|_| ())),
     ];
     for (name, backends, request, meanwhile) in rows {
@@ -133,5 +137,22 @@ fn the_second_backends_options_are_its_own() -> Result<()> {
     let at_backend = scene.xdp(&sent)?.segment();
     assert_eq!((at_backend.ack, at_backend.window), (BACKEND_ISN + 2, 2 << 10));
     assert_eq!(at_backend.flags, ACK);
+    Ok(())
+}
+
+/// Its end overtook what it said, or what it said was lost; and an end that the client has seen stays one.
+#[test]
+fn an_end_behind_a_response_is_none_of_a_silent_backend() -> Result<()> {
+    for flag in [FIN, RST] {
+        let (scene, slot) = spliced(2, REQUEST)?;
+        let outcome = scene.xdp(&scene.response(slot, 100, flag, b""))?;
+        assert_eq!(outcome.counted, [(Counter::FromBackend, 1)], "{outcome:?}");
+    }
+    let (mut scene, slot) = spliced(2, REQUEST)?;
+    scene.runner.change(|setup| setup.set_state(1 - slot, State::Down))?;
+    assert_eq!(scene.xdp(&scene.response(slot, 0, FIN, b""))?.counted, [(Counter::FromBackend, 1)]);
+    scene.runner.change(|setup| setup.set_state(1 - slot, State::Ready))?;
+    let again = scene.xdp(&scene.response(slot, 0, FIN, b""))?;
+    assert_eq!(again.counted, [(Counter::FromBackend, 1)], "{again:?}");
     Ok(())
 }
