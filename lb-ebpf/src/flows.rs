@@ -57,6 +57,13 @@ fn place(settings: &Settings, hash: u32, i: u32) -> u32 {
     group + ((hash >> 29).wrapping_add(i) & (GROUP as u32 - 1))
 }
 
+/// The head of an entry as it is now, read as the one word that it is.
+#[inline(always)]
+fn head_of(flow: *mut Flow) -> u64 {
+    // SAFETY: map values stay valid; the head is an aligned word.
+    unsafe { core::ptr::read_volatile((&raw const (*flow).head).cast()) }
+}
+
 /// Finds a flow.
 #[inline(always)]
 pub(crate) fn find(settings: &Settings, key: &Key) -> Option<Entry> {
@@ -65,12 +72,9 @@ pub(crate) fn find(settings: &Settings, key: &Key) -> Option<Entry> {
     while i < GROUP as u32 {
         let index = place(settings, hash, i);
         let flow = FLOWS.get_ptr_mut(index)?;
-        // SAFETY: map values stay valid; a torn read of an entry that changes hands fails one of the comparisons.
-        unsafe {
-            let head = core::ptr::read_volatile(&raw const (*flow).head).to_bits();
-            if head as u32 == tail && (*flow).client == key.client {
-                return Some(Entry { flow, index });
-            }
+        // SAFETY: map values stay valid.
+        if head_of(flow) as u32 == tail && unsafe { (*flow).client } == key.client {
+            return Some(Entry { flow, index });
         }
         i += 1;
     }
@@ -126,19 +130,15 @@ fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
     }
     .to_bits();
     let hash = key.hash(settings);
-    let mut choice: Option<(Entry, u64)> = find(settings, key).map(|entry| {
-        // SAFETY: map values stay valid.
-        (entry, unsafe { core::ptr::read_volatile(&raw const (*entry.flow).head).to_bits() })
-    });
+    let mut choice: Option<(Entry, u64)> = find(settings, key).map(|entry| (entry, head_of(entry.flow)));
     let mut i = 0;
     while choice.is_none() && i < GROUP as u32 {
         let index = place(settings, hash, i);
         let flow = FLOWS.get_ptr_mut(index)?;
+        let head = head_of(flow);
         // SAFETY: map values stay valid.
-        let (head, last_seen) =
-            unsafe { (core::ptr::read_volatile(&raw const (*flow).head), (*flow).last_seen) };
-        if expired(settings, head, last_seen, now) {
-            choice = Some((Entry { flow, index }, head.to_bits()));
+        if expired(settings, Head::from_bits(head), unsafe { (*flow).last_seen }, now) {
+            choice = Some((Entry { flow, index }, head));
         }
         i += 1;
     }
@@ -146,10 +146,9 @@ fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
     while choice.is_none() && i < GROUP as u32 {
         let index = place(settings, hash, i);
         let flow = FLOWS.get_ptr_mut(index)?;
-        // SAFETY: map values stay valid.
-        let head = unsafe { core::ptr::read_volatile(&raw const (*flow).head) };
-        if head.state == FlowState::Closing as u8 {
-            choice = Some((Entry { flow, index }, head.to_bits()));
+        let head = head_of(flow);
+        if Head::from_bits(head).state == FlowState::Closing as u8 {
+            choice = Some((Entry { flow, index }, head));
         }
         i += 1;
     }

@@ -1,19 +1,27 @@
 //! The token in the `Cookie` header of an HTTP/1.1 request (RFC 6265 §4.2): any header order, the header's name in any
 //! case, any place among other cookies.
 //!
-//! Works on the stash, where the payload has just been copied: eight bytes a turn, comparing all of them at once
+//! Works on the stash, where the payload has just been copied: eight bytes at a time, comparing all of them at once
 //! (SWAR), with masked offsets that the verifier accepts without a comparison.
 
 use super::ABSENT;
 use crate::atomic::launder;
 use crate::maps::{SERVICES, STASHES};
 use lb_common::service::Service;
-use lb_common::stash::STASH_ROOM;
+use lb_common::stash::{STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
 
-/// Mask of offsets; what lies behind it in the stash covers one more word, and a token.
-const MASK: u32 = 0xfff;
-const _: () = assert!(MASK as usize + 1 + TOKEN_TEXT_LEN <= STASH_ROOM);
+/// Bytes that are searched in one turn of a loop.
+const BLOCK: usize = 64;
+/// Turns of the loop: a longest segment.
+const TURNS: u32 = 1500_u32.div_ceil(BLOCK as u32);
+/// How many places are looked at that could be the header's name, or the cookie's.
+const HITS: u32 = 16;
+
+/// Mask of offsets; what lies behind it in the stash covers a block and one more word, and a token.
+const MASK: u64 = 0xfff;
+const _: () =
+    assert!(MASK as usize + BLOCK + 16 <= STASH_ROOM && MASK as usize + 16 + TOKEN_TEXT_LEN <= STASH_ROOM);
 
 const ONES: u64 = 0x0101_0101_0101_0101;
 const TOPS: u64 = 0x8080_8080_8080_8080;
@@ -21,51 +29,51 @@ const TOPS: u64 = 0x8080_8080_8080_8080;
 const CASE: u64 = 0x2020_2020_2020_2020;
 const NEWLINES: u64 = b'\n' as u64 * ONES;
 const LOWER_C: u64 = b'c' as u64 * ONES;
+const LOWER_K: u64 = b'k' as u64 * ONES;
 const EQUALS: u64 = b'=' as u64 * ONES;
 const COOKIE: u64 = u64::from_le_bytes(*b"\ncookie:") | CASE;
 
-/// Turns of the loops: a longest segment in words, and as many again for names that are not the one.
-const HEADER_TURNS: u32 = 184;
-const COOKIE_TURNS: u32 = 320;
-
-/// The bytes of a stash, and its cursor.
+/// The bytes of a stash.
 #[derive(Clone, Copy)]
 struct Bytes {
     first: *const u8,
-    cursor: *mut u32,
-    limit: *mut u32,
+    /// How many there are.
+    len: u64,
+}
+
+/// An offset into a stash. Masked whenever it changes, before anything else is done with it: so the verifier knows the
+/// same of it whichever way it went.
+#[derive(Clone, Copy)]
+struct At(u64);
+
+impl At {
+    #[inline(always)]
+    fn new(offset: u64) -> Self {
+        Self(launder(offset & MASK))
+    }
+    #[inline(always)]
+    fn plus(self, n: u64) -> Self {
+        Self::new(self.0.wrapping_add(n))
+    }
 }
 
 impl Bytes {
-    /// The eight bytes at an offset, first one lowest.
     #[inline(always)]
-    fn word(self, at: u32) -> u64 {
-        // SAFETY: a masked offset and eight bytes lie within the stash.
-        u64::from_le(unsafe { self.first.add((at & MASK) as usize).cast::<u64>().read_unaligned() })
+    fn of(stash: &Stash) -> Self {
+        Self { first: stash.bytes.as_ptr(), len: u64::from(stash.limit) }
+    }
+
+    /// The eight bytes that stand `n` behind an offset, the first one lowest.
+    #[inline(always)]
+    fn word(self, at: At, n: usize) -> u64 {
+        // SAFETY: a masked offset, a block and 9 bytes lie within the stash.
+        u64::from_le(unsafe { self.first.add(at.0 as usize + n).cast::<u64>().read_unaligned() })
     }
 
     #[inline(always)]
-    fn byte(self, at: u32) -> u8 {
+    fn byte(self, at: At) -> u8 {
         // SAFETY: a masked offset lies within the stash.
-        unsafe { *self.first.add((at & MASK) as usize) }
-    }
-
-    /// How many bytes there are, as a number of which nothing is known.
-    #[inline(always)]
-    fn len(self) -> u32 {
-        // SAFETY: the limit is a field of the stash, which is locked.
-        unsafe { self.limit.read_volatile() }
-    }
-
-    /// Puts an offset where the verifier does not follow it: else it would look at all that comes after a loop once
-    /// for each turn in which the loop can end.
-    #[inline(always)]
-    fn forget(self, at: u32) -> u32 {
-        // SAFETY: the cursor is a field of the stash, which is locked.
-        unsafe {
-            self.cursor.write_volatile(at);
-            self.cursor.read_volatile()
-        }
+        unsafe { *self.first.add(at.0 as usize) }
     }
 }
 
@@ -77,88 +85,131 @@ const fn zeros(word: u64) -> u64 {
 
 /// Index of the lowest byte whose top bit is set.
 #[inline(always)]
-const fn lowest(tops: u64) -> u32 {
+const fn lowest(tops: u64) -> u64 {
     let below = (tops & tops.wrapping_neg()).wrapping_sub(1);
-    ((below & ONES).wrapping_mul(ONES) >> 56) as u32 - 1
+    ((below & ONES).wrapping_mul(ONES) >> 56).wrapping_sub(1)
 }
 
-/// Looks for the service's cookie in a stash, up to its limit, and verifies what it holds.
+/// Not an offset: there is no further hit.
+const NOWHERE: u32 = u32::MAX;
+
+/// Where the first hit stands, from an offset on. `hits` gives the top bit of each byte that is one, of the eight that
+/// stand some way behind an offset.
+#[inline(always)]
+fn search(bytes: Bytes, from: u32, hits: impl Fn(At, usize) -> u64) -> u32 {
+    let mut at = At::new(u64::from(from));
+    let mut turn = 0;
+    while turn < TURNS && at.0 < bytes.len {
+        let mut n = 0;
+        while n < BLOCK {
+            let tops = hits(at, n);
+            if tops != 0 {
+                return (at.0 + n as u64 + lowest(tops)) as u32;
+            }
+            n += 8;
+        }
+        at = at.plus(BLOCK as u64);
+        turn += 1;
+    }
+    NOWHERE
+}
+
+/// Finds the next C that has a K three bytes behind it, in either case: as in `Cookie`, and in little else.
 ///
-/// A global function, in the verifier's sense: it is verified once, by itself, whatever its callers know. So it takes
-/// numbers, and looks up what they name.
+/// A global function (see [`crate::cold`]), because it is a loop: in a loop of its callers it would be verified again in
+/// each turn.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_find_token(stash: u32, service: u32) -> u32 {
-    let (Some(settings), Some(service), Some(stash)) =
-        (crate::maps::settings(), SERVICES.get(service), STASHES.get_ptr_mut(stash))
+extern "C" fn lb_next_cookie(stash: u32, from: u32) -> u32 {
+    let Some(stash) = STASHES.get(stash) else { return NOWHERE };
+    let bytes = Bytes::of(stash);
+    search(bytes, from, |at, n| {
+        zeros(((bytes.word(at, n) | CASE) ^ LOWER_C) | ((bytes.word(at, n + 3) | CASE) ^ LOWER_K))
+    })
+}
+
+/// Finds the next newline, or the next equals sign behind the last letter of the service's cookie: that letter.
+///
+/// A global function, as [`lb_next_cookie`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
+    let (Some(stash), Some(service)) = (STASHES.get(stash), SERVICES.get(service)) else { return NOWHERE };
+    let bytes = Bytes::of(stash);
+    let last = (service.cookie_name[1] >> 48 & 0xff).wrapping_mul(ONES);
+    search(bytes, from, |at, n| {
+        let word = bytes.word(at, n);
+        zeros((word ^ last) | (bytes.word(at, n + 1) ^ EQUALS)) | zeros(word ^ NEWLINES)
+    })
+}
+
+/// Looks for the service's cookie in a stash, up to its limit, and verifies what it holds. A global function (see
+/// [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_find_token(index: u32, service: u32) -> u32 {
+    let (Some(settings), Some(entry), Some(stash)) =
+        (crate::maps::settings(), SERVICES.get(service), STASHES.get_ptr_mut(index))
     else {
         return ABSENT;
     };
     // SAFETY: a map value stays valid, and the caller has its lock.
     let stash = unsafe { &mut *stash };
-    let bytes =
-        Bytes { first: stash.bytes.as_ptr(), cursor: &raw mut stash.cursor, limit: &raw mut stash.limit };
-    let line = bytes.forget(cookie_line(bytes));
-    if line == 0 {
-        return ABSENT;
-    }
-    let text = bytes.forget(cookie_value(bytes, service, line));
-    if text == 0 || text + TOKEN_TEXT_LEN as u32 > bytes.len() {
+    let bytes = Bytes::of(stash);
+    let Some(line) = cookie_line(bytes, index) else { return ABSENT };
+    let Some(text) = cookie_value(bytes, index, entry, service, line) else { return ABSENT };
+    if text.0 + TOKEN_TEXT_LEN as u64 > bytes.len {
         return ABSENT;
     }
     // SAFETY: a masked offset and the token's text lie within the stash.
-    unsafe {
-        super::verify(settings, bytes.first.add((launder(u64::from(text)) & u64::from(MASK)) as usize), stash)
-    }
+    unsafe { super::verify(settings, bytes.first.add(text.0 as usize), stash) }
 }
 
-/// Offset of the cookie's value in the header line that goes on at `at`, or 0.
+/// Offset behind `Cookie:`.
 #[inline(always)]
-fn cookie_value(bytes: Bytes, service: &Service, at: u32) -> u32 {
-    let mut at = at;
-    let [name_low, name_high] = service.cookie_name;
-    let [mask_low, mask_high] = service.cookie_mask;
-    let before = u32::from(service.cookie_len);
+fn cookie_line(bytes: Bytes, stash: u32) -> Option<At> {
+    let mut from = 0;
     let mut turn = 0;
-    while turn < COOKIE_TURNS && at < bytes.len() {
+    while turn < HITS {
+        let hit = lb_next_cookie(stash, from);
+        if hit == NOWHERE {
+            return None;
+        }
+        let line = At::new(u64::from(hit).wrapping_sub(1));
+        if bytes.word(line, 0) | CASE == COOKIE {
+            return Some(line.plus(8));
+        }
+        from = hit + 1;
         turn += 1;
-        let word = bytes.word(at);
-        let hits = zeros(word ^ EQUALS) | zeros(word ^ NEWLINES);
-        if hits == 0 {
-            at = bytes.forget(at + 8);
-            continue;
-        }
-        let hit = bytes.forget(at + lowest(hits));
-        if bytes.byte(hit) == b'\n' {
-            return 0;
-        }
-        let wrong = (bytes.word(hit.wrapping_sub(15)) ^ name_low) & mask_low
-            | (bytes.word(hit.wrapping_sub(7)) ^ name_high) & mask_high;
-        if wrong == 0 && matches!(bytes.byte(hit.wrapping_sub(before)), b' ' | b';' | b':' | b'\t') {
-            return hit + 1;
-        }
-        at = bytes.forget(hit + 1);
     }
-    0
+    None
 }
 
-/// Offset behind `Cookie:`, or 0.
+/// Offset of the cookie's value in the header line that goes on at `line`.
 #[inline(always)]
-fn cookie_line(bytes: Bytes) -> u32 {
+fn cookie_value(bytes: Bytes, stash: u32, entry: &Service, service: u32, line: At) -> Option<At> {
+    let [name_low, name_high] = entry.cookie_name;
+    let [mask_low, mask_high] = entry.cookie_mask;
+    let before = 15_u64.wrapping_sub(u64::from(entry.cookie_len));
+    let mut from = line.0 as u32;
     let mut turn = 0;
-    let mut at = 0;
-    let len = bytes.len();
-    while turn < HEADER_TURNS && at < len {
-        // A newline here and a C in the next byte, in all eight places at once.
-        let hits = zeros((bytes.word(at) ^ NEWLINES) | ((bytes.word(at + 1) | CASE) ^ LOWER_C));
-        if hits != 0 {
-            let hit = bytes.forget(at + lowest(hits));
-            if bytes.word(hit) | CASE == COOKIE {
-                return hit + 8;
-            }
+    while turn < HITS {
+        let hit = lb_next_name(stash, service, from);
+        if hit == NOWHERE {
+            return None;
         }
-        at += 8;
+        // Sixteen bytes that end with the equals sign.
+        let name = At::new(u64::from(hit).wrapping_sub(14));
+        let (low, high) = (bytes.word(name, 0), bytes.word(name, 8));
+        if high >> 48 & 0xff == u64::from(b'\n') {
+            return None;
+        }
+        let wrong = (low ^ name_low) & mask_low | (high ^ name_high) & mask_high;
+        if wrong == 0 && matches!(bytes.byte(name.plus(before)), b' ' | b';' | b':' | b'\t') {
+            return Some(name.plus(16));
+        }
+        from = hit + 1;
         turn += 1;
     }
-    0
+    None
 }
