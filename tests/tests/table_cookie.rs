@@ -30,6 +30,9 @@ fn the_cookie_is_found_wherever_it_stands() -> Result<()> {
         format!("X-Cookie: lb={other}\r\nCookie: lb={token}"),
         format!("Cookies: lb={other}\r\nCookie: lb={token}"),
         format!("C: 1\r\nCo: 2\r\nCookie: lb={token}"),
+        format!("C:\r\nCookie: lb={token}"),
+        format!("X: {}\r\nCookie: lb={token}", "c00k".repeat(30)),
+        format!("Cookie: {}lb={token}", "b=1; ".repeat(60)),
     ];
     for line in found {
         let steered = steer(&mut scene, &with_header(&line))?;

@@ -15,8 +15,10 @@ use lb_common::token::TOKEN_TEXT_LEN;
 const BLOCK: usize = 64;
 /// Turns of the loop: a longest segment.
 const TURNS: u32 = 1500_u32.div_ceil(BLOCK as u32);
-/// How many places are looked at that could be the header's name, or the cookie's.
-const HITS: u32 = 16;
+/// How many places are looked at that could be the header's name...
+const LINE_HITS: u32 = 32;
+/// ...and that could be the cookie's.
+const NAME_HITS: u32 = 64;
 
 /// Mask of offsets; what lies behind it in the stash covers a block and one more word, and a token.
 const MASK: u64 = 0xfff;
@@ -165,12 +167,20 @@ pub(crate) extern "C" fn lb_find_token(index: u32, service: u32) -> u32 {
     unsafe { super::verify(settings, bytes.first.add(text.0 as usize), stash) }
 }
 
+/// Not zero for a byte that cannot stand before a cookie's name. Without a branch for each that can.
+#[inline(always)]
+fn not_before_a_name(byte: u8) -> u64 {
+    const CAN: u64 = 1 << b' ' | 1 << b';' | 1 << b':' | 1 << b'\t';
+    let byte = u64::from(byte);
+    launder(byte >> 6) | !(CAN >> (byte & 63)) & 1
+}
+
 /// Offset behind `Cookie:`.
 #[inline(always)]
 fn cookie_line(bytes: Bytes, stash: u32) -> Option<At> {
     let mut from = 0;
     let mut turn = 0;
-    while turn < HITS {
+    while turn < LINE_HITS {
         let hit = lb_next_cookie(stash, from);
         if hit == NOWHERE {
             return None;
@@ -193,7 +203,7 @@ fn cookie_value(bytes: Bytes, stash: u32, entry: &Service, service: u32, line: A
     let before = 15_u64.wrapping_sub(u64::from(entry.cookie_len));
     let mut from = line.0 as u32;
     let mut turn = 0;
-    while turn < HITS {
+    while turn < NAME_HITS {
         let hit = lb_next_name(stash, service, from);
         if hit == NOWHERE {
             return None;
@@ -205,7 +215,7 @@ fn cookie_value(bytes: Bytes, stash: u32, entry: &Service, service: u32, line: A
             return None;
         }
         let wrong = (low ^ name_low) & mask_low | (high ^ name_high) & mask_high;
-        if wrong == 0 && matches!(bytes.byte(name.plus(before)), b' ' | b';' | b':' | b'\t') {
+        if wrong | not_before_a_name(bytes.byte(name.plus(before))) == 0 {
             return Some(name.plus(16));
         }
         from = hit + 1;
