@@ -119,7 +119,7 @@ pub struct Flow {
     pub last_seen: u32,
     /// Index of its stash, or [`NO_STASH`].
     pub stash: u16,
-    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`]: written on the client's path (and by the joint before it
+    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`]: written on the client's path (and by the joint before it
     /// publishes the splice) alone.
     pub client_flags: u8,
     /// [`FIN_SEEN`]: written on the backend's path alone, so that neither path can lose the other's bit.
@@ -134,6 +134,8 @@ pub const FIN_SEEN: u8 = 1;
 pub const SYN_REPEATED: u8 = 2;
 /// A segment without timestamps proved another handshake, by its 20 bits, which one in a million does by chance.
 pub const MAYBE_REBORN: u8 = 8;
+/// Another backend has acknowledged the request already, so its client will not repeat it.
+pub const REPLAYED: u8 = 16;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
 pub const RESCALE_CLIENT: u8 = 4;
 

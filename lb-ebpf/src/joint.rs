@@ -18,7 +18,7 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use lb_common::backend::{Backend, Learned};
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, Head, RESCALE_CLIENT};
+use lb_common::flow::{Flow, FlowState, Head, REPLAYED, RESCALE_CLIENT};
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
@@ -55,7 +55,9 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
     let entry = flows::find(settings, &key)?;
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
-    if flow.head.backend != slot || flow.head.state != FlowState::Binding as u8 {
+    let binding = flow.head.state == FlowState::Binding as u8;
+    let replayed = flow.head.state == FlowState::Established as u8 && flow.client_flags & REPLAYED != 0;
+    if flow.head.backend != slot || !(binding || replayed) {
         return None;
     }
     let segment = Segment::read(frame, ctx.len())?;
@@ -69,7 +71,7 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
             splice(ctx, settings, service, &key, entry, flow, stash, backend, slot, &segment)
         }
         flags if flags == SYN | ACK => drop(Counter::DropBadBackendAck),
-        ACK => challenge(ctx, &key, flow, stash, backend, &segment),
+        ACK if binding => challenge(ctx, &key, flow, stash, backend, &segment),
         _ => return None,
     };
     Some((id, verdict))
@@ -102,23 +104,30 @@ fn splice(
     };
     let was = flow.head;
     let head = Head { state: FlowState::Established as u8, window_shift, ..was };
-    // SAFETY: a map value stays valid. The backend's processor alone writes these before the flow is established, and
-    // nobody reads them before.
-    unsafe {
-        let flow = &mut *entry.flow;
-        flow.seq_delta = flow.cookie.wrapping_sub(segment.seq);
-        flow.ts_delta = match offer.timestamps {
-            Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
-            None => 0,
-        };
-        let rescale = if rescale_client { RESCALE_CLIENT } else { 0 };
-        flow.client_flags = flow.client_flags & !RESCALE_CLIENT | rescale;
-        let word = (&raw mut flow.head).cast::<u64>();
-        if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
-            return drop(Counter::DropBusy);
+    if was.state == FlowState::Established as u8 {
+        // It asks again, so the request was lost: what is spliced stays.
+        if flow.seq_delta != flow.cookie.wrapping_sub(segment.seq) {
+            return drop(Counter::DropDuplicateSynAck);
         }
+    } else {
+        // SAFETY: a map value stays valid. The backend's processor alone writes these before the flow is established,
+        // and nobody reads them before.
+        unsafe {
+            let flow = &mut *entry.flow;
+            flow.seq_delta = flow.cookie.wrapping_sub(segment.seq);
+            flow.ts_delta = match offer.timestamps {
+                Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
+                None => 0,
+            };
+            let rescale = if rescale_client { RESCALE_CLIENT } else { 0 };
+            flow.client_flags = flow.client_flags & !RESCALE_CLIENT | rescale;
+            let word = (&raw mut flow.head).cast::<u64>();
+            if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
+                return drop(Counter::DropBusy);
+            }
+        }
+        count_backend(slot, |counters| counters.spliced += 1);
     }
-    count_backend(slot, |counters| counters.spliced += 1);
     let _ = settings;
     let stamps = match offer.timestamps {
         Some(theirs) if stash.has_timestamps != 0 => Some(Timestamps { val: stash.ts_val, ecr: theirs.val }),

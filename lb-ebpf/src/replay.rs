@@ -10,7 +10,7 @@ use crate::stash;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, FlowState};
+use lb_common::flow::{FIN_SEEN, FlowState, REPLAYED};
 
 /// Not a verdict: the flow ends the ordinary way.
 pub(crate) const NOT_REPLAYED: u64 = u64::MAX;
@@ -50,6 +50,8 @@ pub(crate) extern "C" fn lb_replay(ctx: *mut xdp_md, service: u32, flow: u32) ->
         && next(&key, Entry { flow: place, index: flow }, was, slot, stash, entry);
     if moved {
         stash.ts_base = stash.ts_base.wrapping_add(TIMESTAMP_JUMP);
+        // SAFETY: a map value stays valid.
+        unsafe { (*place).client_flags |= REPLAYED };
     }
     stash::unlock(slot);
     if moved { offer(&ctx, flow, Counter::Replayed).to_bits() } else { NOT_REPLAYED }

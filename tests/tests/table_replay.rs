@@ -156,3 +156,31 @@ fn an_end_behind_a_response_is_none_of_a_silent_backend() -> Result<()> {
     assert_eq!(again.counted, [(Counter::FromBackend, 1)], "{again:?}");
     Ok(())
 }
+
+/// The former backend may have acknowledged the request, so its client does not repeat it: when it is lost on the way to
+/// the next one, that one's SYN-ACK comes again, and fetches it.
+#[test]
+fn a_replayed_request_that_is_lost_is_sent_again() -> Result<()> {
+    let (scene, slot) = spliced(2, REQUEST)?;
+    let duplicate = scene.xdp(&scene.syn_ack(slot))?;
+    assert_eq!(duplicate.counted, [(Counter::DropDuplicateSynAck, 1)], "its client repeats it");
+    scene.xdp(&ends(&scene, slot)[1].1)?;
+    let other = 1 - slot;
+    let lost = scene.joint(&scene.syn_ack(other))?.segment();
+    let flow = scene.runner.maps.flows()?[0];
+
+    let later =
+        scene.syn_ack(other).options(Opt::linux_syn(1460, Some(9), true, Some((BACKEND_TS + 1000, TS + 1))));
+    let up = scene.xdp(&later)?;
+    assert_eq!((up.verdict, &up.counted[..]), (Verdict::Pass, &[(Counter::PassedToJoint, 1)][..]));
+    let sent = scene.joint(&later)?.segment();
+    assert_eq!((sent.seq, sent.ack, &sent.payload), (lost.seq, lost.ack, &lost.payload));
+    assert_eq!(scene.runner.maps.flows()?, [flow], "the client's view of time stays");
+    assert_eq!(scene.runner.maps.backend_counts(other)?.spliced, 1);
+    let stranger = later.clone().seq(BACKEND_ISN + 9);
+    assert_eq!(scene.joint(&stranger)?.counted, [(Counter::DropDuplicateSynAck, 1)]);
+
+    scene.xdp(&scene.response(other, 0, PSH, b"HTTP"))?;
+    assert_eq!(scene.xdp(&later)?.counted, [(Counter::DropDuplicateSynAck, 1)], "it has begun to answer");
+    Ok(())
+}
