@@ -3,6 +3,7 @@
 //! A plain bounded loop over options makes the verifier follow every combination of lengths ("BPF program is too
 //! large. Processed 1000001 insn"); `bpf_loop` verifies its body once.
 
+use crate::atomic::{fill, launder};
 use crate::maps::AREA;
 use crate::packet::{OptionArea, Packet, at, read};
 use core::ffi::c_void;
@@ -26,13 +27,15 @@ extern "C" fn step(_turn: u64, _context: *mut c_void) -> u64 {
 }
 
 /// Reads all options of a segment whose TCP header has `header` bytes. The slow way, for every order and padding.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn walk<P: Packet>(packet: &P, header: u32) -> Option<&'static OptionArea> {
     let place = AREA.get_ptr_mut(0)?;
     // SAFETY: the value belongs to this processor while the program runs, and one walk is over before the next.
     let area = unsafe { &mut *place };
-    *area = OptionArea { bytes: [0; OPTIONS_ROOM], options: Options::NONE, len: 0 };
-    let len = crate::atomic::launder(u64::from(header).wrapping_sub(20));
+    // SAFETY: the area begins with that many bytes, and is aligned.
+    unsafe { fill::<{ OPTIONS_ROOM / 8 }>(area.bytes.as_mut_ptr().cast(), 0) };
+    (area.options, area.len) = (Options::NONE, 0);
+    let len = launder(u64::from(header).wrapping_sub(20));
     if len == 0 || len > MAX_OPTIONS as u64 {
         return Some(area);
     }
@@ -64,22 +67,31 @@ pub(crate) fn word(area: &OptionArea, at_plus_1: u32) -> u32 {
 /// The timestamps of any segment but a SYN.
 #[inline(always)]
 pub(crate) fn timestamps<P: Packet>(packet: &P, header: u32) -> Option<Timestamps> {
+    let (present, stamps) = look_for_timestamps(packet, header);
+    // The compiler is not to know whence this comes: it would leave registers unwritten on the way without timestamps and
+    // put them on the stack all the same ("R1 !read_ok").
+    if launder(u64::from(present)) != 0 { Some(stamps) } else { None }
+}
+
+/// Whether there are any, and if not, zeros.
+#[inline(always)]
+fn look_for_timestamps<P: Packet>(packet: &P, header: u32) -> (bool, Timestamps) {
+    const NONE: (bool, Timestamps) = (false, Timestamps { val: 0, ecr: 0 });
     if header == 20 {
-        return None;
+        return NONE;
     }
-    if header >= 32 {
-        let start = packet.window(at::OPTIONS + 12)?;
+    if header >= 32
+        && let Some(start) = packet.window(at::OPTIONS + 12)
+    {
         // SAFETY: the window covers the first twelve bytes of options.
-        unsafe {
-            if read::<u32>(start.add(at::OPTIONS)) == NOP_NOP_TIMESTAMP {
-                let val = u32::from_be(read(start.add(at::OPTIONS + 4)));
-                return Some(Timestamps { val, ecr: u32::from_be(read(start.add(at::OPTIONS + 8))) });
-            }
+        let words: [u32; 3] = unsafe { read(start.add(at::OPTIONS)) };
+        if words[0] == NOP_NOP_TIMESTAMP {
+            return (true, Timestamps { val: u32::from_be(words[1]), ecr: u32::from_be(words[2]) });
         }
     }
-    let area = walk(packet, header)?;
+    let Some(area) = walk(packet, header) else { return NONE };
     let at = u32::from(area.options.timestamps_at);
-    if at == 0 { None } else { Some(Timestamps { val: word(area, at), ecr: word(area, at + 4) }) }
+    if at == 0 { NONE } else { (true, Timestamps { val: word(area, at), ecr: word(area, at + 4) }) }
 }
 
 /// Everything a SYN or SYN-ACK offers.

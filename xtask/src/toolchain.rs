@@ -84,11 +84,12 @@ fn kernel() -> String {
     format!("--cfg bpf_target_arch=\"{}\"", env::consts::ARCH)
 }
 
-/// Debug information and BTF are what `bpf_loop`'s callbacks need. Without `allows-misaligned-mem-access` every unaligned
-/// read becomes byte loads; rustc warns about it in every crate, at every build, and cannot be told to warn of everything
-/// else: `cargo xtask check` does.
-const CODE: &str =
-    "-C debuginfo=2 -C link-arg=--btf -C target-feature=+allows-misaligned-mem-access -A warnings";
+/// Debug information and BTF are what `bpf_loop`'s callbacks need. Version 3 of the instruction set (Linux 5.1) has 32-bit
+/// arithmetic and more comparisons: without it every `u32` is extended by two shifts, again and again. Without
+/// `allows-misaligned-mem-access` every unaligned read becomes byte loads; rustc warns about it in every crate, at every
+/// build, and cannot be told to warn of everything else: `cargo xtask check` does.
+const CODE: &str = "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3 \
+                    -C target-feature=+allows-misaligned-mem-access -A warnings";
 
 /// Takes away what the `cargo run` that started us told its child about its own compiler.
 fn detached(command: &mut Command) {
