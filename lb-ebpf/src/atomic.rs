@@ -1,4 +1,5 @@
-//! Atomic instructions. `core::sync::atomic` has no compare-exchange for this target, the instruction set has.
+//! Memory as the compiler would not write or read it by itself. Atomic instructions: `core::sync::atomic` has no
+//! compare-exchange for this target, the instruction set has.
 
 /// Stores `new` if the word still is `old`; returns what it was. A full barrier.
 ///
@@ -53,6 +54,20 @@ pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
         use core::sync::atomic::{AtomicU64, Ordering};
         // SAFETY: the caller's promise.
         unsafe { AtomicU64::from_ptr(word) }.swap(new, Ordering::SeqCst)
+    }
+}
+
+/// Writes `N` words, all of them `value`. An assignment becomes a call that writes byte by byte.
+///
+/// # Safety
+/// `words` points at `N` aligned words of a map value that stays valid.
+#[inline(always)]
+pub(crate) unsafe fn fill<const N: usize>(words: *mut u64, value: u64) {
+    let mut i = 0;
+    while i < N {
+        // SAFETY: the caller's promise. Volatile, or the loop would be recognised as that call.
+        unsafe { words.add(i).write_volatile(value) };
+        i += 1;
     }
 }
 

@@ -199,8 +199,8 @@ impl Segment {
     }
 }
 
-/// The options of a header, copied where a masked index can read them.
-#[repr(C)]
+/// The options of a header, copied where a masked index can read them. Aligned, so that it is cleared word by word.
+#[repr(C, align(8))]
 pub(crate) struct OptionArea {
     pub(crate) bytes: [u8; OPTIONS_ROOM],
     pub(crate) options: lb_common::tcp::Options,

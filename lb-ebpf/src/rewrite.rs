@@ -1,6 +1,7 @@
 //! The established path: addresses, ports, sequence numbers, timestamps, SACK blocks, windows, and the checksums that
 //! follow from them, all incremental (RFC 1624), so a segment that was corrupt stays corrupt.
 
+use crate::atomic::fill;
 use crate::maps::AREA;
 use crate::options;
 use crate::packet::{Frame, Packet, Segment, at, read, write};
@@ -246,7 +247,7 @@ fn options_sum(ctx: &XdpContext, header: u32) -> u64 {
     }
     // SAFETY: the area begins with room for the longest options and belongs to this processor while the program runs.
     unsafe {
-        *words = [0; MAX_OPTIONS / 4];
+        fill::<{ MAX_OPTIONS / 8 }>(words.cast(), 0);
         ctx.copy(at::OPTIONS as u32, words.cast(), len as u32);
         sum_words(&*words)
     }

@@ -3,7 +3,7 @@
 //! Any processor may read a stash while the one that has its lock appends: bytes first, then the view that names them,
 //! by an exchange that is also a barrier.
 
-use crate::atomic::{compare_exchange, exchange, launder};
+use crate::atomic::{compare_exchange, exchange, fill, launder};
 use crate::cold::Parsed;
 use crate::flows::is_over;
 use crate::maps::{FLOWS, SERVICES, STASHES, settings};
@@ -14,7 +14,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::flow::{FlowState, NO_STASH};
 use lb_common::settings::Settings;
-use lb_common::stash::{STASH_BYTES, Stash, TRIED, Tried, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
+use lb_common::stash::{STASH_BYTES, Stash, TRIED, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
 use lb_common::tcp::{FIN, PSH};
 
 /// Longest segment that is stashed.
@@ -78,12 +78,9 @@ fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
                 // it may be over, what is seen under it stays.
                 if usable(settings, slot, flow, now) {
                     exchange(&raw mut (*stash).owner, owner(flow, now));
-                    let mut view = 0;
-                    while view < VIEWS {
-                        (*stash).views[view] = 0;
-                        view += 1;
-                    }
-                    (*stash).tried = Tried::NONE;
+                    fill::<VIEWS>((&raw mut (*stash).views).cast(), 0);
+                    // As `Tried::NONE`.
+                    fill::<{ TRIED / 4 }>((&raw mut (*stash).tried).cast(), u64::MAX);
                     (*stash).tried_len = 0;
                     return Some(slot);
                 }
