@@ -12,6 +12,9 @@ pub(crate) struct Arguments {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
+    /// Measure only rows whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -30,6 +33,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if arguments.quick {
         bench.arg("--quick");
+    }
+    if let Some(text) = &arguments.only {
+        bench.arg("--only").arg(text);
     }
     if !bench.status().context("cannot start cargo")?.success() {
         bail!("the measurement failed");

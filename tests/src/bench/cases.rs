@@ -55,7 +55,7 @@ impl Case {
 }
 
 /// All rows but the empty program's, in the order in which they are printed.
-pub(super) fn all(rigs: &mut [Rig]) -> Result<Vec<Case>> {
+pub(super) fn all(rigs: &[Rig]) -> Result<Vec<Case>> {
     let mut cases = vec![arp(), not_ours(), syn()];
     cases.extend(handshakes(&rigs[0])?);
     for (direction, client_is) in [(from_client as fn(&str) -> Case, SOURCE), (from_backend, DESTINATION)] {

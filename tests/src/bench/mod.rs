@@ -22,6 +22,8 @@ pub struct Options {
     pub quick: bool,
     /// File for the rows as JSON.
     pub json: Option<PathBuf>,
+    /// Only rows whose name contains this.
+    pub only: Option<String>,
 }
 
 /// Flows in the table of each rig; the table is sized to them.
@@ -35,7 +37,10 @@ pub fn run(options: &Options) -> Result<()> {
         if options.quick { (3, Duration::from_millis(4)) } else { (7, Duration::from_millis(25)) };
     eprintln!("loading the programs, with flow tables for {} flows", FLOWS.map(|n| n.to_string()).join(", "));
     let mut rigs = FLOWS.into_iter().map(Rig::new).collect::<Result<Vec<_>>>()?;
-    let mut cases = cases::all(&mut rigs)?;
+    let mut cases = cases::all(&rigs)?;
+    if let Some(only) = &options.only {
+        cases.retain(|case| case.name.contains(only.as_str()));
+    }
 
     let mut empty = Vec::new();
     let mut samples = vec![Vec::new(); cases.len()];

@@ -14,11 +14,14 @@ struct Arguments {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
+    /// Measure only rows whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 fn main() -> ExitCode {
-    let Arguments { json, quick } = Arguments::parse();
-    match tests::bench::run(&tests::bench::Options { quick, json }) {
+    let Arguments { json, quick, only } = Arguments::parse();
+    match tests::bench::run(&tests::bench::Options { quick, json, only }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
