@@ -1,10 +1,7 @@
 //! The flow table: finding, claiming, expiring. See [`lb_common::flow`] for its shape.
 
 use crate::atomic::compare_exchange;
-use crate::cold::Parsed;
-use crate::maps::{FLOWS, settings};
-use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::programs::XdpContext;
+use crate::maps::FLOWS;
 use lb_common::addr::{Addr, Be16};
 use lb_common::flow::{Flow, FlowState, GROUP, Head};
 use lb_common::hash::flow_hash;
@@ -102,25 +99,10 @@ pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
     now.wrapping_sub(then) as i32 > limit as i32
 }
 
-/// Index that names no entry.
-pub(crate) const NO_FLOW: u32 = u32::MAX;
-
-/// Takes an entry for the flow of a client's segment: its index, or [`NO_FLOW`] when the group is full of live flows.
-/// A global function (see [`crate::cold`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn lb_claim_flow(ctx: *mut xdp_md, service: u32) -> u32 {
-    let ctx = XdpContext::new(ctx);
-    let (Some(Parsed { key, .. }), Some(settings)) = (crate::cold::parse(&ctx, service), settings()) else {
-        return NO_FLOW;
-    };
-    claim(settings, &key, now(settings)).map_or(NO_FLOW, |entry| entry.index)
-}
-
 /// Takes an entry for a new flow: the flow's own former one, a free one, or one that has expired; failing that, a
 /// closing one. The entry is nobody's until its head is published. `None`: the group is full of live flows.
 #[inline(always)]
-fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
+pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
     const CLAIMED: u64 = Head {
         client_port: Be16::new(0),
         service: 0,

@@ -3,10 +3,10 @@
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
-use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
-use crate::offer::{offer, refuse};
+use crate::maps::{FLOWS, SERVICES, count, count_backend, settings};
+use crate::offer::{offer, offer_first, refuse};
 use crate::packet::Segment;
-use crate::select::{ANOTHER, lb_choose};
+use crate::select::{ANOTHER, choose, lb_choose};
 use crate::stash::{self, Slot};
 use crate::token::{INVALID, http};
 use crate::verdict::{Verdict, consume};
@@ -17,7 +17,7 @@ use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESCALE_CLIENT,
 use lb_common::maglev::NOBODY;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
-use lb_common::stash::{STASH_BYTES, Stash, VIEW_FIN, View};
+use lb_common::stash::{STASH_BYTES, Stash, View};
 use lb_common::tcp::{FIN, RST};
 
 /// The first payload of a proven client: choose, stash, make a flow, and turn the packet into a SYN to the backend.
@@ -36,51 +36,45 @@ pub(crate) extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
 
 #[inline(always)]
 fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> Verdict {
-    let service = u32::from(key.service);
-    let index = flows::lb_claim_flow(ctx.ctx, service);
-    let Some(flow) = FLOWS.get_ptr_mut(index) else { return consume(Counter::DropFlowTableFull) };
-    let entry = Entry { flow, index };
+    let Some(service) = SERVICES.get(u32::from(key.service)) else { return consume(Counter::DropNoService) };
+    let now = flows::now(settings);
+    let Some(entry) = flows::claim(settings, key, now) else { return consume(Counter::DropFlowTableFull) };
     let hash = key.hash(settings);
-    let stashed = stash::lb_claim_stash(index, hash);
-    let Some(stash) = STASHES.get_ptr_mut(stashed) else {
+    let Some(slot) = stash::claim(settings, entry.index, hash, now) else {
         free(entry);
         return consume(Counter::DropNoStash);
     };
-    let slot = Slot { stash, index: stashed as u16 };
-    if stash::lb_keep(ctx.ctx, service, stashed, 0) == 0 {
+    if !stash::keep_first(ctx, slot, segment) {
         stash::release(slot);
         free(entry);
         return consume(Counter::DropStashFull);
     }
     // SAFETY: a map value stays valid, and this processor has its lock.
-    unsafe {
-        (*stash).hash = hash;
-        (*stash).ts_base = segment.seq.wrapping_sub(1);
-    }
-    let found = http::lb_find_token(stashed, service);
+    let stash = unsafe { &mut *slot.stash };
+    stash.hash = hash;
+    let index = u32::from(slot.index);
+    let found = http::find(settings, service, u32::from(key.service), stash, index);
     if found == INVALID {
         count(key.service, Counter::InvalidToken as u32);
     }
-    let chosen = lb_choose(stashed, service, found);
+    let chosen = choose(stash, index, key.service, found);
     if chosen == u32::from(NOBODY) {
         stash::release(slot);
         free(entry);
         return Verdict::from_bits(NOBODY_READY);
     }
     let chosen = chosen as u16;
-    stash::note_tried(stash, chosen);
-    fill(ctx, entry, key, segment, flows::now(settings), slot.index);
-    // SAFETY: as above; the entry is nobody else's before its head is published.
-    unsafe {
-        if View::from_bits((*stash).views[0]).flags & VIEW_FIN != 0 {
-            (*flow).client_flags = FIN_SEEN;
-        }
+    stash::note_tried(slot.stash, chosen);
+    fill(ctx, entry, key, segment, now, slot.index);
+    // SAFETY: a map value; the entry is nobody else's before its head is published.
+    let flow = unsafe { &mut *entry.flow };
+    if segment.flags & FIN != 0 {
+        flow.client_flags = FIN_SEEN;
     }
     set_head(entry, key, chosen, FlowState::Binding);
     stash::unlock(slot);
-    // SAFETY: as above.
-    count_choice(key.service, chosen, unsafe { (*stash).reason });
-    offer(ctx, index, Counter::Bound)
+    count_choice(key.service, chosen, stash.reason);
+    offer_first(ctx, flow, stash, Counter::Bound)
 }
 
 /// Not a verdict: no backend is ready, which the client is to be told.

@@ -115,7 +115,7 @@ fn splice(
         unsafe {
             let flow = &mut *entry.flow;
             flow.seq_delta = flow.cookie.wrapping_sub(segment.seq);
-            flow.ts_delta = match offer.timestamps {
+            flow.ts_delta = match offer.timestamps() {
                 Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
                 None => 0,
             };
@@ -129,7 +129,7 @@ fn splice(
         count_backend(slot, |counters| counters.spliced += 1);
     }
     let _ = settings;
-    let stamps = match offer.timestamps {
+    let stamps = match offer.timestamps() {
         Some(theirs) if stash.has_timestamps != 0 => Some(Timestamps { val: stash.ts_val, ecr: theirs.val }),
         _ => None,
     };
@@ -153,7 +153,7 @@ fn splice(
 fn learn(slot: u16, agreed: Agreed, stash: &Stash, offer: &Offer) {
     let bit = |is: bool, option: u8| if is { option } else { 0 };
     let promises = bit(offer.sack, PROMISE_SACK)
-        | bit(offer.timestamps.is_some(), PROMISE_TIMESTAMPS)
+        | bit(offer.timestamps().is_some(), PROMISE_TIMESTAMPS)
         | bit(offer.window_scale != NO_WINDOW_SCALE, PROMISE_WINDOW_SCALE);
     let offered = bit(agreed.sack, PROMISE_SACK)
         | bit(stash.has_timestamps != 0, PROMISE_TIMESTAMPS)

@@ -28,21 +28,28 @@ pub(crate) fn offer(ctx: &XdpContext, flow: u32, counter: Counter) -> Verdict {
 extern "C" fn lb_offer(ctx: *mut xdp_md, flow: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
     let Some(flow) = FLOWS.get(flow) else { return consume(Counter::DropBusy).to_bits() };
-    let (Some(stash), Some(backend)) =
-        (STASHES.get(u32::from(flow.stash)), BACKENDS.get(u32::from(flow.head.backend)))
-    else {
+    let Some(stash) = STASHES.get(u32::from(flow.stash)) else {
         return consume(Counter::DropNoBackendEntry).to_bits();
     };
-    if backend.has_next_hop == 0 {
-        return consume(Counter::DropNoNextHop).to_bits();
-    }
-    let (header, options) = syn_header(flow, stash, backend);
-    let verdict = send(&ctx, &header, &options, backend.ifindex, Counter::Bound);
+    let verdict = offer_first(&ctx, flow, stash, Counter::Bound);
     if verdict.action() == XDP_REDIRECT { OFFERED } else { verdict.to_bits() }
 }
 
 /// Not a verdict: the SYN is on its way, under the name that the caller has for it.
 const OFFERED: u64 = u64::MAX;
+
+/// As [`offer`], for a flow that the caller has at hand.
+#[inline(always)]
+pub(crate) fn offer_first(ctx: &XdpContext, flow: &Flow, stash: &Stash, counter: Counter) -> Verdict {
+    let Some(backend) = BACKENDS.get(u32::from(flow.head.backend)) else {
+        return consume(Counter::DropNoBackendEntry);
+    };
+    if backend.has_next_hop == 0 {
+        return consume(Counter::DropNoNextHop);
+    }
+    let (header, options) = syn_header(flow, stash, backend);
+    send(ctx, &header, &options, backend.ifindex, counter)
+}
 
 /// The SYN for a backend: the client's own address, sequence number and timestamp, and what was agreed with it, so that
 /// only the backend's half has to be translated later.

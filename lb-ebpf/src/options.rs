@@ -16,6 +16,10 @@ pub(crate) struct Timestamps {
     pub(crate) ecr: u32,
 }
 
+impl Timestamps {
+    const ZERO: Self = Self { val: 0, ecr: 0 };
+}
+
 /// One turn of [`walk`]. The loop's context must lie on the stack ("R3 type=map_value expected=fp"), so the area is
 /// looked up again.
 extern "C" fn step(_turn: u64, _context: *mut c_void) -> u64 {
@@ -68,15 +72,20 @@ pub(crate) fn word(area: &OptionArea, at_plus_1: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn timestamps<P: Packet>(packet: &P, header: u32) -> Option<Timestamps> {
     let (present, stamps) = look_for_timestamps(packet, header);
-    // The compiler is not to know whence this comes: it would leave registers unwritten on the way without timestamps and
-    // put them on the stack all the same ("R1 !read_ok").
+    if_present(present, stamps)
+}
+
+/// The compiler is not to know whence these come: it would leave registers unwritten on the way without timestamps and put
+/// them on the stack all the same ("R1 !read_ok").
+#[inline(always)]
+fn if_present(present: bool, stamps: Timestamps) -> Option<Timestamps> {
     if launder(u64::from(present)) != 0 { Some(stamps) } else { None }
 }
 
 /// Whether there are any, and if not, zeros.
 #[inline(always)]
 fn look_for_timestamps<P: Packet>(packet: &P, header: u32) -> (bool, Timestamps) {
-    const NONE: (bool, Timestamps) = (false, Timestamps { val: 0, ecr: 0 });
+    const NONE: (bool, Timestamps) = (false, Timestamps::ZERO);
     if header == 20 {
         return NONE;
     }
@@ -101,11 +110,24 @@ pub(crate) struct Offer {
     /// 0 to 14, or [`lb_common::tcp::NO_WINDOW_SCALE`].
     pub(crate) window_scale: u8,
     pub(crate) sack: bool,
-    pub(crate) timestamps: Option<Timestamps>,
+    has_timestamps: bool,
+    /// Zeros without that.
+    stamps: Timestamps,
 }
 
 impl Offer {
-    const NONE: Self = Self { mss: 536, window_scale: NO_WINDOW_SCALE, sack: false, timestamps: None };
+    const NONE: Self = Self {
+        mss: 536,
+        window_scale: NO_WINDOW_SCALE,
+        sack: false,
+        has_timestamps: false,
+        stamps: Timestamps::ZERO,
+    };
+
+    #[inline(always)]
+    pub(crate) fn timestamps(&self) -> Option<Timestamps> {
+        if_present(self.has_timestamps, self.stamps)
+    }
 }
 
 /// First option words of a Linux SYN: MSS, then SACK permitted and timestamps.
@@ -130,7 +152,8 @@ pub(crate) fn offer<P: Packet>(packet: &P, header: u32) -> Offer {
                 mss: words[0].to_be() as u16,
                 window_scale: if scale > 14 { 14 } else { scale },
                 sack: true,
-                timestamps: Some(Timestamps { val: words[2].to_be(), ecr: words[3].to_be() }),
+                has_timestamps: true,
+                stamps: Timestamps { val: words[2].to_be(), ecr: words[3].to_be() },
             };
         }
     }
@@ -141,10 +164,11 @@ pub(crate) fn offer<P: Packet>(packet: &P, header: u32) -> Offer {
         mss: found.mss,
         window_scale: found.window_scale,
         sack: found.sack_permitted != 0,
-        timestamps: if at == 0 {
-            None
+        has_timestamps: at != 0,
+        stamps: if at == 0 {
+            Timestamps::ZERO
         } else {
-            Some(Timestamps { val: word(area, at), ecr: word(area, at + 4) })
+            Timestamps { val: word(area, at), ecr: word(area, at + 4) }
         },
     }
 }

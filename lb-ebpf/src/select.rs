@@ -9,10 +9,32 @@ use lb_common::maglev::{BLOCK, NOBODY, WALK, next_hash};
 use lb_common::service::Service;
 use lb_common::stash::Stash;
 
+/// The backend for a new flow; [`lb_choose`] is asked only when its token does not say.
+#[inline(always)]
+pub(crate) fn choose(stash: &mut Stash, index: u32, service: u16, found: Found) -> u32 {
+    if found == VALID && stash.claim.service == service && is_at_home(stash, service) {
+        return u32::from(stash.claim.slot);
+    }
+    lb_choose(index, u32::from(service), found)
+}
+
+/// Whether the backend that a valid token names serves. Leaves in the stash why, and where a walk for another begins.
+#[inline(always)]
+fn is_at_home(stash: &mut Stash, service: u16) -> bool {
+    let claim = stash.claim;
+    stash.hash = claim.hash;
+    let Some(backend) = BACKENDS.get(u32::from(claim.slot)) else { return false };
+    let serves = backend.service == service && State::from_bits(backend.state).serves_sessions();
+    let stale = backend.epoch != claim.epoch;
+    stash.reason = if stale { Counter::StaleInstance } else { Counter::AffinityHit } as u32;
+    serves
+}
+
 /// How [`lb_choose`] is asked, beside what was found where a token may stand: for a backend that was not tried yet.
 pub(crate) const ANOTHER: Found = 3;
 
-/// Chooses the backend for the flow of a stash, by what its token says or else by the hash that stands in the stash.
+/// Chooses the backend for the flow of a stash whose token, if there is one, does not name one that serves: by the
+/// session's hash, or else the one that stands in the stash.
 /// Returns the slot, or [`NOBODY`]; leaves in the stash why, and where a walk for the next one goes on.
 ///
 /// A global function (see [`crate::cold`]).
@@ -24,25 +46,16 @@ pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 
     };
     // SAFETY: a map value stays valid, and the caller has its lock.
     let stash = unsafe { &mut *stash };
-    let claim = stash.claim;
     let id = service as u16;
     let reason = if found == ANOTHER {
         stash.hash = next_hash(stash.hash);
         Counter::Retried
     } else if found != VALID {
         Counter::NewSession
-    } else if claim.service != id {
+    } else if stash.claim.service != id {
         Counter::InvalidToken
     } else {
-        stash.hash = claim.hash;
-        if let Some(backend) = BACKENDS.get(u32::from(claim.slot))
-            && backend.service == id
-            && State::from_bits(backend.state).serves_sessions()
-        {
-            let stale = backend.epoch != claim.epoch;
-            stash.reason = if stale { Counter::StaleInstance } else { Counter::AffinityHit } as u32;
-            return u32::from(claim.slot);
-        }
+        stash.hash = stash.claim.hash;
         Counter::Redispatched
     };
     stash.reason = reason as u32;

@@ -6,7 +6,7 @@
 use crate::atomic::{compare_exchange, exchange, fill, launder};
 use crate::cold::Parsed;
 use crate::flows::is_over;
-use crate::maps::{FLOWS, SERVICES, STASHES, settings};
+use crate::maps::{FLOWS, SERVICES, STASHES};
 use crate::options::timestamps;
 use crate::packet::{Packet, Segment};
 use crate::rewrite::payload_sum;
@@ -53,19 +53,10 @@ const fn owner(flow: u32, tick: u32) -> u64 {
     (flow as u64 + 1) | (tick as u64) << 32
 }
 
-/// Takes a stash for the flow in entry `flow`, whose hash is `hash`, and locks it: its index, or [`NO_STASH`]. A global
-/// function (see [`crate::cold`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn lb_claim_stash(flow: u32, hash: u32) -> u32 {
-    let Some(settings) = settings() else { return u32::from(NO_STASH) };
-    let slot = claim(settings, flow, hash, crate::flows::now(settings));
-    u32::from(slot.map_or(NO_STASH, |slot| slot.index))
-}
-
-/// Takes a stash for a flow: a free one, or one whose owner does not wait any more.
+/// Takes a stash for the flow in entry `flow`, whose hash is `hash`, and locks it: a free one, or one whose owner does not
+/// wait any more.
 #[inline(always)]
-fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
+pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
     let mut i = 0;
     while i < WAYS {
         let index = hash.rotate_left(8).wrapping_add(i) & settings.stash_mask & 0xffff;
@@ -179,8 +170,32 @@ pub(crate) fn lock(flow: u32, index: u16) -> Option<Slot> {
     still
 }
 
+/// Keeps the payload of a client's first segment in a stash that was just claimed, and what later SYNs need of it.
+/// Returns whether it fits.
+#[inline(always)]
+pub(crate) fn keep_first(ctx: &XdpContext, slot: Slot, segment: &Segment) -> bool {
+    let stamps = timestamps(ctx, segment.header);
+    // SAFETY: a map value stays valid, and the caller has its lock.
+    let stash = unsafe { &mut *slot.stash };
+    stash.ts_val = stamps.map_or(0, |stamps| stamps.val);
+    stash.has_timestamps = u32::from(stamps.is_some());
+    stash.window = u32::from(segment.window);
+    stash.limit = segment.payload;
+    stash.ts_base = segment.seq.wrapping_sub(1);
+    if segment.payload > STASH_BYTES as u32 {
+        return false;
+    }
+    let view = view(ctx, segment, 0);
+    if !copy(ctx, segment.payload_at(), slot, 0, segment.payload) {
+        return false;
+    }
+    // Nobody looks at it before the flow's head is published, which is a barrier.
+    stash.views[0] = view.to_bits();
+    true
+}
+
 /// Keeps the payload of a client's segment, which begins at offset `at` of its stream, in a stash that the caller has
-/// locked. With the first segment, what later SYNs need of it, too. Returns 0 when it does not fit.
+/// locked. Returns 0 when it does not fit.
 ///
 /// A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
@@ -190,21 +205,12 @@ pub(crate) extern "C" fn lb_keep(ctx: *mut xdp_md, service: u32, stash: u32, at:
     let (Some(entry), Some(place)) = (SERVICES.get(service), STASHES.get_ptr_mut(stash)) else { return 0 };
     let Some(Parsed { segment, .. }) = crate::cold::parse(&ctx, service) else { return 0 };
     let slot = Slot { stash: place, index: stash as u16 };
-    if at == 0 {
-        let stamps = timestamps(&ctx, segment.header);
-        // SAFETY: a map value stays valid, and the caller has its lock.
-        let stash = unsafe { &mut *place };
-        stash.ts_val = stamps.map_or(0, |stamps| stamps.val);
-        stash.has_timestamps = u32::from(stamps.is_some());
-        stash.window = u32::from(segment.window);
-        stash.limit = segment.payload;
-    }
     if at.wrapping_add(segment.payload) > STASH_BYTES as u32 || at > STASH_BYTES as u32 {
         return 0;
     }
     let view = view(&ctx, &segment, at);
     let copied = segment.payload == 0 || copy(&ctx, segment.payload_at(), slot, at, segment.payload);
-    // SAFETY: as above.
+    // SAFETY: a map value stays valid, and the caller has its lock.
     let options = if unsafe { (*place).has_timestamps } != 0 { TIMESTAMPS } else { 0 };
     u32::from(copied && publish(slot, view, u32::from(entry.mss).wrapping_sub(options)))
 }

@@ -72,7 +72,7 @@ fn answer(
         window_scale: if promised(PROMISE_WINDOW_SCALE) { offer.window_scale } else { NO_WINDOW_SCALE },
         sack: promised(PROMISE_SACK) && offer.sack,
     };
-    let timestamps = match offer.timestamps {
+    let timestamps = match offer.timestamps() {
         Some(theirs) if promised(PROMISE_TIMESTAMPS) => Some((segment.seq, theirs.val)),
         _ => None,
     };

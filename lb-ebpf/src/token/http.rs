@@ -4,10 +4,11 @@
 //! Works on the stash, where the payload has just been copied: eight bytes at a time, comparing all of them at once
 //! (SWAR), with masked offsets that the verifier accepts without a comparison.
 
-use super::ABSENT;
+use super::{ABSENT, Found};
 use crate::atomic::launder;
 use crate::maps::{SERVICES, STASHES};
 use lb_common::service::Service;
+use lb_common::settings::Settings;
 use lb_common::stash::{STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
 
@@ -145,18 +146,15 @@ extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
     })
 }
 
-/// Looks for the service's cookie in a stash, up to its limit, and verifies what it holds. A global function (see
-/// [`crate::cold`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn lb_find_token(index: u32, service: u32) -> u32 {
-    let (Some(settings), Some(entry), Some(stash)) =
-        (crate::maps::settings(), SERVICES.get(service), STASHES.get_ptr_mut(index))
-    else {
-        return ABSENT;
-    };
-    // SAFETY: a map value stays valid, and the caller has its lock.
-    let stash = unsafe { &mut *stash };
+/// Looks for the service's cookie in a stash, up to its limit, and verifies what it holds.
+#[inline(always)]
+pub(crate) fn find(
+    settings: &Settings,
+    entry: &Service,
+    service: u32,
+    stash: &mut Stash,
+    index: u32,
+) -> Found {
     let bytes = Bytes::of(stash);
     let Some(line) = cookie_line(bytes, index) else { return ABSENT };
     let Some(text) = cookie_value(bytes, index, entry, service, line) else { return ABSENT };
