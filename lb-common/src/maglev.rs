@@ -59,6 +59,7 @@ pub fn is_prime(n: u32) -> bool {
 #[cfg(feature = "std")]
 pub fn build(candidates: &[Candidate], size: u32) -> std::vec::Vec<u16> {
     struct Turn {
+        id: u64,
         slot: u16,
         weight: u64,
         position: u64,
@@ -70,6 +71,7 @@ pub fn build(candidates: &[Candidate], size: u32) -> std::vec::Vec<u16> {
         .iter()
         .filter(|c| c.weight > 0)
         .map(|c| Turn {
+            id: c.id,
             slot: c.slot,
             weight: u64::from(c.weight),
             position: mix64(c.id) % size64,
@@ -78,7 +80,7 @@ pub fn build(candidates: &[Candidate], size: u32) -> std::vec::Vec<u16> {
         })
         .collect();
     // The order of turns must not depend on the order of slots, which differs from node to node.
-    turns.sort_by_key(|turn| (turn.position, turn.skip));
+    turns.sort_by_key(|turn| (turn.position, turn.skip, turn.id));
     let Some(heaviest) = turns.iter().map(|turn| turn.weight).max() else {
         return std::vec::Vec::new();
     };
@@ -181,6 +183,15 @@ mod tests {
             }
             assert_eq!(seen, [true; 4], "session {i}");
         }
+    }
+
+    /// Two ids with one permutation: a matter of time with a small table.
+    #[test]
+    fn equal_permutations_take_turns_in_the_order_of_ids() {
+        let same = |id: u64| (mix64(id) % 3, mix64(id ^ 0x5bd1_e995_9d1b_54a5) % 2);
+        let other = (2..).find(|id| same(*id) == same(1)).expect("there are six permutations");
+        let [a, b] = [(1, 10), (other, 20)].map(|(id, slot)| Candidate { id, slot, weight: 1 });
+        assert_eq!(build(&[a, b], 3), build(&[b, a], 3));
     }
 
     #[test]
