@@ -86,13 +86,14 @@ pub struct Peer {
 #[inline(always)]
 fn mac(settings: &Settings, peer: &Peer, isn: u32, slot: u32, head: u32) -> u32 {
     let key = &settings.cookie_keys[(head >> 28 & 1) as usize];
-    let when = (isn as u64) << 32 | slot as u64;
-    // Port, service and the 12 bits in front, in the seven bytes that SipHash leaves beside the length.
-    let tail = peer.port.bits() as u64 | (peer.service as u64) << 16 | ((head >> 20) as u64) << 32;
+    let service = peer.port.bits() as u64 | (peer.service as u64) << 16;
+    // As few words as hold it all. In the seven bytes that SipHash leaves beside the length: the sequence number, the 12 bits
+    // in front, of which three are the slot's low ones, and 12 more of the slot: it is the same again after 24 days.
+    let tail = isn as u64 | ((head >> 20) as u64) << 32 | ((slot >> 3 & 0xfff) as u64) << 44;
     let hash = if peer.client.is_v4() {
-        siphash24(key, &[peer.client.lo, when], tail | 23 << 56)
+        siphash24(key, &[service << 32 | peer.client.v4_bits() as u64], tail | 15 << 56)
     } else {
-        siphash24(key, &[peer.client.hi, peer.client.lo, when], tail | 31 << 56)
+        siphash24(key, &[peer.client.hi, peer.client.lo, service], tail | 31 << 56)
     };
     hash as u32 & 0xf_ffff
 }
