@@ -67,31 +67,48 @@ impl core::fmt::Display for TableFull {
 #[cfg(feature = "std")]
 impl core::error::Error for TableFull {}
 
-/// Places every endpoint in its bucket, trying seeds derived from `seed` until no bucket overflows. `buckets` is a
-/// power of two. Returns the seed that worked and the buckets.
+/// Buckets of the smallest table.
+#[cfg(feature = "std")]
+const FEWEST: usize = 64;
+
+/// Places every endpoint in its bucket, trying seeds derived from `seed` until no bucket overflows. The table has as few
+/// buckets as will do, because every packet of a stranger looks into one of them at random: a small table stays in the
+/// caches. Returns the seed that worked and the buckets, whose number is a power of two up to `most`, another one.
 ///
 /// # Errors
 /// [`TableFull`] when no seed of many works: the table is too small.
 #[cfg(feature = "std")]
 pub fn build(
     endpoints: &[Endpoint],
-    buckets: usize,
+    most: usize,
     seed: u64,
 ) -> Result<(u64, std::vec::Vec<Bucket>), TableFull> {
-    assert!(buckets.is_power_of_two(), "buckets are masked, so their number is a power of two");
-    'seeds: for attempt in 0..4096 {
-        let seed = crate::hash::mix64(seed.wrapping_add(attempt));
-        let mut table = std::vec![Bucket::default(); buckets];
-        for endpoint in endpoints {
-            let bucket = &mut table[bucket_of(seed, endpoint.addr, endpoint.port) as usize & (buckets - 1)];
-            match bucket.0.iter_mut().find(|entry| entry.kind == 0) {
-                Some(free) => *free = *endpoint,
-                None => continue 'seeds,
-            }
+    assert!(most.is_power_of_two(), "buckets are masked, so their number is a power of two");
+    let mut buckets = (8 * endpoints.len()).next_power_of_two().clamp(FEWEST.min(most), most);
+    loop {
+        let attempts = if buckets == most { 4096 } else { 64 };
+        if let Some(built) =
+            (0..attempts).find_map(|attempt| place(endpoints, buckets, seed.wrapping_add(attempt)))
+        {
+            return Ok(built);
         }
-        return Ok((seed, table));
+        if buckets == most {
+            return Err(TableFull { endpoints: endpoints.len(), buckets });
+        }
+        buckets *= 2;
     }
-    Err(TableFull { endpoints: endpoints.len(), buckets })
+}
+
+/// A table under a seed derived from `seed`, if no bucket of it overflows.
+#[cfg(feature = "std")]
+fn place(endpoints: &[Endpoint], buckets: usize, seed: u64) -> Option<(u64, std::vec::Vec<Bucket>)> {
+    let seed = crate::hash::mix64(seed);
+    let mut table = std::vec![Bucket::default(); buckets];
+    for endpoint in endpoints {
+        let bucket = &mut table[bucket_of(seed, endpoint.addr, endpoint.port) as usize & (buckets - 1)];
+        *bucket.0.iter_mut().find(|entry| entry.kind == 0)? = *endpoint;
+    }
+    Some((seed, table))
 }
 
 crate::map_types! { Endpoint: 24, Bucket: 48 }
@@ -114,11 +131,14 @@ mod tests {
 
     #[test]
     fn every_endpoint_is_found_where_the_program_looks() {
-        let all = endpoints(1000);
-        let (seed, table) = build(&all, 8192, 7).unwrap();
-        for e in &all {
-            let bucket = &table[bucket_of(seed, e.addr, e.port) as usize & 8191];
-            assert!(bucket.0.contains(e));
+        for (n, buckets) in [(0, 64), (5, 64), (8, 64), (9, 128), (1000, 8192), (4000, 16_384)] {
+            let all = endpoints(n);
+            let (seed, table) = build(&all, 16_384, 7).unwrap();
+            assert!(table.len() >= buckets && table.len() <= 16_384, "{n}: {}", table.len());
+            for e in &all {
+                let bucket = &table[bucket_of(seed, e.addr, e.port) as usize & (table.len() - 1)];
+                assert!(bucket.0.contains(e));
+            }
         }
     }
 

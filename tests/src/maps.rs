@@ -85,7 +85,7 @@ impl Maps {
         settings.endpoint_seed[self.half as usize] = seed;
         let endpoint_seed = settings.endpoint_seed;
         self.settings.set(0, settings, 0)?;
-        let live = u64::from(first) | u64::from(buckets - 1) << 32;
+        let live = u64::from(first) | (table.len() as u64 - 1) << 32;
         self.settings.set(0, Settings { live, endpoint_seed, ..setup.settings }, 0)?;
         self.half ^= 1;
         Ok(())

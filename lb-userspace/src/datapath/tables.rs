@@ -47,9 +47,10 @@ impl Endpoints {
             maps.endpoints.set(base + i, bucket, 0)
         })
         .map_err(DatapathError::system("cannot write map ENDPOINTS"))?;
+        let mask = table.len() as u64 - 1;
         self.halves[half] = Some(table);
         self.flip.done();
-        Ok(LiveHalf { half, live: u64::from(base) | u64::from(ENDPOINT_BUCKETS - 1) << 32, seed })
+        Ok(LiveHalf { half, live: u64::from(base) | mask << 32, seed })
     }
 }
 
