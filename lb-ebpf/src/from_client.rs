@@ -117,8 +117,16 @@ pub(crate) fn close(entry: Entry, flags: u8, side: Side) {
                 Side::Client => flow.client_flags |= FIN_SEEN,
                 Side::Backend => flow.backend_flags |= FIN_SEEN,
             }
+            // Both FINs may pass at once, each on a processor of its own. This exchange of a word for itself is a
+            // barrier: of two that note their own and then look for the other's, one at least finds it.
+            let head = (&raw mut flow.head).cast::<u64>();
+            let same = core::ptr::read_volatile(head);
+            crate::atomic::compare_exchange(head, same, same);
         }
-        if flags & RST != 0 || flow.client_flags & flow.backend_flags & FIN_SEEN != 0 {
+        let both = core::ptr::read_volatile(&raw const flow.client_flags)
+            & core::ptr::read_volatile(&raw const flow.backend_flags)
+            & FIN_SEEN;
+        if flags & RST != 0 || both != 0 {
             flow.head.state = FlowState::Closing as u8;
         }
     }
