@@ -2,7 +2,7 @@
 
 use crate::maps::ENDPOINTS;
 use lb_common::addr::{Addr, Be16};
-use lb_common::endpoint::{KIND_BACKEND, KIND_SERVICE, bucket_of, port_and_protocol};
+use lb_common::endpoint::{Endpoint, KIND_BACKEND, KIND_SERVICE, bucket_of, port_and_protocol};
 use lb_common::settings::Settings;
 
 /// What a packet is to us.
@@ -18,10 +18,11 @@ pub(crate) enum Direction {
 /// Looks at both ends of a TCP packet.
 #[inline(always)]
 pub(crate) fn direction(settings: &Settings, src: (Addr, Be16), dst: (Addr, Be16)) -> Direction {
-    if let Some(service) = find(settings, dst.0, dst.1, KIND_SERVICE) {
+    let live = Live::of(settings);
+    if let Some(service) = live.find(dst.0, dst.1, KIND_SERVICE) {
         return Direction::FromClient(service);
     }
-    match find(settings, src.0, src.1, KIND_BACKEND) {
+    match live.find(src.0, src.1, KIND_BACKEND) {
         Some(slot) => Direction::FromBackend(slot),
         None => Direction::Other,
     }
@@ -30,19 +31,44 @@ pub(crate) fn direction(settings: &Settings, src: (Addr, Be16), dst: (Addr, Be16
 /// The service or backend at an address.
 #[inline(always)]
 pub(crate) fn find(settings: &Settings, addr: Addr, port: Be16, kind: u16) -> Option<u16> {
-    // One word: base and mask of the live half belong together.
-    // SAFETY: a reference to a map value is aligned and valid.
-    let live = unsafe { core::ptr::read_volatile(&raw const settings.live) };
-    let (base, mask) = (live as u32, (live >> 32) as u32);
-    let seed = settings.endpoint_seed[usize::from(base != 0)];
-    let port = port_and_protocol(port, lb_common::tcp::PROTOCOL);
-    let bucket = ENDPOINTS.get(base.wrapping_add(bucket_of(seed, addr, port) & mask))?;
-    let [a, b] = &bucket.0;
-    if a.addr == addr && a.port == port && a.kind == kind {
-        return Some(a.index);
+    Live::of(settings).find(addr, port, kind)
+}
+
+/// The half of the table that is live.
+#[derive(Clone, Copy)]
+struct Live {
+    base: u32,
+    mask: u32,
+    seed: u64,
+}
+
+impl Live {
+    #[inline(always)]
+    fn of(settings: &Settings) -> Self {
+        // One word: base and mask of the live half belong together.
+        // SAFETY: a reference to a map value is aligned and valid.
+        let live = unsafe { core::ptr::read_volatile(&raw const settings.live) };
+        let base = live as u32;
+        Self { base, mask: (live >> 32) as u32, seed: settings.endpoint_seed[usize::from(base != 0)] }
     }
-    if b.addr == addr && b.port == port && b.kind == kind {
-        return Some(b.index);
+
+    #[inline(always)]
+    fn find(self, addr: Addr, port: Be16, kind: u16) -> Option<u16> {
+        let port = port_and_protocol(port, lb_common::tcp::PROTOCOL);
+        let bucket = ENDPOINTS.get(self.base.wrapping_add(bucket_of(self.seed, addr, port) & self.mask))?;
+        let [a, b] = &bucket.0;
+        if is_at(a, addr, port, kind) {
+            Some(a.index)
+        } else if is_at(b, addr, port, kind) {
+            Some(b.index)
+        } else {
+            None
+        }
     }
-    None
+}
+
+/// Whether an entry is that of an address. The half of the address that differs between IPv4 addresses first.
+#[inline(always)]
+fn is_at(entry: &Endpoint, addr: Addr, port: u32, kind: u16) -> bool {
+    entry.addr.lo == addr.lo && entry.addr.hi == addr.hi && entry.port == port && entry.kind == kind
 }
