@@ -39,7 +39,9 @@ pub(crate) fn handle(
     let now = flows::now(settings);
     if flow.last_seen != now || flow.head.state != FlowState::Established as u8 {
         // Once in a tick, and on every packet of a flow that begins or ends: has the client begun anew on the same port?
-        if unknown::lb_is_reborn(ctx.ctx, u32::from(service), entry.index) != 0 {
+        if unknown::may_be_reborn(settings, segment)
+            && unknown::lb_is_reborn(ctx.ctx, u32::from(service), entry.index) != 0
+        {
             return unknown::handle(ctx, service);
         }
         // SAFETY: as above; a lost race writes the same time.

@@ -15,6 +15,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, MAYBE_REBORN};
 use lb_common::settings::Settings;
+use lb_common::stash::STASH_BYTES;
 use lb_common::syn_cookie::{self, Agreed, is_fresh};
 use lb_common::tcp::{ACK, FIN, RST, rescale_window};
 
@@ -110,6 +111,12 @@ fn check(settings: &Settings, key: &Key, isn: u32, cookie: u32, now: u32) -> boo
     syn_cookie::check(settings, &peer(key), isn, cookie, now)
 }
 
+/// Whether [`lb_is_reborn`] need be asked: three quarters of all segments cannot prove a handshake of these minutes.
+#[inline(always)]
+pub(crate) fn may_be_reborn(settings: &Settings, segment: &Segment) -> bool {
+    segment.flags & ACK != 0 && is_fresh(segment.ack.wrapping_sub(1), settings.slot(jiffies()))
+}
+
 /// Whether a segment on a known flow proves a handshake other than the flow's: the client has begun anew on the same
 /// port. Its SYN alone proves nothing, anybody could have sent it.
 ///
@@ -149,10 +156,12 @@ fn note_reborn(flow: *mut Flow) {
 fn is_reborn(ctx: &XdpContext, settings: &Settings, key: &Key, flow: &Flow, segment: &Segment) -> bool {
     let now = settings.slot(jiffies());
     let cookie = segment.ack.wrapping_sub(1);
-    if !is_fresh(cookie, now) || segment.flags & ACK == 0 {
+    if !may_be_reborn(settings, segment) {
         return false;
     }
     let isn = match timestamps(ctx, segment.header) {
+        // The window that was offered leaves room for two segments behind the SYN.
+        Some(stamps) if segment.seq.wrapping_sub(stamps.ecr) > 1 + STASH_BYTES as u32 => return false,
         Some(stamps) => stamps.ecr,
         None => segment.seq.wrapping_sub(1),
     };
