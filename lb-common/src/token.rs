@@ -26,6 +26,19 @@ pub const MAX_KEYS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub [u8; 16]);
 
+impl SessionId {
+    /// Reads what `Display` writes: 32 hexadecimal digits.
+    pub fn from_hex(text: &[u8]) -> Option<Self> {
+        let text: &[u8; 32] = text.try_into().ok()?;
+        let mut id = [0; 16];
+        for (byte, pair) in id.iter_mut().zip(text.chunks_exact(2)) {
+            let digit = |c: u8| char::from(c).to_digit(16);
+            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+        }
+        Some(Self(id))
+    }
+}
+
 impl core::fmt::Display for SessionId {
     /// 32 lower-case hexadecimal digits.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -204,6 +217,14 @@ mod tests {
             let token = token(service, slot, epoch, session);
             let text = encode(&token.sign(&KEY));
             prop_assert_eq!(Token::verify(&decode(&text).unwrap(), &KEY), Ok(token));
+        }
+
+        #[test]
+        fn a_session_id_is_read_as_it_is_written(id: [u8; 16]) {
+            let text = std::format!("{}", SessionId(id));
+            prop_assert_eq!(SessionId::from_hex(text.as_bytes()), Some(SessionId(id)));
+            prop_assert_eq!(SessionId::from_hex(&text.as_bytes()[1..]), None);
+            prop_assert_eq!(SessionId::from_hex(text.replacen(&text[..1], "g", 1).as_bytes()), None);
         }
 
         #[test]

@@ -54,6 +54,11 @@ impl SessionCache {
         }
     }
 
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -79,7 +84,15 @@ mod tests {
     fn record(len: usize) -> Arc<Record> {
         let mut state = State::default();
         state.set_as("k", &"x".repeat(len)).unwrap();
-        Arc::new(Record { version: 1, service: 1, owner: ME, created: 0, expires: u64::MAX, state })
+        Arc::new(Record {
+            version: 1,
+            revision: 1,
+            service: 1,
+            owner: ME,
+            created: 0,
+            expires: u64::MAX,
+            state,
+        })
     }
 
     fn id(n: u8) -> SessionId {

@@ -3,6 +3,7 @@
 //! What must stay true is written down in [`sessions`]; nothing here knows about HTTP, maps or network namespaces.
 
 pub mod cache;
+pub mod fault;
 pub mod limits;
 pub mod record;
 pub mod sessions;
@@ -17,7 +18,9 @@ pub use record::{Owner, Record};
 pub use sessions::{Refusal, Seen, SessionError, Sessions, Source};
 pub use shelf::Peers;
 pub use state::State;
-pub use store::{SessionStore, StoreError, sled::SledStore};
+#[cfg(feature = "sled")]
+pub use store::sled::SledStore;
+pub use store::{Copies, SessionStore, StoreError, StoreState};
 pub use token::{KeysError, TokenKeys};
 
 use std::sync::Arc;

@@ -2,18 +2,19 @@
 //!
 //! | bytes, big endian | field |
 //! |---|---|
-//! | 0 | format, 1 |
+//! | 0 | format, 2 |
 //! | 1..5 | CRC-32 of all that follows |
 //! | 5..13 | version |
-//! | 13..15 | service id |
-//! | 15..17, 17..21 | the owner's slot and epoch |
-//! | 21..29, 29..37 | created, expires: milliseconds since 1970 |
-//! | 37.. | state, as a JSON object |
+//! | 13..21 | revision |
+//! | 21..23 | service id |
+//! | 23..25, 25..29 | the owner's slot and epoch |
+//! | 29..37, 37..45 | created, expires: milliseconds since 1970 |
+//! | 45.. | state, as a JSON object |
 
 use super::State;
 
-const FORMAT: u8 = 1;
-const HEADER: usize = 37;
+const FORMAT: u8 = 2;
+const HEADER: usize = 45;
 
 /// The instance that may answer for a session from its cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -22,12 +23,20 @@ pub struct Owner {
     pub epoch: u32,
 }
 
+impl Owner {
+    /// Nobody yet: whoever wants to keep a copy has to become the owner first. Epochs begin at 1, so no instance is this.
+    pub const UNSETTLED: Self = Self { slot: u16::MAX, epoch: 0 };
+}
+
 /// One session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// Grows by one with each change of the state; 1 when the session begins. A write takes effect only while the
-    /// database holds the version that it is based on.
+    /// Grows by one with each change of the state; 1 when the session begins. What clients see of it.
     pub version: u64,
+    /// Grows by one with each change of the record, hand-overs and moved expiries included; 1 when the session begins.
+    /// A change takes effect only while the database holds the revision that it is based on, so one that arrives late
+    /// finds out whatever happened in between.
+    pub revision: u64,
     /// The service whose session it is.
     pub service: u16,
     pub owner: Owner,
@@ -67,10 +76,10 @@ impl Record {
         let mut bytes = vec![0; HEADER];
         bytes[0] = FORMAT;
         bytes[5..13].copy_from_slice(&self.version.to_be_bytes());
-        bytes[13..15].copy_from_slice(&self.service.to_be_bytes());
-        bytes[21..29].copy_from_slice(&self.created.to_be_bytes());
+        bytes[21..23].copy_from_slice(&self.service.to_be_bytes());
+        bytes[29..37].copy_from_slice(&self.created.to_be_bytes());
         serde_json::to_writer(&mut bytes, &self.state).expect("a map of strings to JSON is JSON");
-        set_owner(&mut bytes, self.owner, self.expires);
+        hand_over(&mut bytes, self.revision, self.owner, self.expires);
         bytes
     }
 
@@ -82,6 +91,7 @@ impl Record {
             serde_json::from_slice(&bytes[HEADER..]).map_err(|error| Damage::State(error.to_string()))?;
         Ok(Self {
             version: head.version,
+            revision: head.revision,
             service: head.service,
             owner: head.owner,
             created: head.created,
@@ -95,6 +105,7 @@ impl Record {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Head {
     pub version: u64,
+    pub revision: u64,
     pub owner: Owner,
     pub service: u16,
     pub created: u64,
@@ -118,22 +129,24 @@ impl Head {
         }
         Ok(Self {
             version: u64::from_be_bytes(array(&bytes[5..])),
+            revision: u64::from_be_bytes(array(&bytes[13..])),
             owner: Owner {
-                slot: u16::from_be_bytes(array(&bytes[15..])),
-                epoch: u32::from_be_bytes(array(&bytes[17..])),
+                slot: u16::from_be_bytes(array(&bytes[23..])),
+                epoch: u32::from_be_bytes(array(&bytes[25..])),
             },
-            service: u16::from_be_bytes(array(&bytes[13..])),
-            created: u64::from_be_bytes(array(&bytes[21..])),
-            expires: u64::from_be_bytes(array(&bytes[29..])),
+            service: u16::from_be_bytes(array(&bytes[21..])),
+            created: u64::from_be_bytes(array(&bytes[29..])),
+            expires: u64::from_be_bytes(array(&bytes[37..])),
         })
     }
 }
 
-/// Writes owner and expiry into an encoded record, and the checksum that then holds.
-pub fn set_owner(bytes: &mut [u8], owner: Owner, expires: u64) {
-    bytes[15..17].copy_from_slice(&owner.slot.to_be_bytes());
-    bytes[17..21].copy_from_slice(&owner.epoch.to_be_bytes());
-    bytes[29..37].copy_from_slice(&expires.to_be_bytes());
+/// Writes what changes when a session is handed over into an encoded record, and the checksum that then holds.
+pub fn hand_over(bytes: &mut [u8], revision: u64, owner: Owner, expires: u64) {
+    bytes[13..21].copy_from_slice(&revision.to_be_bytes());
+    bytes[23..25].copy_from_slice(&owner.slot.to_be_bytes());
+    bytes[25..29].copy_from_slice(&owner.epoch.to_be_bytes());
+    bytes[37..45].copy_from_slice(&expires.to_be_bytes());
     let sum = crc32fast::hash(&bytes[5..]).to_be_bytes();
     bytes[1..5].copy_from_slice(&sum);
 }
@@ -158,14 +171,10 @@ mod tests {
             }
             state
         });
-        let header = (any::<u64>(), any::<u16>(), any::<u16>(), any::<u32>(), any::<u64>(), any::<u64>());
-        (header, state).prop_map(|((version, service, slot, epoch, created, expires), state)| Record {
-            version,
-            service,
-            owner: Owner { slot, epoch },
-            created,
-            expires,
-            state,
+        let header =
+            (any::<(u64, u64)>(), any::<u16>(), any::<u16>(), any::<u32>(), any::<u64>(), any::<u64>());
+        (header, state).prop_map(|(((version, revision), service, slot, epoch, created, expires), state)| {
+            Record { version, revision, service, owner: Owner { slot, epoch }, created, expires, state }
         })
     }
 
@@ -190,11 +199,13 @@ mod tests {
         }
 
         #[test]
-        fn a_new_owner_changes_nothing_else(record in any_record(), slot: u16, epoch: u32, expires: u64) {
+        fn a_hand_over_changes_nothing_else(
+            record in any_record(), revision: u64, slot: u16, epoch: u32, expires: u64,
+        ) {
             let mut bytes = record.encode();
             let owner = Owner { slot, epoch };
-            set_owner(&mut bytes, owner, expires);
-            prop_assert_eq!(Record::decode(&bytes), Ok(Record { owner, expires, ..record }));
+            hand_over(&mut bytes, revision, owner, expires);
+            prop_assert_eq!(Record::decode(&bytes), Ok(Record { revision, owner, expires, ..record }));
         }
 
         #[test]
@@ -205,7 +216,7 @@ mod tests {
 
     #[test]
     fn another_format_is_named() {
-        assert_eq!(Record::decode(&[2; 64]), Err(Damage::Format(2)));
-        assert_eq!(Damage::Format(2).to_string(), "format 2, and this version reads format 1");
+        assert_eq!(Record::decode(&[1; 64]), Err(Damage::Format(1)));
+        assert_eq!(Damage::Format(1).to_string(), "format 1, and this version reads format 2");
     }
 }

@@ -11,8 +11,11 @@
 //!   cached after it carries a void mark and is not kept ([`super::shelf`]).
 //! * **The cache answers only for its own instance:** the token names the server's current instance and the copy was
 //!   loaded by it. Everything else is read from the database.
-//! * **No lost update.** A change names the version that it is based on, and takes effect only while the database holds
-//!   that one; the loser reads again and repeats its change. One loses only when another has won.
+//! * **No lost update.** A change names the revision that it is based on, and takes effect only while the database
+//!   holds that one; the loser reads again and repeats its change. Hand-overs count as revisions, so what a former owner
+//!   had under way when it lost the session comes to nothing.
+//! * **Other processes, too.** A store that several processes share makes sure, before it says that a session has
+//!   changed hands, that none of the others answers from a copy of it: [`SessionStore::watch`], [`SessionStore::holds`].
 //! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
 //!   a new one, made here, which is in the database before the client hears of it.
 //!
@@ -25,7 +28,8 @@
 
 use super::shelf::{Mark, Shelf, Work};
 use super::{
-    Clock, Instance, Limits, Owner, Peers, Record, SessionCache, SessionStore, State, StoreError, TooLarge,
+    Clock, Copies, Instance, Limits, Owner, Peers, Record, SessionCache, SessionStore, State, StoreError,
+    TooLarge,
 };
 use lb_common::token::{SessionId, Token};
 use std::future::Future;
@@ -131,6 +135,8 @@ impl Sessions {
     ) -> Arc<Self> {
         let shelf = Shelf::new(SessionCache::new(limits.cache_entries, limits.cache_bytes));
         peers.join(&shelf);
+        let copies: Arc<dyn Copies> = peers.clone();
+        store.watch(Arc::downgrade(&copies));
         Arc::new(Self { instance, store, limits, peers, shelf, clock })
     }
 
@@ -232,10 +238,10 @@ impl Sessions {
                     work.forget();
                     return Ok(false);
                 };
-                let deleted = sessions.store.delete(token.session, record.version).await;
+                let deleted = sessions.store.delete(token.session, record.revision).await;
                 // Whether it worked or failed half-way: nobody may answer from a copy of it.
                 work.forget();
-                sessions.peers.void(token.session, &sessions.shelf);
+                sessions.peers.void_others(token.session, &sessions.shelf);
                 match deleted {
                     Ok(()) => return Ok(true),
                     Err(StoreError::Conflict) => {}
@@ -274,7 +280,9 @@ impl Sessions {
         if (Owner { slot: token.slot, epoch: token.epoch }) != me {
             return None;
         }
-        self.shelf.get(token.session, me).filter(|record| self.lives(record))
+        let copy = self.shelf.get(token.session, me).filter(|record| self.lives(record))?;
+        // Asked after the copy was looked up, so it was true when the copy was.
+        self.store.holds().then_some(copy)
     }
 
     /// The session's state, from where it may be taken from, owned by this instance if the store lets it.
@@ -318,12 +326,17 @@ impl Sessions {
             return Ok(record);
         }
         let expires = self.limits.expires(record.created, self.now());
-        match self.store.claim(id, record.version, me, expires).await {
+        match self.store.claim(id, record.revision, me, expires).await {
             Ok(before) => {
                 if before != me {
-                    self.peers.void(id, &self.shelf);
+                    self.peers.void_others(id, &self.shelf);
                 }
-                let record = Arc::new(Record { owner: me, expires, ..Record::clone(&record) });
+                let record = Arc::new(Record {
+                    revision: record.revision + 1,
+                    owner: me,
+                    expires,
+                    ..Record::clone(&record)
+                });
                 work.keep(mark, record.clone());
                 Ok(record)
             }
@@ -350,15 +363,16 @@ impl Sessions {
         let owner = self.owner();
         let record = Record {
             version: base.version + 1,
+            revision: base.revision + 1,
             owner,
             expires: self.limits.expires(base.created, self.now()),
             state,
             ..base.clone()
         };
-        match self.store.save(id, &record, Some(base.version)).await {
+        match self.store.save(id, &record, Some(base.revision)).await {
             Ok(before) => {
                 if before != Some(owner) {
-                    self.peers.void(id, &self.shelf);
+                    self.peers.void_others(id, &self.shelf);
                 }
                 let record = Arc::new(record);
                 work.keep(mark, record.clone());
@@ -368,7 +382,7 @@ impl Sessions {
                 work.forget();
                 if !matches!(error, StoreError::Conflict) {
                     // Perhaps it was written, and an owner that was not asked would not know of it.
-                    self.peers.void(id, &self.shelf);
+                    self.peers.void_others(id, &self.shelf);
                 }
                 Err(error.into())
             }
@@ -384,6 +398,7 @@ impl Sessions {
         let created = self.now();
         let record = Arc::new(Record {
             version: 1,
+            revision: 1,
             service: instance.service,
             owner: instance.owner(),
             created,

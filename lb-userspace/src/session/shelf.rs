@@ -3,7 +3,8 @@
 //! A copy must not be put into the cache by someone who read it before another server took the session over. So each
 //! piece of work on a session takes a mark first; taking over voids the marks, and a copy with a void mark is not kept.
 
-use super::{Owner, Record, SessionCache};
+use super::fault::{Fault, armed};
+use super::{Copies, Owner, Record, SessionCache};
 use lb_common::token::SessionId;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -55,6 +56,15 @@ impl Shelf {
         let mut inner = self.0.lock();
         inner.cache.remove(id);
         if let Some(flight) = inner.flights.get_mut(&id) {
+            flight.voids += 1;
+        }
+    }
+
+    /// The same for every session.
+    pub fn void_all(&self) {
+        let mut inner = self.0.lock();
+        inner.cache.clear();
+        for flight in inner.flights.values_mut() {
             flight.voids += 1;
         }
     }
@@ -122,13 +132,28 @@ impl Peers {
     }
 
     /// Voids a session at every server but one.
-    pub fn void(&self, id: SessionId, except: &Arc<Shelf>) {
+    pub fn void_others(&self, id: SessionId, except: &Arc<Shelf>) {
+        if armed(Fault::SkipInvalidate) {
+            return;
+        }
         let shelves = self.0.lock();
         for shelf in shelves.iter().filter_map(Weak::upgrade) {
             if !Arc::ptr_eq(&shelf, except) {
                 shelf.void(id);
             }
         }
+    }
+}
+
+impl Copies for Peers {
+    fn void(&self, id: SessionId) {
+        let shelves = self.0.lock();
+        shelves.iter().filter_map(Weak::upgrade).for_each(|shelf| shelf.void(id));
+    }
+
+    fn void_all(&self) {
+        let shelves = self.0.lock();
+        shelves.iter().filter_map(Weak::upgrade).for_each(|shelf| shelf.void_all());
     }
 }
 
@@ -146,7 +171,15 @@ mod tests {
 
     fn record() -> Arc<Record> {
         let state = State::default();
-        Arc::new(Record { version: 1, service: 1, owner: ME, created: 0, expires: u64::MAX, state })
+        Arc::new(Record {
+            version: 1,
+            revision: 1,
+            service: 1,
+            owner: ME,
+            created: 0,
+            expires: u64::MAX,
+            state,
+        })
     }
 
     #[test]
@@ -170,7 +203,7 @@ mod tests {
             let work = shelf.join(ID);
             work.keep(work.mark(), record());
         }
-        peers.void(ID, &shelves[1]);
+        peers.void_others(ID, &shelves[1]);
         assert_eq!(shelves.each_ref().map(|shelf| shelf.get(ID, ME).is_some()), [false, true, false]);
     }
 

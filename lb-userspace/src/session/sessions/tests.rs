@@ -1,6 +1,6 @@
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
-use crate::session::store::{Answer, Swept};
+use crate::session::store::{Answer, Cursor, Slice, StoreState, Swept};
 use futures::FutureExt;
 use futures::future::join_all;
 use proptest::prelude::*;
@@ -87,6 +87,12 @@ impl SessionStore for Trial {
     }
     fn forget_service(&self, service: &str) -> Answer<'_, ()> {
         self.inner.forget_service(service)
+    }
+    fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice> {
+        self.inner.scan(from, slice)
+    }
+    fn state(&self) -> StoreState {
+        self.inner.state()
     }
 }
 

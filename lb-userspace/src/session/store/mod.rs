@@ -1,14 +1,17 @@
 //! The database behind the sessions: one small trait, so that it can be something else than the embedded one.
 
+#[cfg(feature = "sled")]
 pub mod sled;
 
 use super::record::Damage;
 use super::{Clock, Owner, Record};
 use futures::future::BoxFuture;
 use lb_common::token::SessionId;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::sync::broadcast;
 
 /// Keys and values of a session together can never be larger than this, whatever the configuration says: sled puts
 /// what is larger beside its log, where nothing makes it durable.
@@ -21,25 +24,30 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 ///
 /// Every method is atomic. `save`, `delete` and everything about names and epochs is durable before it is
 /// acknowledged, and `load` never shows what a crash could still take back.
+///
+/// A store may be shared by several processes. Then it also keeps their memories apart: once `save`, `claim` or `delete`
+/// has answered, no *other* process answers from a copy that it had of that session. Within a process the caller sees to
+/// that ([`super::Peers`]).
 pub trait SessionStore: Send + Sync + 'static {
-    /// The session, expired or not; the caller decides with [`Record::is_expired`].
+    /// The session, expired or not; the caller decides with [`Record::is_expired`]. Its owner is
+    /// [`Owner::UNSETTLED`] while another process may answer from a copy of it, whatever the database says.
     fn load(&self, id: SessionId) -> Answer<'_, Option<Record>>;
 
-    /// Writes a session, if the database holds version `expected` of it now (`None`: no such session). Answers with
-    /// the owner that it had until then.
+    /// Writes a session, if the database holds revision `expected` of it now (`None`: no such session). The record's own
+    /// revision is the one after that, or 1. Answers with the owner that it had until then.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when it holds another version. After [`StoreError::Failed`] it is not known whether the
-    /// write will be found later.
+    /// [`StoreError::Conflict`] when it holds another revision. After [`StoreError::Failed`] and
+    /// [`StoreError::Unavailable`] it is not known whether the write will be found later.
     fn save<'a>(&'a self, id: SessionId, record: &Record, expected: Option<u64>)
     -> Answer<'a, Option<Owner>>;
 
-    /// Hands a session to `owner` and moves its expiry, if the database holds version `expected` of it now. Answers
-    /// with the owner that it had until then. The version stays, for nothing that a client can see changes; so this
-    /// need not be durable where a crash ends every server with the database.
+    /// Hands a session to `owner` and moves its expiry, if the database holds revision `expected` of it now; it then
+    /// holds the one after. Answers with the owner that it had until then. The version stays, for nothing that a client
+    /// can see changes; so this need not be durable where a crash ends every server with the database.
     fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner>;
 
-    /// Ends a session, if the database holds version `expected` of it now.
+    /// Ends a session, if the database holds revision `expected` of it now.
     fn delete(&self, id: SessionId, expected: u64) -> Answer<'_, ()>;
 
     /// Removes sessions that have expired by `now`, looking at no more than `slice` of them, from `after` on.
@@ -67,6 +75,72 @@ pub trait SessionStore: Send + Sync + 'static {
 
     /// Frees the id of a service that is gone for good, and ends all its sessions: a later service may get that id.
     fn forget_service(&self, service: &str) -> Answer<'_, ()>;
+
+    /// All sessions, expired ones included, in slices of about `slice` records; damaged ones are told, not left out. What
+    /// is written meanwhile may or may not be among them; what was there all the time is, at least once.
+    fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice>;
+
+    /// From now on `copies` are what this process holds in memory: they are told when another process changes a
+    /// session. A store that belongs to one process has nothing to tell.
+    fn watch(&self, copies: Weak<dyn Copies>) {
+        let _ = copies;
+    }
+
+    /// Whether copies in memory may be answered from at this moment: false while another process could change a
+    /// session without this one hearing of it. Asked for every answer from memory, after the copy was looked up.
+    fn holds(&self) -> bool {
+        true
+    }
+
+    /// Epochs that other processes gave out for a slot, as they come, where there can be other processes.
+    fn epochs(&self) -> Option<broadcast::Receiver<(u16, u32)>> {
+        None
+    }
+
+    /// How it is, for people.
+    fn state(&self) -> StoreState;
+}
+
+/// What a process holds in memory of the sessions in a store.
+pub trait Copies: Send + Sync + 'static {
+    /// Another process has changed or ended this session: no answer is given from a copy of it once this returns.
+    fn void(&self, id: SessionId);
+
+    /// It is not known what other processes have changed: the same for all sessions.
+    fn void_all(&self);
+}
+
+/// How a store is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreState {
+    /// `sled`, `redis` and so on, and where it is.
+    pub place: String,
+    /// Whether it can be read and written now.
+    pub available: bool,
+    /// What is wrong, if it is not, or what to know about it: nodes, replicas.
+    pub detail: Option<String>,
+}
+
+/// Where a scan goes on; only the store that gave it out knows what is in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cursor(pub String);
+
+/// A slice of a scan.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Slice {
+    pub entries: Vec<Entry>,
+    /// Where the next slice begins; `None` when this one reached the end.
+    pub next: Option<Cursor>,
+}
+
+/// A session found by a scan.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Entry {
+    /// `None` for a key that is no session id.
+    pub id: Option<SessionId>,
+    /// As stored, for people.
+    pub key: String,
+    pub record: Result<Record, Damage>,
 }
 
 /// What a slice of a sweep did.
@@ -106,6 +180,9 @@ pub enum StoreError {
     RecordSize { bytes: usize, limit: usize },
     #[error("store failed: {0}")]
     Failed(String),
+    /// A store on other machines does not answer, or not with the replicas that it must have.
+    #[error("store {store} cannot be used now: {reason}")]
+    Unavailable { store: String, reason: String },
     #[error("the store is closed")]
     Closed,
 }

@@ -12,7 +12,7 @@ mod sessions;
 mod tests;
 mod trees;
 
-use super::{Answer, SessionStore, StoreError, Swept};
+use super::{Answer, Cursor, SessionStore, Slice, StoreError, StoreState, Swept};
 use crate::session::record::{Owner, Record};
 use commit::{Committer, Queue};
 use futures::FutureExt;
@@ -185,6 +185,20 @@ impl SessionStore for SledStore {
     fn forget_service(&self, service: &str) -> Answer<'_, ()> {
         let service = service.to_owned();
         self.queue().submit(None, move |trees| names::forget_service(trees, &service))
+    }
+
+    fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice> {
+        let found = self.shared.with(|trees| sessions::scan(trees, from.as_ref(), slice));
+        async move { found }.boxed()
+    }
+
+    fn state(&self) -> StoreState {
+        let problem = self.shared.with(|_| Ok(())).and_then(|()| self.shared.check_space());
+        StoreState {
+            place: format!("sled {}", self.shared.path().display()),
+            available: problem.is_ok(),
+            detail: problem.err().map(|error| error.to_string()),
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 
 use super::StoreError;
 use super::trees::{MAX_RECORD_BYTES, Trees, failed};
-use crate::session::record::{Damage, Head, Owner, Record, set_owner};
-use crate::session::store::Swept;
+use crate::session::fault::{Fault, armed};
+use crate::session::record::{Damage, Head, Owner, Record, hand_over};
+use crate::session::store::{Cursor, Entry, Slice, Swept};
 use lb_common::token::SessionId;
 use std::ops::Bound;
 
@@ -39,14 +40,13 @@ pub(super) fn claim(
 ) -> Result<Owner, StoreError> {
     let before = replace(trees, id, Some(expected), |old| {
         let mut bytes = old.to_vec();
-        set_owner(&mut bytes, owner, expires);
+        hand_over(&mut bytes, expected + 1, owner, expires);
         Some(bytes)
     })?;
     before.map(|head| head.owner).ok_or(StoreError::Conflict)
 }
 
-/// Puts `change(old)` in place of a record of the expected version. A claim in between changes the bytes and not the
-/// version: then the comparison fails, and the new record is looked at.
+/// Puts `change(old)` in place of a record of the expected revision.
 fn replace(
     trees: &Trees,
     id: SessionId,
@@ -59,7 +59,7 @@ fn replace(
             Some(bytes) => Some(head(id, bytes)?),
             None => None,
         };
-        if before.map(|head| head.version) != expected {
+        if before.map(|head| head.revision) != expected && !armed(Fault::SkipCas) {
             return Err(StoreError::Conflict);
         }
         let new = change(old.as_deref().unwrap_or_default());
@@ -101,6 +101,32 @@ pub(super) fn sweep(
         swept.after = None;
     }
     Ok(swept)
+}
+
+pub(super) fn scan(trees: &Trees, from: Option<&Cursor>, slice: usize) -> Result<Slice, StoreError> {
+    let from = match from {
+        None => Bound::Unbounded,
+        Some(cursor) => Bound::Excluded(
+            SessionId::from_hex(cursor.0.as_bytes()).map(|id| id.0.to_vec()).ok_or_else(|| {
+                StoreError::Failed(format!(
+                    "{:?} is no place where a scan of this store could go on",
+                    cursor.0
+                ))
+            })?,
+        ),
+    };
+    let mut found = Slice::default();
+    for entry in trees.sessions.range::<Vec<u8>, _>((from, Bound::Unbounded)).take(slice) {
+        let (key, bytes) = entry.map_err(failed)?;
+        let id = key.as_ref().try_into().ok().map(SessionId);
+        let key = id.map_or_else(|| format!("{key:?}"), |id| id.to_string());
+        found.next = id.map(|id| Cursor(id.to_string()));
+        found.entries.push(Entry { id, key, record: Record::decode(&bytes) });
+    }
+    if found.entries.len() < slice {
+        found.next = None;
+    }
+    Ok(found)
 }
 
 /// Ends every session of a service.

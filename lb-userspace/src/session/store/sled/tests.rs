@@ -16,7 +16,7 @@ fn id(n: u32) -> SessionId {
 fn record(version: u64, value: &str) -> Record {
     let mut state = State::default();
     state.set_as("k", &value).unwrap();
-    Record { version, service: 1, owner: ME, created: 0, expires: u64::MAX, state }
+    Record { version, revision: version, service: 1, owner: ME, created: 0, expires: u64::MAX, state }
 }
 
 fn options() -> SledOptions {
@@ -95,11 +95,15 @@ async fn who_takes_a_session_over_learns_whose_it_was() {
     assert_eq!(store.save(id(1), &first, None).await.unwrap(), None);
     assert_eq!(store.claim(id(1), 1, OTHER, 77).await.unwrap(), ME);
     let claimed = store.load(id(1)).await.unwrap().unwrap();
-    assert_eq!(claimed, Record { owner: OTHER, expires: 77, ..first.clone() }, "nothing else changed");
-    assert_eq!(store.claim(id(1), 1, OTHER, 88).await.unwrap(), OTHER);
-    // A claim does not make a writer lose, who would lose again and again to cheap claims.
-    assert_eq!(store.save(id(1), &record(2, "b"), Some(1)).await.unwrap(), Some(OTHER));
-    assert_eq!(store.load(id(1)).await.unwrap(), Some(record(2, "b")));
+    let expected = Record { revision: 2, owner: OTHER, expires: 77, ..first.clone() };
+    assert_eq!(claimed, expected, "nothing else changed");
+    assert_eq!(store.claim(id(1), 2, OTHER, 88).await.unwrap(), OTHER);
+    // Whatever was based on what the former owner saw comes too late.
+    assert!(matches!(store.claim(id(1), 1, ME, 99).await, Err(StoreError::Conflict)));
+    assert!(matches!(store.save(id(1), &record(2, "b"), Some(1)).await, Err(StoreError::Conflict)));
+    let written = Record { revision: 4, ..record(2, "b") };
+    assert_eq!(store.save(id(1), &written, Some(3)).await.unwrap(), Some(OTHER));
+    assert_eq!(store.load(id(1)).await.unwrap(), Some(written));
 }
 
 #[tokio::test]
@@ -225,12 +229,12 @@ async fn another_format_is_refused_and_left_alone() {
     let place = Place::new();
     drop(place.open());
     let db = trees_open(&place);
-    db.insert("format", "2").unwrap();
+    db.insert("format", "1").unwrap();
     db.flush().unwrap();
     drop(db);
     for _ in 0..2 {
         let error = SledStore::open(&place.path()).err().unwrap();
-        assert!(matches!(&error, StoreError::Format { found, .. } if found == "2"), "{error}");
+        assert!(matches!(&error, StoreError::Format { found, .. } if found == "1"), "{error}");
     }
     // And a database that is no session store at all.
     let place = Place::new();
@@ -385,7 +389,10 @@ async fn the_largest_sessions_stay_inside_the_log() {
     for round in 1..=12 {
         for n in 0..40 {
             let expected = (round > 1).then(|| round - 1);
-            store.save(id(n), &Record { version: round, ..large.clone() }, expected).await.unwrap();
+            store
+                .save(id(n), &Record { version: round, revision: round, ..large.clone() }, expected)
+                .await
+                .unwrap();
         }
     }
     let blobs = std::fs::read_dir(place.path().join("blobs")).unwrap().count();
