@@ -52,17 +52,20 @@ fn apt() -> Command {
     apt
 }
 
+/// Packages that come with a service, and its name. The tests start servers of their own; Debian's would take their
+/// ports at the next boot.
+const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
+
 fn install(packages: &[&str]) -> Result<()> {
-    let nginx = packages.contains(&"nginx-light");
-    let _asleep = if nginx { NoServices::begin()? } else { None };
+    let services: Vec<_> = SERVICES.iter().filter(|(package, _)| packages.contains(package)).collect();
+    let _asleep = if services.is_empty() { None } else { NoServices::begin()? };
     let mut apt = apt();
     // Nothing of the user's is removed for us: where packages conflict, apt says so and stops.
     apt.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
     steps::run(&format!("apt-get install {}", packages.join(" ")), &mut apt)?;
-    if nginx {
-        // The tests start an nginx of their own; Debian's would take port 80 at the next boot.
+    for (_, service) in services {
         let mut disable = Command::new("update-rc.d");
-        let quiet = disable.args(["nginx", "disable"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let quiet = disable.args([service, "disable"]).stdout(Stdio::null()).stderr(Stdio::null());
         quiet.status().context("cannot start update-rc.d")?;
     }
     Ok(())

@@ -15,7 +15,7 @@ use plan::Plan;
 pub(crate) enum Need {
     /// Namespaces, network cards and an HTTP client: what runs lbd and the demonstration.
     Run,
-    /// Servers that the tests put behind the balancer.
+    /// Servers that the tests put behind the balancer, and beside it.
     Peers,
     /// Clippy and rustfmt, for the host and for BPF.
     Lint,

@@ -5,11 +5,12 @@ use super::machine::{Apt, Debian, Machine, Nightly, OLDEST_RUST};
 use crate::toolchain::{Compiler, Toolchain};
 
 /// Commands that verbs run, the Debian package of each, and who needs it.
-pub(crate) const COMMANDS: [(&str, &str, Need); 4] = [
+pub(crate) const COMMANDS: [(&str, &str, Need); 5] = [
     ("ip", "iproute2", Need::Run),
     ("ethtool", "ethtool", Need::Run),
     ("curl", "curl", Need::Run),
     ("nginx", "nginx-light", Need::Peers),
+    ("redis-server", "redis-server", Need::Peers),
 ];
 
 /// The linker's version, and the versions of LLVM that it can be built with, with Debian's packages of each. The LLVM has

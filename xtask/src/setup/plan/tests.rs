@@ -76,6 +76,7 @@ fn each_machine_gets_just_what_it_lacks() {
             "ethtool",
             "curl",
             "nginx-light",
+            "redis-server",
         ]),
         Step::BuildLinker(22),
     ];
