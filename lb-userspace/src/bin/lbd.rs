@@ -3,6 +3,8 @@
 use clap::{Parser, Subcommand};
 use lb_userspace::config::{Config, ConfigError};
 use lb_userspace::daemon::{self, Options};
+#[cfg(feature = "faults")]
+use lb_userspace::session::fault::{self, Fault};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +23,10 @@ struct Cli {
     /// An interface that clients or backends are behind, beside those of the configuration; can be given several times.
     #[arg(long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
+    /// A promise to break deliberately, for the tests of the tests; can be given several times.
+    #[cfg(feature = "faults")]
+    #[arg(long = "fault", value_name = "NAME", value_parser = promise)]
+    faults: Vec<Fault>,
     /// What is logged, such as `debug` or `lb_userspace::health=trace,info`.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "LB_LOG")]
     log: String,
@@ -41,9 +47,11 @@ fn main() -> ExitCode {
     let done = match (cli.verb, cli.config) {
         (Some(Verb::Check { file }), _) => check(&file),
         (Some(Verb::Detach { file }), _) => detach(&file),
-        (None, Some(config)) => {
-            run(Options { config, object: cli.object, interfaces: cli.interfaces }, &cli.log)
-        }
+        (None, Some(config)) => begin_log(&cli.log).and_then(|()| {
+            #[cfg(feature = "faults")]
+            cli.faults.iter().copied().for_each(fault::arm);
+            run(Options { config, object: cli.object, interfaces: cli.interfaces })
+        }),
         (None, None) => Ok(()),
     };
     match done {
@@ -57,6 +65,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+#[cfg(feature = "faults")]
+fn promise(name: &str) -> Result<Fault, String> {
+    let names = || Fault::ALL.map(Fault::name).join(", ");
+    Fault::from_name(name).ok_or_else(|| format!("there are: {}", names()))
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
@@ -77,15 +91,19 @@ fn detach(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(options: Options, log: &str) -> anyhow::Result<()> {
+fn begin_log(filter: &str) -> anyhow::Result<()> {
     // That crate warns of every attribute that a newer kernel has added.
-    let filter = EnvFilter::try_new(format!("netlink_packet_route=error,{log}"))?;
+    let filter = EnvFilter::try_new(format!("netlink_packet_route=error,{filter}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    Ok(())
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
