@@ -26,6 +26,8 @@
 //! read there (the store never shows what is not durable yet). Work on one session takes turns within a server, and
 //! goes on to its end when the client goes away.
 
+mod outside;
+
 use super::shelf::{Mark, Shelf, Work};
 use super::{
     Clock, Copies, Instance, Limits, Owner, Peers, Record, SessionCache, SessionStore, State, StoreError,
@@ -196,23 +198,10 @@ impl Sessions {
         let token = self.ours(token);
         let sessions = self.clone();
         to_the_end(async move {
-            if let Some(token) = token {
-                let work = sessions.shelf.join(token.session);
-                let _turn = work.turn().await;
-                for _ in 0..MAX_TRIES {
-                    let Some((base, source, mark)) = sessions.current(&work, token).await? else { break };
-                    let mut state = base.state.clone();
-                    let made = change(&mut state)?;
-                    sessions.limits.check(&state)?;
-                    match sessions.save(&work, mark, token.session, &base, state).await {
-                        Ok(record) => return Ok((sessions.seen(token.session, record, source), made)),
-                        Err(SessionError::Conflict) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                if sessions.store.load(token.session).await?.is_some_and(|record| sessions.lives(&record)) {
-                    return Err(SessionError::Conflict);
-                }
+            if let Some(token) = token
+                && let Some(changed) = sessions.change(token, &change).await?
+            {
+                return Ok(changed);
             }
             let mut state = State::default();
             let made = change(&mut state)?;
@@ -349,6 +338,30 @@ impl Sessions {
                 }
                 Ok(record)
             }
+        }
+    }
+
+    /// Changes the session that a token names, if it lives.
+    async fn change<T, F>(&self, token: Token, change: F) -> Result<Option<(Seen, T)>, SessionError>
+    where
+        F: Fn(&mut State) -> Result<T, Refusal>,
+    {
+        let work = self.shelf.join(token.session);
+        let _turn = work.turn().await;
+        for _ in 0..MAX_TRIES {
+            let Some((base, source, mark)) = self.current(&work, token).await? else { return Ok(None) };
+            let mut state = base.state.clone();
+            let made = change(&mut state)?;
+            self.limits.check(&state)?;
+            match self.save(&work, mark, token.session, &base, state).await {
+                Ok(record) => return Ok(Some((self.seen(token.session, record, source), made))),
+                Err(SessionError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match self.store.load(token.session).await?.is_some_and(|record| self.lives(&record)) {
+            true => Err(SessionError::Conflict),
+            false => Ok(None),
         }
     }
 
