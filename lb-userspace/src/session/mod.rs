@@ -20,7 +20,7 @@ pub use shelf::Peers;
 pub use state::State;
 #[cfg(feature = "sled")]
 pub use store::sled::SledStore;
-pub use store::{Copies, SessionStore, StoreError, StoreState};
+pub use store::{Copies, Given, SessionStore, StoreError, StoreState};
 pub use token::{KeysError, TokenKeys};
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
-use crate::session::store::{Answer, Cursor, Slice, StoreState, Swept};
+use crate::session::store::{Answer, Cursor, Given, Slice, StoreState, Swept};
 use futures::FutureExt;
 use futures::future::join_all;
 use proptest::prelude::*;
@@ -81,6 +81,12 @@ impl SessionStore for Trial {
     }
     fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>> {
         self.inner.slots()
+    }
+    fn given(&self) -> Answer<'_, Given> {
+        self.inner.given()
+    }
+    fn adopt(&self, given: Given) -> Answer<'_, ()> {
+        self.inner.adopt(given)
     }
     fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()> {
         self.inner.forget_slot(service, backend)

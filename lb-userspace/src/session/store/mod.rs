@@ -8,6 +8,7 @@ use super::{Clock, Owner, Record};
 use futures::future::BoxFuture;
 use lb_common::token::SessionId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -70,6 +71,16 @@ pub trait SessionStore: Send + Sync + 'static {
     /// All slots given out: service, backend, slot.
     fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>>;
 
+    /// Everything that was given out so far.
+    fn given(&self) -> Answer<'_, Given>;
+
+    /// Gives out what another store gave out, so that tokens of its sessions fit here: ids of services, slots that are
+    /// free here, and epochs no smaller than there. Can be repeated.
+    ///
+    /// # Errors
+    /// [`StoreError::ServiceId`] when a service cannot have the id that it had there; nothing was given out then.
+    fn adopt(&self, given: Given) -> Answer<'_, ()>;
+
     /// Frees the slot of a backend that is gone for good.
     fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()>;
 
@@ -99,6 +110,39 @@ pub trait SessionStore: Send + Sync + 'static {
 
     /// How it is, for people.
     fn state(&self) -> StoreState;
+}
+
+/// What a store has given out to names. Tokens are made of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Given {
+    /// Services and their ids.
+    pub services: BTreeMap<String, u16>,
+    /// Service, backend, slot.
+    pub slots: Vec<(String, String, u16)>,
+    /// Slots and the last epoch of each, those that nobody has now included.
+    pub epochs: Vec<(u16, u32)>,
+}
+
+impl Given {
+    /// What `adopt` has to add to the services that are `here`.
+    ///
+    /// # Errors
+    /// [`StoreError::ServiceId`] for the first that cannot have its id.
+    pub fn new_services(&self, here: &BTreeMap<String, u16>) -> Result<Vec<(&str, u16)>, StoreError> {
+        let mut new = Vec::new();
+        for (service, id) in &self.services {
+            let refused = |why: String| StoreError::ServiceId { service: service.clone(), id: *id, why };
+            match here.get(service) {
+                Some(found) if found == id => {}
+                Some(found) => return Err(refused(format!("it has id {found} here"))),
+                None => match here.iter().find(|(_, taken)| *taken == id) {
+                    Some((other, _)) => return Err(refused(format!("service {other} has that id here"))),
+                    None => new.push((service.as_str(), *id)),
+                },
+            }
+        }
+        Ok(new)
+    }
 }
 
 /// What a process holds in memory of the sessions in a store.
@@ -174,6 +218,8 @@ pub enum StoreError {
     DamagedName { name: String },
     #[error("no free {0} is left: forget one that is no longer used")]
     Exhausted(&'static str),
+    #[error("service {service} cannot have id {id}, which its tokens name: {why}")]
+    ServiceId { service: String, id: u16, why: String },
     #[error("name {0:?} is empty or longer than 255 bytes")]
     Name(String),
     #[error("a record of {bytes} bytes is more than the {limit} that the store takes")]
@@ -191,6 +237,7 @@ pub enum StoreError {
 /// nobody waits for a sweep.
 pub async fn sweep_forever(store: Arc<dyn SessionStore>, clock: Clock, pause: Duration, slice: usize) {
     let mut after = None;
+    let mut failing = false;
     let mut ticks = tokio::time::interval(pause);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -198,12 +245,18 @@ pub async fn sweep_forever(store: Arc<dyn SessionStore>, clock: Clock, pause: Du
         match store.sweep(clock(), after, slice).await {
             Ok(swept) => {
                 after = swept.after;
+                failing = false;
                 if swept.removed > 0 {
                     tracing::debug!(removed = swept.removed, "expired sessions removed");
                 }
             }
             Err(StoreError::Closed) => return,
-            Err(error) => tracing::warn!(%error, "expired sessions could not be removed, next try soon"),
+            // Told once: it is tried again with every tick.
+            Err(error) if !failing => {
+                failing = true;
+                tracing::warn!(%error, "expired sessions cannot be removed now; nobody is shown one all the same");
+            }
+            Err(_) => {}
         }
     }
 }

@@ -12,7 +12,7 @@ mod sessions;
 mod tests;
 mod trees;
 
-use super::{Answer, Cursor, SessionStore, Slice, StoreError, StoreState, Swept};
+use super::{Answer, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
 use crate::session::record::{Owner, Record};
 use commit::{Committer, Queue};
 use futures::FutureExt;
@@ -175,6 +175,14 @@ impl SessionStore for SledStore {
     fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>> {
         // Through the queue, so that what it shows is durable.
         self.queue().submit(None, names::slots)
+    }
+
+    fn given(&self) -> Answer<'_, Given> {
+        self.queue().submit(None, names::given)
+    }
+
+    fn adopt(&self, given: Given) -> Answer<'_, ()> {
+        self.queue().submit(None, move |trees| names::adopt(trees, &given))
     }
 
     fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()> {

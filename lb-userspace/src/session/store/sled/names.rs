@@ -1,9 +1,9 @@
 //! Epochs, service ids and slots: what must never be given out twice. Only the committer's thread comes here, so that
 //! reading and writing need no lock.
 
-use super::StoreError;
 use super::sessions::end_all;
 use super::trees::{Trees, failed};
+use super::{Given, StoreError};
 use crate::session::fault::{Fault, armed};
 use sled::Tree;
 use std::collections::BTreeSet;
@@ -11,22 +11,28 @@ use std::collections::BTreeSet;
 const MAX_NAME: usize = 255;
 
 pub(super) fn next_epoch(trees: &Trees, slot: u16) -> Result<u32, StoreError> {
-    let key = slot.to_be_bytes();
-    let last = match trees.epochs.get(key).map_err(failed)? {
-        None => 0,
-        Some(bytes) => u32::from_be_bytes(
-            bytes
-                .as_ref()
-                .try_into()
-                .map_err(|_| StoreError::DamagedName { name: format!("slot {slot}") })?,
-        ),
-    };
+    let last = last_epoch(trees, slot)?;
     if last > 0 && armed(Fault::SkipEpoch) {
         return Ok(last);
     }
     let next = last.checked_add(1).ok_or(StoreError::Exhausted("epoch of that slot"))?;
-    trees.epochs.insert(key, &next.to_be_bytes()).map_err(failed)?;
+    trees.epochs.insert(slot.to_be_bytes(), &next.to_be_bytes()).map_err(failed)?;
     Ok(next)
+}
+
+/// 0 for a slot that never had one.
+fn last_epoch(trees: &Trees, slot: u16) -> Result<u32, StoreError> {
+    match trees.epochs.get(slot.to_be_bytes()).map_err(failed)? {
+        None => Ok(0),
+        Some(bytes) => epoch(&bytes, slot),
+    }
+}
+
+fn epoch(bytes: &[u8], slot: u16) -> Result<u32, StoreError> {
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| StoreError::DamagedName { name: format!("the epoch of slot {slot}") })?;
+    Ok(u32::from_be_bytes(bytes))
 }
 
 pub(super) fn service_id(trees: &Trees, service: &str) -> Result<u16, StoreError> {
@@ -50,6 +56,45 @@ pub(super) fn slots(trees: &Trees) -> Result<Vec<(String, String, u16)>, StoreEr
         slots.push((text(service)?, text(backend)?, number(&value, "a slot")?));
     }
     Ok(slots)
+}
+
+pub(super) fn given(trees: &Trees) -> Result<Given, StoreError> {
+    let mut given = Given { slots: slots(trees)?, ..Given::default() };
+    for entry in &trees.services {
+        let (key, value) = entry.map_err(failed)?;
+        let name = String::from_utf8(key.to_vec())
+            .map_err(|_| StoreError::DamagedName { name: format!("a service {key:?}") })?;
+        given.services.insert(name.clone(), number(&value, &name)?);
+    }
+    for entry in &trees.epochs {
+        let (key, value) = entry.map_err(failed)?;
+        let slot = number(&key, "an epoch")?;
+        given.epochs.push((slot, epoch(&value, slot)?));
+    }
+    Ok(given)
+}
+
+/// Services last: a crash in between leaves nothing that tokens could be taken for.
+pub(super) fn adopt(trees: &Trees, other: &Given) -> Result<(), StoreError> {
+    let here = given(trees)?;
+    let services = other.new_services(&here.services)?;
+    services.iter().try_for_each(|(service, _)| check(service))?;
+    for (service, backend, slot) in &other.slots {
+        let key = slot_key(service, backend)?;
+        let taken = here.slots.iter().any(|(s, b, taken)| taken == slot || (s, b) == (service, backend));
+        if !taken {
+            trees.slots.insert(key, &slot.to_be_bytes()).map_err(failed)?;
+        }
+    }
+    for (slot, epoch) in &other.epochs {
+        if *epoch > last_epoch(trees, *slot)? {
+            trees.epochs.insert(slot.to_be_bytes(), &epoch.to_be_bytes()).map_err(failed)?;
+        }
+    }
+    for (service, id) in services {
+        trees.services.insert(service, &id.to_be_bytes()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// The epoch of the slot stays: a token of the forgotten backend must not fit the next one there.

@@ -450,3 +450,65 @@ fn a_failed_write_is_recovered_from() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
+
+#[tokio::test]
+async fn what_one_store_gave_out_another_adopts() {
+    let (from, to) = (Place::new(), Place::new());
+    let store = from.open();
+    for service in ["shop", "api"] {
+        store.service_id(service).await.unwrap();
+        store.slot(service, "s1").await.unwrap();
+    }
+    for _ in 0..7 {
+        store.next_epoch(1).await.unwrap();
+    }
+    // Of a backend that is no more: its tokens are still about.
+    store.slot("shop", "old").await.unwrap();
+    store.next_epoch(2).await.unwrap();
+    store.forget_slot("shop", "old").await.unwrap();
+    let given = store.given().await.unwrap();
+    assert_eq!(given.services, [("api".to_owned(), 2), ("shop".to_owned(), 1)].into());
+    assert_eq!(given.epochs, [(1, 7), (2, 1)]);
+
+    let store = to.open();
+    for _ in 0..2 {
+        store.adopt(given.clone()).await.unwrap();
+        assert_eq!(store.given().await.unwrap(), given);
+    }
+    drop(store);
+    let store = to.open();
+    assert_eq!(store.given().await.unwrap(), given);
+    assert_eq!((store.next_epoch(1).await.unwrap(), store.next_epoch(2).await.unwrap()), (8, 2));
+    assert_eq!(store.service_id("api").await.unwrap(), 2);
+    assert_eq!(store.slot("api", "s1").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_is_taken_is_not_adopted() {
+    let place = Place::new();
+    let store = place.open();
+    store.service_id("shop").await.unwrap();
+    store.slot("shop", "s1").await.unwrap();
+    (0..9).for_each(|_| drop(store.next_epoch(0)));
+    let given = |services: &[(&str, u16)]| Given {
+        services: services.iter().map(|(name, id)| ((*name).to_owned(), *id)).collect(),
+        slots: vec![("shop".into(), "s1".into(), 4), ("shop".into(), "s2".into(), 0)],
+        epochs: vec![(0, 3), (4, 3)],
+    };
+    let here = store.given().await.unwrap();
+    for (services, why) in [
+        ([("api", 2), ("shop", 3)], "service shop cannot have id 3, which its tokens name: it has id 1 here"),
+        (
+            [("api", 1), ("zoo", 9)],
+            "service api cannot have id 1, which its tokens name: service shop has that id here",
+        ),
+    ] {
+        let error = store.adopt(given(&services)).await.unwrap_err();
+        assert_eq!(error.to_string(), why);
+        assert_eq!(store.given().await.unwrap(), here, "nothing was adopted");
+    }
+    store.adopt(given(&[("api", 2)])).await.unwrap();
+    let now = store.given().await.unwrap();
+    assert_eq!(now.slots, here.slots, "one has a slot, the other's is taken");
+    assert_eq!(now.epochs, [(0, 9), (4, 3)], "epochs never shrink");
+}
