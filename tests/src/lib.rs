@@ -14,6 +14,7 @@ pub mod netns;
 pub mod nginx;
 pub mod object;
 pub mod raw;
+pub mod redis;
 pub mod runner;
 pub mod scene;
 pub mod server;
