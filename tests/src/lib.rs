@@ -18,6 +18,7 @@ pub mod redis;
 pub mod runner;
 pub mod scene;
 pub mod server;
+pub mod session_bench;
 pub mod setup;
 pub mod table;
 pub mod testbed;

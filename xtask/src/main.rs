@@ -34,7 +34,7 @@ enum Verb {
     Test(test::Arguments),
     /// Build a town of namespaces, drive it with curl, and tell what XDP counts; needs root
     Demo(demo::Arguments),
-    /// Measure what a packet costs on each path; needs root
+    /// Measure what a packet costs on each path, or what sessions cost
     Bench(bench::Arguments),
     /// Build the release and run lbd on a network interface; needs root
     Attach(attach::Arguments),

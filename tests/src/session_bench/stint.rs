@@ -1,0 +1,128 @@
+//! A closed loop: so many workers, each with one operation under way, for a while. How often one was done, and how long
+//! each took, without sampling.
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// An operation that never waits lets the other workers on its processor go on after so many.
+const PATIENCE: u32 = 64;
+/// Nanoseconds that an operation may take and still be told apart.
+const LONGEST: u64 = 60_000_000_000;
+
+/// When operations count: caches and queues have settled, and every worker is at work.
+#[derive(Clone, Copy)]
+pub(super) struct Window {
+    from: Instant,
+    until: Instant,
+}
+
+impl Window {
+    /// Of that length, after a quarter of it to settle.
+    pub(super) fn new(time: Duration) -> Self {
+        let from = Instant::now() + time / 4;
+        Self { from, until: from + time }
+    }
+}
+
+/// What one worker does in a window.
+pub(super) struct Stint {
+    window: Window,
+    begun: Instant,
+    turns: u32,
+    /// Nanoseconds.
+    times: Histogram<u64>,
+}
+
+impl Stint {
+    fn new(window: Window, times: Histogram<u64>) -> Self {
+        Self { window, begun: Instant::now(), turns: 0, times }
+    }
+
+    /// Whether there is time for another operation, which then begins.
+    pub(super) async fn goes_on(&mut self) -> bool {
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(PATIENCE) {
+            tokio::task::yield_now().await;
+            self.begun = Instant::now();
+        }
+        self.begun < self.window.until
+    }
+
+    /// The operation is done.
+    pub(super) fn done(&mut self) {
+        let now = Instant::now();
+        if now >= self.window.from && now < self.window.until {
+            self.times.saturating_record((now - self.begun).as_nanos() as u64);
+        }
+        self.begun = now;
+    }
+}
+
+/// One measurement of one row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    /// Operations a second.
+    pub(super) rate: f64,
+    /// Nanoseconds.
+    pub(super) p50: u64,
+    pub(super) p99: u64,
+}
+
+/// Lets `workers` work side by side.
+pub(super) async fn closed_loop<F>(
+    workers: usize,
+    time: Duration,
+    work: impl Fn(usize, Stint) -> F,
+) -> Result<Sample>
+where
+    F: Future<Output = Result<Stint>> + Send + 'static,
+{
+    let mut times = Histogram::new_with_bounds(1, LONGEST, 3).expect("the bounds are in order");
+    // Large, and made before the window opens.
+    let each: Vec<_> = (0..workers).map(|_| times.clone()).collect();
+    let window = Window::new(time);
+    let start = |(worker, times)| tokio::spawn(work(worker, Stint::new(window, times)));
+    let working: Vec<_> = each.into_iter().enumerate().map(start).collect();
+    for worker in working {
+        times.add(worker.await.context("a worker panicked")??.times).expect("their bounds are the same");
+    }
+    anyhow::ensure!(!times.is_empty(), "nothing was done within {time:?}");
+    Ok(Sample {
+        rate: times.len() as f64 / time.as_secs_f64(),
+        p50: times.value_at_quantile(0.5),
+        p99: times.value_at_quantile(0.99),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn counts_what_was_done_in_the_window() {
+        let wait = Duration::from_millis(2);
+        let work = move |_, mut stint: Stint| async move {
+            while stint.goes_on().await {
+                tokio::time::sleep(wait).await;
+                stint.done();
+            }
+            Ok(stint)
+        };
+        let sample = closed_loop(4, Duration::from_millis(100), work).await.unwrap();
+        // No worker can do more than one in two milliseconds; one may end at each edge of the window.
+        assert!(sample.rate > 0.0 && sample.rate <= 4.0 * 51.0 * 10.0, "{sample:?}");
+        assert!(sample.p50 >= 2_000_000 && sample.p99 >= sample.p50, "{sample:?}");
+    }
+
+    #[tokio::test]
+    async fn a_failed_operation_fails_the_measurement() {
+        let work = |worker, stint: Stint| async move {
+            anyhow::ensure!(worker != 2, "worker {worker} met a problem");
+            Ok(stint)
+        };
+        let error = closed_loop(4, Duration::from_millis(1), work).await.unwrap_err();
+        assert_eq!(error.to_string(), "worker 2 met a problem");
+    }
+}
