@@ -18,6 +18,7 @@ pub use record::{Owner, Record};
 pub use sessions::{Refusal, Seen, SessionError, Sessions, Source};
 pub use shelf::Peers;
 pub use state::State;
+pub use store::memory::MemoryStore;
 #[cfg(feature = "sled")]
 pub use store::sled::SledStore;
 pub use store::{Copies, Given, SessionStore, StoreError, StoreState};

@@ -82,3 +82,68 @@ impl Sessions {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Instance, Limits, MemoryStore, Peers, SessionStore, unix_millis};
+    use tokio::sync::watch;
+
+    fn server(store: &Arc<MemoryStore>, peers: &Arc<Peers>, slot: u16) -> Arc<Sessions> {
+        let instance = Instance { service: 1, slot, epoch: 1, name: format!("s{slot}") };
+        let instance = watch::channel(instance).1;
+        Sessions::new(instance, store.clone(), Limits::default(), peers.clone(), Arc::new(unix_millis))
+    }
+
+    fn token(seen: &Seen) -> Option<Token> {
+        let (slot, epoch) = (seen.owner.slot, seen.owner.epoch);
+        Some(Token { key_id: 0, service: 1, slot, epoch, session: seen.id })
+    }
+
+    #[tokio::test]
+    async fn looking_begins_no_session_and_late_changes_bring_none_back() {
+        let store = Arc::new(MemoryStore::new());
+        let peers = Arc::default();
+        let (a, b) = (server(&store, &peers, 1), server(&store, &peers, 2));
+        assert!(a.find(None).await.unwrap().is_none());
+        assert_eq!(store.count().await.unwrap(), 0);
+
+        let (seen, ()) = a.write(None, |state| Ok(state.set_as("n", &1).unwrap())).await.unwrap();
+        let found = a.find(token(&seen)).await.unwrap().unwrap();
+        assert_eq!((found.source, found.record.version), (Source::Cache, 1));
+        let found = b.find(token(&seen)).await.unwrap().unwrap();
+        assert_eq!((found.source, found.owner.slot), (Source::Database, 2));
+
+        let (seen, old) = a
+            .amend(token(&found), |state| {
+                let old = state.get_as::<u32>("n").unwrap();
+                state.set_as("n", &2).unwrap();
+                Ok(old)
+            })
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((old, seen.record.version), (Some(1), 2));
+
+        assert!(b.end(token(&seen)).await.unwrap());
+        let late = a.amend(token(&seen), |state| Ok(state.set_as("n", &3).unwrap())).await.unwrap();
+        assert!(late.is_none() && a.find(token(&seen)).await.unwrap().is_none());
+        assert_eq!(store.count().await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_renewed_session_has_its_state_and_no_trace_of_the_old_id() {
+        let store = Arc::new(MemoryStore::new());
+        let peers = Arc::default();
+        let (a, b) = (server(&store, &peers, 1), server(&store, &peers, 2));
+        assert!(a.renew(None).await.unwrap().is_none());
+        let (old, ()) = a.write(None, |state| Ok(state.set_as("n", &1).unwrap())).await.unwrap();
+        let new = b.renew(token(&old)).await.unwrap().unwrap();
+        assert!(new.id != old.id && new.owner.slot == 2);
+        assert_eq!(new.record.state.get_as("n").unwrap(), Some(1));
+        for server in [&a, &b] {
+            assert!(server.find(token(&old)).await.unwrap().is_none());
+        }
+        assert_eq!(store.count().await.unwrap(), 1);
+    }
+}

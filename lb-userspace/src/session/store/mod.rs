@@ -1,5 +1,6 @@
 //! The database behind the sessions: one small trait, so that it can be something else than the embedded one.
 
+pub mod memory;
 #[cfg(feature = "sled")]
 pub mod sled;
 
