@@ -4,7 +4,9 @@
 
 pub mod cache;
 pub mod fault;
+pub mod keyring;
 pub mod limits;
+pub mod member;
 pub mod record;
 pub mod sessions;
 pub mod shelf;
@@ -13,7 +15,10 @@ pub mod store;
 pub mod token;
 
 pub use cache::SessionCache;
+pub use keyring::Keyring;
+pub use lb_common::token::{SessionId, Token};
 pub use limits::{Limits, TooLarge};
+pub use member::Member;
 pub use record::{Owner, Record};
 pub use sessions::{Refusal, Seen, SessionError, Sessions, Source};
 pub use shelf::Peers;

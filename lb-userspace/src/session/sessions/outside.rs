@@ -95,6 +95,13 @@ mod tests {
         Sessions::new(instance, store.clone(), Limits::default(), peers.clone(), Arc::new(unix_millis))
     }
 
+    fn put(n: u32) -> impl Fn(&mut State) -> Result<(), Refusal> {
+        move |state| {
+            state.set_as("n", &n).unwrap();
+            Ok(())
+        }
+    }
+
     fn token(seen: &Seen) -> Option<Token> {
         let (slot, epoch) = (seen.owner.slot, seen.owner.epoch);
         Some(Token { key_id: 0, service: 1, slot, epoch, session: seen.id })
@@ -108,7 +115,7 @@ mod tests {
         assert!(a.find(None).await.unwrap().is_none());
         assert_eq!(store.count().await.unwrap(), 0);
 
-        let (seen, ()) = a.write(None, |state| Ok(state.set_as("n", &1).unwrap())).await.unwrap();
+        let (seen, ()) = a.write(None, put(1)).await.unwrap();
         let found = a.find(token(&seen)).await.unwrap().unwrap();
         assert_eq!((found.source, found.record.version), (Source::Cache, 1));
         let found = b.find(token(&seen)).await.unwrap().unwrap();
@@ -126,7 +133,7 @@ mod tests {
         assert_eq!((old, seen.record.version), (Some(1), 2));
 
         assert!(b.end(token(&seen)).await.unwrap());
-        let late = a.amend(token(&seen), |state| Ok(state.set_as("n", &3).unwrap())).await.unwrap();
+        let late = a.amend(token(&seen), put(3)).await.unwrap();
         assert!(late.is_none() && a.find(token(&seen)).await.unwrap().is_none());
         assert_eq!(store.count().await.unwrap(), 0);
     }
@@ -137,7 +144,7 @@ mod tests {
         let peers = Arc::default();
         let (a, b) = (server(&store, &peers, 1), server(&store, &peers, 2));
         assert!(a.renew(None).await.unwrap().is_none());
-        let (old, ()) = a.write(None, |state| Ok(state.set_as("n", &1).unwrap())).await.unwrap();
+        let (old, ()) = a.write(None, put(1)).await.unwrap();
         let new = b.renew(token(&old)).await.unwrap().unwrap();
         assert!(new.id != old.id && new.owner.slot == 2);
         assert_eq!(new.record.state.get_as("n").unwrap(), Some(1));

@@ -2,13 +2,14 @@
 //! shares it:** all sessions end with the process, and two processes never see each other's. Behind a balancer with
 //! more than one backend, and wherever state may not be lost, use another store.
 
-use super::{Answer, Cursor, Entry, SessionStore, Slice, StoreError, StoreState, Swept};
+use super::{Answer, Cursor, Entry, Given, SessionStore, Slice, StoreError, StoreState, Swept};
 use crate::session::{Owner, Record};
 use futures::FutureExt;
 use lb_common::token::SessionId;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use tokio::sync::broadcast;
 
 const MAX_NAME: usize = 255;
 
@@ -25,8 +26,11 @@ const MAX_NAME: usize = 255;
 /// # Ok::<_, lb_userspace::session::StoreError>(())
 /// # }).unwrap();
 /// ```
-#[derive(Default)]
-pub struct MemoryStore(Mutex<Inner>);
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+    /// Heard by everyone who uses this store, who gave it out included.
+    epochs: broadcast::Sender<(u16, u32)>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -39,15 +43,21 @@ struct Inner {
 impl MemoryStore {
     /// An empty one.
     pub fn new() -> Self {
-        Self::default()
+        Self { inner: Mutex::default(), epochs: broadcast::Sender::new(64) }
     }
 
     fn answer<'a, T: Send + 'a>(
         &self,
         work: impl FnOnce(&mut Inner) -> Result<T, StoreError>,
     ) -> Answer<'a, T> {
-        let done = work(&mut self.0.lock());
+        let done = work(&mut self.inner.lock());
         async move { done }.boxed()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -56,6 +66,13 @@ impl Inner {
     fn expected(&self, id: SessionId, revision: Option<u64>) -> Result<Option<&Record>, StoreError> {
         let found = self.sessions.get(&id.0);
         if found.map(|record| record.revision) == revision { Ok(found) } else { Err(StoreError::Conflict) }
+    }
+
+    fn named_slots(&self) -> Vec<(String, String, u16)> {
+        self.slots
+            .iter()
+            .map(|((service, backend), slot)| (service.clone(), backend.clone(), *slot))
+            .collect()
     }
 
     fn from(&self, after: Option<SessionId>) -> impl Iterator<Item = (SessionId, &Record)> {
@@ -129,6 +146,8 @@ impl SessionStore for MemoryStore {
         self.answer(|inner| {
             let epoch = inner.epochs.entry(slot).or_default();
             *epoch = epoch.checked_add(1).ok_or(StoreError::Exhausted("epoch of that slot"))?;
+            // An error says that nobody listens.
+            let _ = self.epochs.send((slot, *epoch));
             Ok(*epoch)
         })
     }
@@ -149,11 +168,38 @@ impl SessionStore for MemoryStore {
     }
 
     fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>> {
+        self.answer(|inner| Ok(inner.named_slots()))
+    }
+
+    fn given(&self) -> Answer<'_, Given> {
         self.answer(|inner| {
-            let named = |((service, backend), slot): (&(String, String), &u16)| {
-                (service.clone(), backend.clone(), *slot)
-            };
-            Ok(inner.slots.iter().map(named).collect())
+            Ok(Given {
+                services: inner.services.clone(),
+                slots: inner.named_slots(),
+                epochs: inner.epochs.iter().map(|(slot, epoch)| (*slot, *epoch)).collect(),
+            })
+        })
+    }
+
+    fn adopt(&self, given: Given) -> Answer<'_, ()> {
+        self.answer(|inner| {
+            let new = given.new_services(&inner.services)?;
+            for (service, _) in &new {
+                check(service)?;
+            }
+            for (service, id) in new {
+                inner.services.insert(service.to_owned(), id);
+            }
+            for (service, backend, slot) in &given.slots {
+                if !inner.slots.values().any(|taken| taken == slot) {
+                    inner.slots.entry((service.clone(), backend.clone())).or_insert(*slot);
+                }
+            }
+            for (slot, epoch) in given.epochs {
+                let last = inner.epochs.entry(slot).or_default();
+                *last = epoch.max(*last);
+            }
+            Ok(())
         })
     }
 
@@ -190,6 +236,10 @@ impl SessionStore for MemoryStore {
             let next = entries.last().filter(|_| more).map(|entry| Cursor(entry.key.clone()));
             Ok(Slice { entries, next })
         })
+    }
+
+    fn epochs(&self) -> Option<broadcast::Receiver<(u16, u32)>> {
+        Some(self.epochs.subscribe())
     }
 
     fn state(&self) -> StoreState {
@@ -305,6 +355,15 @@ mod tests {
         assert!(matches!(block_on(store.service_id("")), Err(StoreError::Name(_))));
         assert_eq!(block_on(store.service_id("shop")).unwrap(), 1);
         block_on(store.save(id(1), &record(1, 9), None)).unwrap();
+
+        let other = MemoryStore::new();
+        block_on(other.adopt(block_on(store.given()).unwrap())).unwrap();
+        assert_eq!(block_on(other.given()).unwrap(), block_on(store.given()).unwrap());
+        let third = MemoryStore::new();
+        block_on(third.service_id("other")).unwrap();
+        let refused = block_on(third.adopt(block_on(store.given()).unwrap()));
+        assert!(matches!(refused, Err(StoreError::ServiceId { .. })), "{refused:?}");
+
         block_on(store.forget_service("shop")).unwrap();
         assert_eq!(block_on(store.count()).unwrap(), 0, "its sessions went with it");
     }
