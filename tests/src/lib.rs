@@ -9,6 +9,7 @@ pub mod bench;
 pub mod client;
 pub mod daemon;
 pub mod frame;
+pub mod history;
 pub mod maps;
 pub mod netns;
 pub mod nginx;
