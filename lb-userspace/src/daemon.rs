@@ -3,9 +3,12 @@
 
 mod answer;
 mod detach;
+mod epochs;
 mod event;
+mod keys;
 mod object;
 mod servers;
+mod sessions;
 mod start;
 
 pub use detach::detach;
@@ -17,7 +20,7 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::health::{Health, HealthEvent, Policy};
 use crate::net::{NextHopEvent, NextHops};
 use crate::registry::{Change, Effect, Outcome, Registry, Transition};
-use crate::session::{SessionStore, SledStore, StoreError, TokenKeys};
+use crate::session::{Peers, SessionStore, TokenKeys};
 use crate::supervisor::{Exit, ServerEvent, Supervisor};
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -31,8 +34,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-/// Pause after the database did not give an epoch.
-const EPOCH_PAUSE: Duration = Duration::from_secs(1);
 /// How long lbctl is kept waiting for a server's restart.
 const RESTART_PATIENCE: Duration = Duration::from_secs(30);
 /// How long lbctl is kept waiting for a backend that shall be ready.
@@ -70,7 +71,9 @@ struct Daemon {
     supervisor: Supervisor,
     health: Health,
     next_hops: NextHops,
-    store: Arc<SledStore>,
+    store: Arc<dyn SessionStore>,
+    /// The caches of all servers that lbd runs.
+    peers: Arc<Peers>,
     keys: Arc<ArcSwap<TokenKeys>>,
     backends: BTreeMap<u16, Known>,
     /// The balancer's ends of the managed servers' links.
@@ -78,6 +81,8 @@ struct Daemon {
     waiting: Vec<Waiting>,
     sources: Sources,
     epochs: mpsc::UnboundedSender<Event>,
+    /// Hears of epochs that others gave out.
+    announcements: JoinHandle<()>,
     /// Serves the control socket, which goes with it.
     control: JoinHandle<()>,
     /// Removes expired sessions.
@@ -127,6 +132,9 @@ impl Daemon {
             Event::Epoch { slot, epoch } => {
                 self.apply(Change::Epoch { slot, epoch })?;
             }
+            Event::Announced { slot, epoch } => {
+                self.apply(Change::Announced { slot, epoch })?;
+            }
             Event::Call(call) => self.answer(call)?,
             Event::Tick => {
                 let expired = self.datapath.expire(self.expire_budget());
@@ -149,10 +157,16 @@ impl Daemon {
                 self.apply(Change::CookieKey { key })?;
                 tracing::info!("SYN cookies are made with a fresh key");
             }
-            Event::Reload => tracing::warn!(
-                "SIGHUP: the configuration is read at the start only; restart lbd, which keeps connections to backends \
-                 elsewhere alive"
-            ),
+            Event::Reload => {
+                match self.reload_keys()? {
+                    Ok(message) => tracing::info!("SIGHUP: {message}"),
+                    Err(refused) => tracing::error!("SIGHUP: {refused}"),
+                }
+                tracing::info!(
+                    "the configuration is read at the start only; to change it, restart lbd, which keeps connections to \
+                     backends elsewhere alive"
+                );
+            }
             Event::Stop(_) => {}
         }
         self.tell_waiting();
@@ -202,7 +216,6 @@ impl Daemon {
         Ok(())
     }
 
-    /// Lets the registry take a change in, and performs what follows, and what follows from that.
     /// Takes back what clients are promised when a backend's answers to them show that it is not so.
     fn heed_syn_acks(&mut self) -> Result<(), DatapathError> {
         for (slot, known) in self.registry.lacks() {
@@ -215,6 +228,7 @@ impl Daemon {
         Ok(())
     }
 
+    /// Lets the registry take a change in, and performs what follows, and what follows from that.
     fn apply(&mut self, change: Change) -> Result<Outcome, DatapathError> {
         let outcome = self.registry.apply(change, Instant::now());
         let mut following = self.perform(&outcome)?;
@@ -237,7 +251,9 @@ impl Daemon {
                         self.health.watch(slot, *addr, *policy);
                     }
                 }
-                Effect::NextEpoch { slot } => self.ask_epoch(slot),
+                Effect::NextEpoch { slot } => {
+                    tokio::spawn(epochs::ask(self.store.clone(), slot, self.epochs.clone()));
+                }
                 Effect::Restart { slot } => {
                     if let Err(error) = self.supervisor.restart(slot) {
                         let reason = format!("its server cannot be restarted: {}", chain(&error));
@@ -253,25 +269,6 @@ impl Daemon {
             }
         }
         Ok(following)
-    }
-
-    /// Asks the database until it answers: a backend without an epoch cannot serve.
-    fn ask_epoch(&self, slot: u16) {
-        let (store, epochs) = (self.store.clone(), self.epochs.clone());
-        tokio::spawn(async move {
-            loop {
-                match store.next_epoch(slot).await {
-                    Ok(epoch) => {
-                        // When lbd is stopping, nobody wants to know.
-                        let _ = epochs.send(Event::Epoch { slot, epoch });
-                        return;
-                    }
-                    Err(StoreError::Closed) => return,
-                    Err(error) => tracing::error!(slot, %error, "no next epoch, trying again"),
-                }
-                tokio::time::sleep(EPOCH_PAUSE).await;
-            }
-        });
     }
 
     /// Answers those whose backend serves now, or has not for too long.
@@ -334,6 +331,7 @@ impl Daemon {
             }
         }
         self.sweeper.abort();
+        self.announcements.abort();
         tracing::info!("stopped");
     }
 }

@@ -20,4 +20,6 @@ pub mod registry;
 pub mod server;
 pub mod session;
 #[cfg(feature = "daemon")]
+pub mod stores;
+#[cfg(feature = "daemon")]
 pub mod supervisor;

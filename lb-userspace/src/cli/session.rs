@@ -1,4 +1,4 @@
-//! `lbctl session show TOKEN`
+//! `lbctl session show|end`
 
 use super::table::sheet;
 use crate::control::{Request, SessionView};
@@ -12,12 +12,18 @@ pub(super) enum Verb {
         /// The value of the session cookie: 44 characters.
         token: String,
     },
+    /// End a session everywhere at once: whoever has its token begins anew
+    End {
+        /// The value of the session cookie, 44 characters, or the session's id, 32 hexadecimal digits.
+        session: String,
+    },
 }
 
 impl Verb {
     pub(super) fn request(&self) -> Request {
         match self {
             Self::Show { token } => Request::SessionShow { token: token.clone() },
+            Self::End { session } => Request::SessionEnd { session: session.clone() },
         }
     }
 }

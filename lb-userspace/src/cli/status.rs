@@ -2,6 +2,7 @@
 
 use super::table::{count, number, sheet, span};
 use crate::control::StatusView;
+use crate::session::StoreState;
 
 pub(super) fn text(status: &StatusView) -> String {
     let interfaces: Vec<_> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect();
@@ -16,7 +17,11 @@ pub(super) fn text(status: &StatusView) -> String {
         ("services", number(status.services as u64)),
         ("backends", format!("{}, {} ready", number(status.backends as u64), status.backends_ready)),
         ("flows", format!("{} of {}", number(status.flows as u64), number(status.flows_limit.into()))),
-        ("sessions", format!("{} in {}", number(status.sessions), status.store)),
+        (
+            "sessions",
+            status.sessions.map_or_else(|| "unknown: the store did not tell in time".to_owned(), number),
+        ),
+        ("store", store(&status.store)),
         (
             "token keys",
             format!(
@@ -26,4 +31,14 @@ pub(super) fn text(status: &StatusView) -> String {
             ),
         ),
     ])
+}
+
+fn store(state: &StoreState) -> String {
+    let StoreState { place, available, detail } = state;
+    match (available, detail) {
+        (true, None) => place.clone(),
+        (true, Some(detail)) => format!("{place}, {detail}"),
+        (false, None) => format!("{place}, CANNOT BE USED"),
+        (false, Some(detail)) => format!("{place}, CANNOT BE USED: {detail}"),
+    }
 }

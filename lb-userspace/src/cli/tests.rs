@@ -6,6 +6,7 @@ use crate::control::{
     Admin, BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, Refused, ServiceView,
     SessionView, StatsView, StatusView, TokenView,
 };
+use crate::session::StoreState;
 use clap::CommandFactory;
 use tokio::sync::mpsc;
 
@@ -57,10 +58,10 @@ fn answer(request: &Request) -> Response {
             backends_ready: 2,
             flows: 1234,
             flows_limit: 65_536,
-            sessions: 1_000_000,
+            sessions: Some(1_000_000),
             token_key: 2,
             token_keys: 1,
-            store: "/var/lib/lb/sessions".into(),
+            store: StoreState { place: "sled /var/lib/lb/sessions".into(), available: true, detail: None },
         })),
         Request::ServiceList {} => Response::Services {
             services: vec![ServiceView {
@@ -125,6 +126,9 @@ fn answer(request: &Request) -> Response {
             why: "s1 is ready and in epoch 12".into(),
             counters: vec!["affinity_hit".into(), "stale_instance".into()],
         })),
+        Request::SessionEnd { session } => Response::Done { message: format!("session {session} ended") },
+        Request::KeysPrepare {} => Response::Done { message: "prepared".into() },
+        Request::KeysReload {} => Response::Done { message: "reloaded".into() },
         Request::KeysRotate {} => Response::Done { message: "key 3 signs new tokens; 2 keys verify".into() },
     }
 }
@@ -162,7 +166,8 @@ interfaces  eth0 (driver)
 services    1
 backends    3, 2 ready
 flows       1,234 of 65,536
-sessions    1,000,000 in /var/lib/lb/sessions
+sessions    1,000,000
+store       sled /var/lib/lb/sessions
 token keys  1 key alive, key 2 signs
 ",
     )
@@ -240,6 +245,9 @@ async fn verbs_say_one_line() {
     prints("backend kill s1", "s1 was killed for None\n").await;
     prints("backend kill s1 --down-for 1m5s", "s1 was killed for Some(65000)\n").await;
     prints("keys rotate", "key 3 signs new tokens; 2 keys verify\n").await;
+    prints("keys prepare", "prepared\n").await;
+    prints("keys reload", "reloaded\n").await;
+    prints("session end x", "session x ended\n").await;
 }
 
 #[tokio::test]

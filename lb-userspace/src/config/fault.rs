@@ -1,6 +1,7 @@
 //! What is wrong with a configuration, told so that it can be put right: file, line, column, the line itself, the
 //! reason, and what to do.
 
+use super::store::without_password;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -85,7 +86,8 @@ impl<'a> Faults<'a> {
             file: self.file.to_owned(),
             line: self.text[..start].matches('\n').count() + 1,
             column: self.text[line_start..start].chars().count() + 1,
-            text: self.text[line_start..line_end].trim_end_matches('\r').to_owned(),
+            // It may go into a log, or on a screen that others see.
+            text: without_password(self.text[line_start..line_end].trim_end_matches('\r')),
             width: self.text[start..end].chars().count(),
             reason: reason.into(),
             help: help.into(),

@@ -4,6 +4,7 @@
 mod check;
 mod fault;
 mod raw;
+mod store;
 mod values;
 
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
 pub use fault::{ConfigError, Fault};
+pub use store::{Redis, Store};
 pub use values::{Subnet, parse_duration, show_duration};
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -34,8 +36,7 @@ pub struct Lbd {
     /// Run-time state: the BPF file system and the control socket.
     pub run_dir: PathBuf,
     pub socket: PathBuf,
-    /// Directory of the session database.
-    pub store: PathBuf,
+    pub store: Store,
     /// File of the token keys.
     pub keys: PathBuf,
     /// The packet programs; found beside the executable when absent.

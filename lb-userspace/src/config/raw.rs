@@ -58,15 +58,19 @@ table!(
     }
 );
 table!(RawLbd "[lbd]" {
-    run_dir: String, socket: String, store: String, keys: String, object: String, announce: bool,
+    run_dir: String, socket: String, store: RawStore, keys: String, object: String, announce: bool,
     interfaces: Vec<Spanned<String>>, mode: String,
+});
+table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
+    kind: String, path: String, nodes: Vec<Spanned<String>>, replicas: u64, prefix: String,
+    lease: String, deadline: String, volatile: bool,
 });
 table!(RawLimits "[limits]" { services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64 });
 table!(RawTimeouts "[timeouts]" { idle: String, closing: String, binding: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
     name: String, vip: String, protocol: String, affinity: RawAffinity, window_scale: u64, max_tries: u64,
-    replay: bool,     health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
+    replay: bool, health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
 });
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" { kind: String, cookie: String });
 table!(RawHealth "[service.health]" { interval: String, timeout: String, rise: u64, fall: u64 });
@@ -81,6 +85,13 @@ table!(RawBackend "[[service.backend]]" { name: String, managed: bool, addr: Str
 pub(super) enum Size {
     Bytes(u64),
     Text(String),
+}
+
+/// Where sessions are: a directory, or a table that says what kind of store.
+#[derive(Debug)]
+pub(super) enum RawStore {
+    Path(String),
+    Table(Box<StoreTable>),
 }
 
 fn read<T: FromToml>(key: &str, value: Spanned<DeValue<'_>>, faults: &mut Faults<'_>) -> Option<Spanned<T>> {
@@ -139,6 +150,22 @@ impl FromToml for u64 {
             }
             other => {
                 wrong_type(key, "a whole number", "write it without quotes", &other, span, faults);
+                None
+            }
+        }
+    }
+}
+
+impl FromToml for RawStore {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::String(text) => Some(Self::Path(text.into_owned())),
+            table @ DeValue::Table(_) => {
+                StoreTable::from_toml(key, table, span, faults).map(|table| Self::Table(Box::new(table)))
+            }
+            other => {
+                let help = "write it like \"/var/lib/lb/sessions\" or { kind = \"redis\", nodes = [...] }";
+                wrong_type(key, "a directory or a table", help, &other, span, faults);
                 None
             }
         }

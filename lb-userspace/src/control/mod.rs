@@ -43,6 +43,11 @@ pub enum Request {
     SessionShow {
         token: String,
     },
+    /// Ends a session everywhere at once.
+    SessionEnd {
+        /// Its token, or its id.
+        session: String,
+    },
     FlowList {
         service: Option<String>,
         backend: Option<String>,
@@ -55,8 +60,12 @@ pub enum Request {
         token: String,
         service: Option<String>,
     },
-    /// A new key signs tokens from now on; the older ones still verify.
+    /// A new key signs tokens from now on, or the one that was prepared; the older ones still verify.
     KeysRotate {},
+    /// A new key verifies from now on, and signs after the next rotation.
+    KeysPrepare {},
+    /// Reads the key file again.
+    KeysReload {},
 }
 
 /// What lbd says.

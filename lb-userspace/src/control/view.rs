@@ -1,10 +1,11 @@
 //! What lbctl shows: the answers' contents, in the words and units that people and programs read.
 
 use super::Admin;
+use crate::session::StoreState;
 use serde::{Deserialize, Serialize};
 
 /// The daemon as a whole.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct StatusView {
     /// Version of lbd.
     pub version: String,
@@ -20,13 +21,13 @@ pub struct StatusView {
     pub backends_ready: usize,
     pub flows: usize,
     pub flows_limit: u32,
-    /// Sessions in the database.
-    pub sessions: u64,
+    /// Sessions in the database; `None` when it did not tell in time.
+    pub sessions: Option<u64>,
     /// Which key signs new tokens...
     pub token_key: u8,
     /// ...and how many verify.
     pub token_keys: u32,
-    pub store: String,
+    pub store: StoreState,
 }
 
 /// An interface that carries the programs.

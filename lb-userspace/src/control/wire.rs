@@ -113,7 +113,10 @@ mod tests {
             Request::FlowList { service: Some("shop".into()), backend: None, limit: 9 },
             Request::Stats { service: None },
             Request::Explain { token: "t".into(), service: None },
+            Request::SessionEnd { session: "t".into() },
             Request::KeysRotate {},
+            Request::KeysPrepare {},
+            Request::KeysReload {},
         ] {
             let line = encode(&request);
             assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);

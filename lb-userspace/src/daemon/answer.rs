@@ -3,18 +3,19 @@
 use super::{Daemon, READY_PATIENCE, RESTART_PATIENCE, Waiting, chain};
 use crate::control::server::Call;
 use crate::control::{
-    Admin, CounterView, FlowView, FlowsView, InterfaceView, Refused, Request, Response, SessionView,
-    StatsView, StatusView,
+    Admin, CounterView, FlowView, FlowsView, InterfaceView, Refused, Request, Response, StatsView, StatusView,
 };
 use crate::datapath::Mode;
 use crate::registry::Change;
-use crate::session::{Record, SessionStore, StoreError, unix_millis};
+use crate::session::TokenKeys;
 use lb_common::backend::State;
 use lb_common::counter::{BackendCounters, Counter};
 use lb_common::flow::{Flow, FlowState};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How long lbctl is kept waiting for the number of sessions.
+const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// Answers now, or has the answer sent when it is known.
@@ -25,31 +26,20 @@ impl Daemon {
             Request::Status {} => {
                 let (mut status, store) = (self.status(), self.store.clone());
                 tokio::spawn(async move {
-                    let response = match store.count().await {
-                        Ok(sessions) => {
-                            status.sessions = sessions;
-                            Response::Status(Box::new(status))
-                        }
-                        Err(error) => Response::Refused(Refused::new(error.to_string())),
-                    };
-                    let _ = reply.send(response);
+                    // A database elsewhere may not answer, and that is what the asker wants to hear.
+                    let count = tokio::time::timeout(COUNT_PATIENCE, store.count()).await;
+                    status.sessions = count.ok().and_then(Result::ok);
+                    status.store = store.state();
+                    let _ = reply.send(Response::Status(Box::new(status)));
                 });
                 return Ok(());
             }
             Request::SessionShow { token } => {
-                match self.show_session(&token) {
-                    Ok((view, id)) => {
-                        let owner = self.owner_names();
-                        let store = self.store.clone();
-                        tokio::spawn(async move {
-                            let response = with_record(view, store.load(id).await, &owner);
-                            let _ = reply.send(response);
-                        });
-                    }
-                    Err(refused) => {
-                        let _ = reply.send(Response::Refused(refused));
-                    }
-                }
+                self.show_session(&token, reply);
+                return Ok(());
+            }
+            Request::SessionEnd { session } => {
+                self.end_session(&session, reply);
                 return Ok(());
             }
             Request::BackendRestart { backend } => {
@@ -86,7 +76,9 @@ impl Daemon {
                     (refused, _) => Err(refused.unwrap_or_else(|| Refused::new("there is no such backend"))),
                 }
             }
-            Request::KeysRotate {} => self.rotate_keys()?,
+            Request::KeysRotate {} => self.renew_keys(TokenKeys::rotated)?.map(done),
+            Request::KeysPrepare {} => self.renew_keys(TokenKeys::prepared)?.map(done),
+            Request::KeysReload {} => self.reload_keys()?.map(done),
             Request::ServiceList {} => Ok(Response::Services { services: self.registry.services() }),
             Request::BackendList { service } => self
                 .registry
@@ -137,29 +129,11 @@ impl Daemon {
             backends_ready,
             flows: self.datapath.flows().iter().count(),
             flows_limit: self.config.limits.flows,
-            sessions: 0,
+            sessions: None,
             token_key: keys.ids().first().copied().unwrap_or(0),
             token_keys: keys.ids().len() as u32,
-            store: self.config.lbd.store.display().to_string(),
+            store: self.store.state(),
         }
-    }
-
-    fn rotate_keys(&mut self) -> anyhow::Result<Result<Response, Refused>> {
-        let rotated = self.keys.load().rotated().and_then(|keys| {
-            keys.store(&self.config.lbd.keys)?;
-            Ok(keys)
-        });
-        let keys = match rotated {
-            Ok(keys) => keys,
-            Err(error) => return Ok(Err(Refused::new(chain(&error)))),
-        };
-        // The programs must know the key before the first token that it signs comes back.
-        let (map_keys, mask) = keys.as_map();
-        self.apply(Change::TokenKeys { keys: Box::new(map_keys), mask })?;
-        let (newest, count) = (keys.ids().first().copied().unwrap_or(0), keys.ids().len());
-        self.keys.store(Arc::new(keys));
-        tracing::info!(key = newest, alive = count, "token keys rotated");
-        Ok(Ok(Response::Done { message: format!("key {newest} signs new tokens; {count} keys verify") }))
     }
 
     fn list_flows(
@@ -234,50 +208,10 @@ impl Daemon {
         }
         Ok(view)
     }
-
-    fn show_session(&self, text: &str) -> Result<(SessionView, lb_common::token::SessionId), Refused> {
-        let token = self.registry.verify(text).map_err(|error| {
-            Refused::with_help(error.to_string(), "a token is the value of the session cookie, 44 characters")
-        })?;
-        let view = SessionView {
-            token: self.registry.token_view(&token),
-            found: false,
-            version: None,
-            owner: None,
-            created_unix_ms: None,
-            expires_unix_ms: None,
-            state: None,
-        };
-        Ok((view, token.session))
-    }
-
-    /// Names of backends by slot.
-    fn owner_names(&self) -> Vec<(u16, String)> {
-        self.backends.keys().filter_map(|slot| Some((*slot, self.registry.name_of(*slot)?))).collect()
-    }
 }
 
-fn with_record(
-    mut view: SessionView,
-    loaded: Result<Option<Record>, StoreError>,
-    names: &[(u16, String)],
-) -> Response {
-    match loaded {
-        Ok(Some(record)) if !record.is_expired(unix_millis()) => {
-            let slot = record.owner.slot;
-            let name = names.iter().find(|(known, _)| *known == slot).map(|(_, name)| name.clone());
-            let name = name.unwrap_or_else(|| format!("slot {slot}"));
-            view.found = true;
-            view.version = Some(record.version);
-            view.owner = Some(format!("{name} in epoch {}", record.owner.epoch));
-            view.created_unix_ms = Some(record.created);
-            view.expires_unix_ms = Some(record.expires);
-            view.state = serde_json::to_value(&record.state).ok();
-            Response::Session(Box::new(view))
-        }
-        Ok(_) => Response::Session(Box::new(view)),
-        Err(error) => Response::Refused(Refused::new(error.to_string())),
-    }
+const fn done(message: String) -> Response {
+    Response::Done { message }
 }
 
 fn backend_counters(row: &BackendCounters) -> impl Iterator<Item = (&'static str, u64)> {

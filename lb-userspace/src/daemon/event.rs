@@ -21,6 +21,8 @@ pub enum Event {
     NextHop(NextHopEvent),
     /// The database gave a backend its next epoch.
     Epoch { slot: u16, epoch: u32 },
+    /// Another process gave out an epoch.
+    Announced { slot: u16, epoch: u32 },
     /// lbctl wants something.
     Call(Call),
     /// Time to look for flows that have expired, and for askers who have waited long enough.

@@ -10,6 +10,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 /// What all session servers share.
@@ -19,22 +20,30 @@ pub(super) struct SessionServers {
     peers: Arc<Peers>,
     /// Limits and cookie of each service, by its name.
     services: HashMap<String, (Limits, String)>,
+    runtime: Handle,
 }
 
 impl SessionServers {
-    pub(super) fn new(config: &Config, store: Arc<dyn SessionStore>, keys: Arc<ArcSwap<TokenKeys>>) -> Self {
+    /// To be called on the runtime that lbd itself runs on.
+    pub(super) fn new(
+        config: &Config,
+        store: Arc<dyn SessionStore>,
+        keys: Arc<ArcSwap<TokenKeys>>,
+        peers: Arc<Peers>,
+    ) -> Self {
         let services = config.services.iter().map(|service| {
             let Affinity::Signed { cookie } = &service.affinity;
             (service.name.clone(), (service.session.clone(), cookie.clone()))
         });
-        Self { store, keys, peers: Arc::default(), services: services.collect() }
+        Self { store, keys, peers, services: services.collect(), runtime: Handle::current() }
     }
 }
 
 impl Server for SessionServers {
     fn next_epoch(&self, spec: &ManagedSpec) -> anyhow::Result<u32> {
         // The server's own thread asks before it serves, so nobody else waits.
-        futures::executor::block_on(self.store.next_epoch(spec.slot))
+        self.runtime
+            .block_on(self.store.next_epoch(spec.slot))
             .with_context(|| format!("no next epoch for {}/{}", spec.service, spec.name))
     }
 

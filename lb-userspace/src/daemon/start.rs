@@ -3,14 +3,15 @@
 
 use super::event::Sources;
 use super::servers::SessionServers;
-use super::{Daemon, Known, Options, object};
+use super::{Daemon, Known, Options, epochs, object};
 use crate::config::{Config, Managed};
 use crate::control::server::ControlSocket;
 use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
 use crate::health::{Health, Policy};
 use crate::net::{self, NextHops};
 use crate::registry::{Ids, Registry};
-use crate::session::{SessionStore, SledStore, TokenKeys, store, unix_millis};
+use crate::session::{Peers, SessionStore, TokenKeys, store, unix_millis};
+use crate::stores;
 use crate::supervisor::{ManagedSpec, Supervisor};
 use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwap;
@@ -41,10 +42,10 @@ impl Daemon {
         let control = ControlSocket::bind(&config.lbd.socket)?;
         let (reports, sources) = Sources::new()?;
 
-        let store = Arc::new(SledStore::open(&config.lbd.store)?);
-        let ids = ids(&config, &store).await?;
+        let store = stores::open(&config.lbd.store).await?;
+        let ids = ids(&config, &*store).await?;
         let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
-        tracing::info!(store = %config.lbd.store.display(), sessions = store.count().await?, "store opened");
+        tracing::info!(store = store.state().place, "store opened");
 
         let datapath = Datapath::open(&DatapathOptions {
             object,
@@ -62,7 +63,8 @@ impl Daemon {
 
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         let next_hops = NextHops::spawn(reports.next_hops)?;
-        let session_servers = SessionServers::new(&config, store.clone(), keys.clone());
+        let peers: Arc<Peers> = Arc::default();
+        let session_servers = SessionServers::new(&config, store.clone(), keys.clone(), peers.clone());
         let known = known(&config, &ids);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
         let (pause, slice) = SWEEP;
@@ -76,12 +78,14 @@ impl Daemon {
                 .with_grace(config.timeouts.drain),
             health: Health::new(reports.health),
             next_hops,
-            store,
+            store: store.clone(),
+            peers,
             keys,
             backends: known,
             links: BTreeMap::new(),
             waiting: Vec::new(),
             sources,
+            announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),
             epochs: reports.epochs,
             control: tokio::spawn(async move { control.serve(reports.calls).await }),
             sweeper: tokio::spawn(sweeper),
@@ -147,12 +151,14 @@ fn announce(config: &Config, left: &Left) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The numbers of services and backends. Slots of backends that are not configured any more are free for others.
-async fn ids(config: &Config, store: &SledStore) -> anyhow::Result<Ids> {
+/// The numbers of services and backends. Slots of backends that are not configured any more are free for others, unless
+/// the store is shared: then somebody else may have configured them.
+async fn ids(config: &Config, store: &dyn SessionStore) -> anyhow::Result<Ids> {
+    let others = store.epochs().is_some();
     for (service, backend, slot) in store.slots().await? {
         let kept =
             config.services.iter().any(|s| s.name == service && s.backends.iter().any(|b| b.name == backend));
-        if !kept {
+        if !kept && !others {
             store.forget_slot(&service, &backend).await?;
             tracing::info!(service, backend, slot, "slot freed: the backend is not configured any more");
         }

@@ -163,6 +163,13 @@ impl Backend {
         self.epoch = self.epoch.max(epoch);
     }
 
+    /// The epochs of servers that lbd runs are those that it started them in; others' are known by hearsay.
+    pub(super) fn announced(&mut self, epoch: u32) {
+        if self.server == Server::Elsewhere {
+            self.epoch = self.epoch.max(epoch);
+        }
+    }
+
     /// Brings the state in line with what is known. Returns the state before, when it changed.
     pub(super) fn settle(
         &mut self,

@@ -61,6 +61,8 @@ pub enum Change {
     ServerGone { slot: u16, reason: String },
     /// The database gave the next epoch of a backend that lbd does not run.
     Epoch { slot: u16, epoch: u32 },
+    /// Another process gave out an epoch of a slot: an application that has started, or another lbd.
+    Announced { slot: u16, epoch: u32 },
     /// The operator wants a backend to be this.
     Admin { backend: String, admin: Admin },
     /// The operator wants a managed server to end gracefully and start anew.
@@ -118,7 +120,8 @@ impl Registry {
     /// The state in which lbd starts, and the writes that bring the maps there from what an earlier lbd has left.
     ///
     /// A backend that lbd does not run starts in the state it was left in, so that no packet is lost while it is checked
-    /// again. `settings` holds keys and timeouts.
+    /// again. It goes on in a new epoch: whether it crashed and came back while no lbd watched, nobody knows. `settings`
+    /// holds keys and timeouts.
     pub fn new(config: &Config, ids: &Ids, left: &Left, settings: Settings, now: Instant) -> (Self, Outcome) {
         let mut registry = Self {
             services: BTreeMap::new(),
@@ -141,6 +144,9 @@ impl Registry {
         outcome.writes.push(registry.endpoints_write());
         let checked = registry.backends.values().filter(|backend| backend.server == Server::Elsewhere);
         outcome.effects.extend(checked.map(|backend| Effect::Check { slot: backend.slot }));
+        let unwatched =
+            registry.backends.values().filter(|b| b.server == Server::Elsewhere && b.state.serves_sessions());
+        outcome.effects.extend(unwatched.map(|backend| Effect::NextEpoch { slot: backend.slot }));
         (registry, outcome)
     }
 
@@ -183,6 +189,11 @@ impl Registry {
             Change::Epoch { slot, epoch } => {
                 if let Some(backend) = self.backends.get_mut(&slot) {
                     backend.renewed(epoch);
+                }
+            }
+            Change::Announced { slot, epoch } => {
+                if let Some(backend) = self.backends.get_mut(&slot) {
+                    backend.announced(epoch);
                 }
             }
             Change::Admin { backend, admin } => match self.find(&backend) {

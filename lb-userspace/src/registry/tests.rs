@@ -268,6 +268,62 @@ fn maint_takes_everything_and_ends_in_a_new_epoch() {
     assert_eq!(fixture.maps.state(BLOG2), State::Ready);
 }
 
+/// An application that keeps sessions in the same store begins its epochs itself; other lbds begin some, too.
+#[test]
+fn what_others_announce_counts_for_backends_that_others_run() {
+    let mut fixture = Fixture::all_ready();
+    let outcome = fixture.apply(Change::Announced { slot: WEB1, epoch: 7 });
+    assert_eq!(fixture.registry.backend(WEB1), Some((State::Ready, 7)));
+    assert_eq!((fixture.maps.backends[&WEB1].epoch, outcome.writes.len()), (7, 1), "the programs are told");
+    assert_eq!(fixture.explain(&token(WEB1, 7)).verdict, "hit");
+    fixture.apply(Change::Announced { slot: WEB1, epoch: 3 });
+    assert_eq!(fixture.registry.backend(WEB1), Some((State::Ready, 7)), "epochs never shrink");
+    // lbd knows best what it runs itself: another lbd's server of that name is another instance.
+    let outcome = fixture.apply(Change::Announced { slot: S1, epoch: 99 });
+    assert_eq!(fixture.registry.backend(S1), Some((State::Ready, 5)));
+    assert!(outcome.writes.is_empty());
+    // Slots of nobody here.
+    assert!(fixture.apply(Change::Announced { slot: 900, epoch: 9 }).writes.is_empty());
+}
+
+#[test]
+fn an_application_that_starts_in_a_new_epoch_needs_no_second_one() {
+    let mut fixture = Fixture::all_ready();
+    fixture.down(WEB1);
+    fixture.apply(Change::Announced { slot: WEB1, epoch: 2 });
+    assert_eq!(fixture.maps.state(WEB1), State::Down, "nobody has reached it yet");
+    fixture.up(WEB1);
+    assert_eq!((fixture.registry.backend(WEB1), &fixture.effects[..]), (Some((State::Ready, 2)), &[][..]));
+    // What was announced before it went away does not count as a new beginning.
+    fixture.down(WEB1);
+    fixture.apply(Change::Announced { slot: WEB1, epoch: 2 });
+    fixture.up(WEB1);
+    assert_eq!(fixture.effects, [Effect::NextEpoch { slot: WEB1 }]);
+}
+
+/// DESIGN §7, promise 5, for a server that lbd runs.
+#[test]
+fn a_managed_server_begins_anew_after_maint_and_after_a_failed_check() {
+    let mut fixture = Fixture::all_ready();
+    fixture.admin("s1", Admin::Maint);
+    fixture.admin("s1", Admin::Ready);
+    assert_eq!(fixture.effects, [Effect::Restart { slot: S1 }]);
+    assert_eq!(fixture.maps.state(S1), State::Down, "not before its new epoch");
+    fixture.apply(Change::ServerGone { slot: S1, reason: "restarting".into() });
+    fixture.apply(Change::ServerReady { slot: S1, epoch: 6 });
+    fixture.up(S1);
+    assert_eq!(fixture.registry.backend(S1), Some((State::Ready, 6)));
+    // An epoch that cannot be had keeps it down, whatever the checks say.
+    fixture.apply(Change::Restart { backend: "s1".into() });
+    fixture.apply(Change::ServerGone { slot: S1, reason: "cannot begin an epoch: the store is away".into() });
+    fixture.up(S1);
+    assert_eq!(fixture.maps.state(S1), State::Down);
+    assert_eq!(fixture.view(S1).reason.unwrap(), "cannot begin an epoch: the store is away");
+    fixture.apply(Change::ServerReady { slot: S1, epoch: 7 });
+    fixture.up(S1);
+    assert_eq!(fixture.registry.backend(S1), Some((State::Ready, 7)));
+}
+
 #[test]
 fn drain_keeps_epoch_and_sessions() {
     let mut fixture = Fixture::all_ready();
@@ -362,8 +418,21 @@ fn an_earlier_daemons_states_go_on() {
     assert_eq!(fixture.maps.state(S1), State::Down, "a managed server ended with its daemon");
     assert_eq!(fixture.maps.services[&SHOP].promises, ALL);
     assert!(fixture.maps.tables[&SHOP].iter().all(|slot| *slot == WEB1));
+    // Whether they came back from a crash meanwhile, nobody knows; they serve on, and their next epoch is on its way.
+    let asked: Vec<_> = fixture.effects.iter().filter(|e| matches!(e, Effect::NextEpoch { .. })).collect();
+    assert_eq!(
+        asked,
+        [
+            &Effect::NextEpoch { slot: WEB1 },
+            &Effect::NextEpoch { slot: WEB2 },
+            &Effect::NextEpoch { slot: BLOG1 }
+        ]
+    );
     fixture.up(WEB1);
     assert_eq!((fixture.registry.backend(WEB1), &fixture.effects[..]), (Some((State::Ready, 1)), &[][..]));
+    fixture.apply(Change::Epoch { slot: WEB1, epoch: 2 });
+    assert_eq!(fixture.registry.backend(WEB1), Some((State::Ready, 2)));
+    assert_eq!(fixture.maps.backends[&WEB1].epoch, 2);
     // The managed server is drained still.
     fixture.apply(Change::ServerReady { slot: S1, epoch: 6 });
     fixture.hop(S1);

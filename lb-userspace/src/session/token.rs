@@ -1,4 +1,5 @@
-//! The keys that sign tokens, and the file they live in. Up to 16 are alive: the newest signs, all verify.
+//! The keys that sign tokens, and the file they live in. Up to 16 are alive: the newest signs, all verify. One may be
+//! prepared: it verifies already and signs later, so that several hosts can get to know it first.
 
 use lb_common::hash::SipKey;
 use lb_common::token::{self, MAX_KEYS, SessionId, Token, TokenError};
@@ -18,6 +19,8 @@ const FORMAT: u32 = 1;
 pub struct TokenKeys {
     keys: [Option<SipKey>; MAX_KEYS],
     newest: u8,
+    /// The one that signs after the next rotation, if that is there already.
+    next: Option<u8>,
 }
 
 /// Why there are no keys.
@@ -42,6 +45,8 @@ pub enum KeysError {
 struct KeyFile {
     format: u32,
     newest: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next: Option<u8>,
     key: Vec<KeyEntry>,
 }
 
@@ -61,7 +66,7 @@ impl TokenKeys {
     pub fn generate() -> Result<Self, KeysError> {
         let mut keys = [None; MAX_KEYS];
         keys[0] = Some(random_key()?);
-        Ok(Self { keys, newest: 0 })
+        Ok(Self { keys, newest: 0, next: None })
     }
 
     /// Reads the key file; makes one with a new key (mode 0600) if there is none.
@@ -109,15 +114,42 @@ impl TokenKeys {
             .map_err(|error| KeysError::Io { path: path.into(), error })
     }
 
-    /// With a new key that signs from now on. The oldest goes when 16 are alive; tokens that it signed end then.
+    /// With a key that verifies from now on and signs after the next rotation. The oldest goes when 16 are alive; tokens
+    /// that it signed end then. The same keys when one is prepared already.
     ///
     /// # Errors
     /// [`KeysError::Random`].
-    pub fn rotated(&self) -> Result<Self, KeysError> {
-        let newest = (self.newest + 1) % MAX_KEYS as u8;
+    pub fn prepared(&self) -> Result<Self, KeysError> {
+        if self.next.is_some() {
+            return Ok(self.clone());
+        }
+        let next = (self.newest + 1) % MAX_KEYS as u8;
         let mut keys = self.keys;
-        keys[usize::from(newest)] = Some(random_key()?);
-        Ok(Self { keys, newest })
+        keys[usize::from(next)] = Some(random_key()?);
+        Ok(Self { keys, newest: self.newest, next: Some(next) })
+    }
+
+    /// With the prepared key, or else a new one, that signs from now on.
+    ///
+    /// # Errors
+    /// As [`TokenKeys::prepared`].
+    pub fn rotated(&self) -> Result<Self, KeysError> {
+        let Self { keys, newest, next } = self.prepared()?;
+        Ok(Self { keys, newest: next.unwrap_or(newest), next: None })
+    }
+
+    /// The key that is prepared.
+    pub fn next(&self) -> Option<u8> {
+        self.next
+    }
+
+    /// Keys of `before` that are not among these, so that tokens that they signed do not verify any more.
+    pub fn lost(&self, before: &Self) -> Vec<u8> {
+        before
+            .ids()
+            .into_iter()
+            .filter(|id| self.keys[usize::from(*id)] != before.keys[usize::from(*id)])
+            .collect()
     }
 
     /// [`TokenKeys::rotated`], written to the key file. Give the kernel the new key before the servers sign with it.
@@ -176,7 +208,7 @@ impl TokenKeys {
                 Some(KeyEntry { id, secret: secret.map(|byte| format!("{byte:02x}")).collect() })
             })
             .collect();
-        let file = KeyFile { format: FORMAT, newest: self.newest, key };
+        let file = KeyFile { format: FORMAT, newest: self.newest, next: self.next, key };
         let body = toml::to_string(&file).expect("numbers and strings are TOML");
         format!(
             "# Signs the session tokens. Who knows a key can forge tokens: keep it secret, mode 0600.\n{body}"
@@ -205,7 +237,14 @@ impl TokenKeys {
                 file.newest
             ));
         }
-        Ok(Self { keys, newest: file.newest })
+        if let Some(next) = file.next
+            && (next == file.newest || keys.get(usize::from(next)).copied().flatten().is_none())
+        {
+            return Err(format!(
+                "the next key is said to be {next}, and there is none of that id beside the newest"
+            ));
+        }
+        Ok(Self { keys, newest: file.newest, next: file.next })
     }
 }
 

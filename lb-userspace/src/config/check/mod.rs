@@ -3,6 +3,7 @@
 mod backend;
 mod scalar;
 mod service;
+mod store;
 
 use super::fault::{ConfigError, Faults, Span, suggest};
 use super::raw::{FromToml, RawConfig, RawLbd, RawLimits, RawManaged, RawTimeouts};
@@ -81,7 +82,7 @@ impl Checker<'_, '_> {
         };
         let names = raw.interfaces.map_or((span, Vec::new()), |names| (names.span(), names.into_inner()));
         Lbd {
-            store: self.path(raw.store, "/var/lib/lb/sessions".into()),
+            store: self.store(raw.store),
             keys: self.path(raw.keys, "/var/lib/lb/keys.toml".into()),
             object: raw.object.map(|object| self.path(Some(object), PathBuf::new())),
             announce: raw.announce.is_none_or(Spanned::into_inner),

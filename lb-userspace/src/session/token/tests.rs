@@ -129,3 +129,45 @@ proptest! {
         prop_assert!(TokenKeys::generate().unwrap().verify(&text).is_err());
     }
 }
+
+#[test]
+fn a_prepared_key_verifies_first_and_signs_after_the_next_rotation() {
+    let directory = directory();
+    let path = directory.path().join("keys");
+    let here = TokenKeys::load_or_create(&path).unwrap();
+    let prepared = here.prepared().unwrap();
+    assert_eq!((prepared.next(), prepared.ids().len()), (Some(1), 2));
+    assert_eq!(prepared.prepared().unwrap(), prepared, "one is enough");
+    assert_eq!(prepared.token(1, ME, ID).key_id, 0, "it does not sign yet");
+    prepared.store(&path).unwrap();
+    // Another host reads the same file; whoever rotates first, the other one verifies.
+    let there = TokenKeys::load(&path).unwrap();
+    assert_eq!(there, prepared);
+    let rotated = prepared.rotated().unwrap();
+    let token = rotated.token(1, ME, ID);
+    assert_eq!((token.key_id, rotated.next()), (1, None));
+    assert_eq!(there.verify(rotated.sign(&token).unwrap().as_bytes()).unwrap(), token);
+    assert_eq!(there.rotated().unwrap(), rotated, "both come to the same keys");
+}
+
+#[test]
+fn a_next_key_that_is_not_there_is_refused() {
+    let secret = "00112233445566778899aabbccddeeff";
+    let directory = directory();
+    let path = directory.path().join("keys");
+    for next in [0, 1, 99] {
+        let text = format!("format = 1\nnewest = 0\nnext = {next}\n[[key]]\nid = 0\nsecret = \"{secret}\"\n");
+        write(&path, &text, |temporary| fs::rename(temporary, &path)).unwrap();
+        let error = TokenKeys::load(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("the next key is said to be {next}")), "{error}");
+    }
+}
+
+#[test]
+fn keys_that_are_lost_are_named() {
+    let here = TokenKeys::generate().unwrap();
+    let rotated = here.rotated().unwrap();
+    assert!(rotated.lost(&here).is_empty());
+    assert_eq!(here.lost(&rotated), [1]);
+    assert_eq!(TokenKeys::generate().unwrap().lost(&rotated), [1, 0], "another secret is another key");
+}

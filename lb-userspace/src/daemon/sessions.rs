@@ -1,0 +1,123 @@
+//! What lbctl asks of the database: one session shown or ended. Each answer is a task of its own, so that a slow
+//! database keeps nobody else waiting.
+
+use super::Daemon;
+use crate::control::{Refused, Response, SessionView};
+use crate::session::{Copies, Owner, Peers, Record, SessionStore, StoreError, unix_millis};
+use lb_common::token::SessionId;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// How often ending a session is tried while it is being changed.
+const TRIES: usize = 64;
+
+impl Daemon {
+    pub(super) fn show_session(&self, text: &str, reply: oneshot::Sender<Response>) {
+        match self.session_of(text) {
+            Ok((view, id)) => {
+                let owner = self.owner_names();
+                let store = self.store.clone();
+                tokio::spawn(async move {
+                    let response = with_record(view, store.load(id).await, &owner);
+                    let _ = reply.send(response);
+                });
+            }
+            Err(refused) => {
+                let _ = reply.send(Response::Refused(refused));
+            }
+        }
+    }
+
+    pub(super) fn end_session(&self, text: &str, reply: oneshot::Sender<Response>) {
+        let id = SessionId::from_hex(text.as_bytes());
+        match id.map_or_else(|| self.session_of(text).map(|(_, id)| id), Ok) {
+            Ok(id) => {
+                let (store, peers) = (self.store.clone(), self.peers.clone());
+                tokio::spawn(async move {
+                    let _ = reply.send(end(&*store, &peers, id).await);
+                });
+            }
+            Err(refused) => {
+                let _ = reply.send(Response::Refused(refused));
+            }
+        }
+    }
+
+    fn session_of(&self, text: &str) -> Result<(SessionView, SessionId), Refused> {
+        let token = self.registry.verify(text).map_err(|error| {
+            Refused::with_help(error.to_string(), "a token is the value of the session cookie, 44 characters")
+        })?;
+        let view = SessionView {
+            token: self.registry.token_view(&token),
+            found: false,
+            version: None,
+            owner: None,
+            created_unix_ms: None,
+            expires_unix_ms: None,
+            state: None,
+        };
+        Ok((view, token.session))
+    }
+
+    /// Names of backends by slot.
+    fn owner_names(&self) -> Vec<(u16, String)> {
+        self.backends.keys().filter_map(|slot| Some((*slot, self.registry.name_of(*slot)?))).collect()
+    }
+}
+
+/// Ends a session in the database, and in every server's memory before anyone hears of it.
+async fn end(store: &dyn SessionStore, peers: &Arc<Peers>, id: SessionId) -> Response {
+    for _ in 0..TRIES {
+        let ended = match store.load(id).await {
+            Ok(None) => {
+                return Response::Refused(Refused::new(format!(
+                    "there is no session {id}: it has ended already, or never was"
+                )));
+            }
+            Ok(Some(record)) => store.delete(id, record.revision).await,
+            Err(error) => Err(error),
+        };
+        // Whether it worked or failed half-way: nobody may answer from a copy of it.
+        peers.void(id);
+        match ended {
+            Ok(()) => {
+                tracing::info!(session = %id, "session ended by the operator");
+                return Response::Done {
+                    message: format!("session {id} has ended; whoever has its token begins anew"),
+                };
+            }
+            Err(StoreError::Conflict) => {}
+            Err(error) => return Response::Refused(Refused::new(error.to_string())),
+        }
+    }
+    Response::Refused(Refused::with_help(
+        format!("session {id} changed {TRIES} times while it was to be ended"),
+        "it is in heavy use; try again",
+    ))
+}
+
+fn with_record(
+    mut view: SessionView,
+    loaded: Result<Option<Record>, StoreError>,
+    names: &[(u16, String)],
+) -> Response {
+    match loaded {
+        Ok(Some(record)) if !record.is_expired(unix_millis()) => {
+            let slot = record.owner.slot;
+            let name = names.iter().find(|(known, _)| *known == slot).map(|(_, name)| name.clone());
+            let name = name.unwrap_or_else(|| format!("slot {slot}"));
+            view.found = true;
+            view.version = Some(record.version);
+            view.owner = Some(match record.owner {
+                Owner::UNSETTLED => "nobody yet: the next server that is asked for it".to_owned(),
+                Owner { epoch, .. } => format!("{name} in epoch {epoch}"),
+            });
+            view.created_unix_ms = Some(record.created);
+            view.expires_unix_ms = Some(record.expires);
+            view.state = serde_json::to_value(&record.state).ok();
+            Response::Session(Box::new(view))
+        }
+        Ok(_) => Response::Session(Box::new(view)),
+        Err(error) => Response::Refused(Refused::new(error.to_string())),
+    }
+}

@@ -1,0 +1,19 @@
+//! Opens the store that a configuration names, for lbd, and for lbctl where no lbd runs.
+
+use crate::config::Store;
+use crate::session::{SessionStore, SledStore, StoreError};
+use std::sync::Arc;
+
+/// The store, ready to be used.
+///
+/// # Errors
+/// [`StoreError`]: names the directory or the node, and what is wrong with it.
+pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
+    match store {
+        Store::Sled { path } => Ok(Arc::new(SledStore::open(path)?)),
+        Store::Redis(redis) => Err(StoreError::Unavailable {
+            store: format!("{redis:?}"),
+            reason: "this build has no Redis store".into(),
+        }),
+    }
+}
