@@ -12,7 +12,7 @@ mod sessions;
 mod tests;
 mod trees;
 
-use super::{Answer, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
+use super::{Answer, Copies, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
 use crate::session::record::{Owner, Record};
 use commit::{Committer, Queue};
 use futures::FutureExt;
@@ -22,7 +22,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use trees::Shared;
 
@@ -198,6 +198,10 @@ impl SessionStore for SledStore {
     fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice> {
         let found = self.shared.with(|trees| sessions::scan(trees, from.as_ref(), slice));
         async move { found }.boxed()
+    }
+
+    fn watch(&self, copies: Weak<dyn Copies>) {
+        self.shared.watch(copies);
     }
 
     fn state(&self) -> StoreState {

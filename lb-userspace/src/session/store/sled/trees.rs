@@ -2,6 +2,7 @@
 
 use super::sessions;
 use super::{CommitStats, SledOptions, StoreError};
+use crate::session::Copies;
 use crate::session::fault::{Fault, armed};
 use crate::session::record::{Owner, Record};
 use lb_common::token::SessionId;
@@ -10,6 +11,7 @@ use sled::{Db, Tree};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -59,6 +61,8 @@ pub(super) struct Shared {
     /// Sessions that a batch under way may have changed, with that batch.
     pending: Mutex<HashMap<SessionId, u64>>,
     progress: watch::Sender<Progress>,
+    /// Of the servers in this process.
+    copies: Mutex<Vec<Weak<dyn Copies>>>,
     writes: AtomicU64,
     flushes: AtomicU64,
 }
@@ -71,6 +75,7 @@ impl Shared {
             trees: RwLock::new(Some(Trees::open(path, options)?)),
             pending: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
+            copies: Mutex::default(),
             writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
         })
@@ -163,17 +168,29 @@ impl Shared {
         })
     }
 
+    pub(super) fn watch(&self, copies: Weak<dyn Copies>) {
+        let mut all = self.copies.lock();
+        all.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&copies));
+        all.push(copies);
+    }
+
     /// Opens the database anew: after a failed write sled refuses everything, and in memory it holds what never reached
-    /// the disk.
+    /// the disk. Claims are lost with that: the database again names owners that have been told to forget their copies,
+    /// beside others that have just made one. So all forget theirs, before the next write.
     pub(super) fn reopen(&self) {
-        let mut trees = self.trees.write();
-        *trees = None;
-        match Trees::open(&self.path, self.options) {
-            Ok(opened) => {
-                tracing::info!(path = %self.path.display(), "session store opened again");
-                *trees = Some(opened);
+        {
+            let mut trees = self.trees.write();
+            *trees = None;
+            match Trees::open(&self.path, self.options) {
+                Ok(opened) => {
+                    tracing::info!(path = %self.path.display(), "session store opened again");
+                    *trees = Some(opened);
+                }
+                Err(error) => tracing::error!(%error, "session store cannot be opened again"),
             }
-            Err(error) => tracing::error!(%error, "session store cannot be opened again"),
+        }
+        for copies in self.copies.lock().iter().filter_map(Weak::upgrade) {
+            copies.void_all();
         }
     }
 
