@@ -3,6 +3,7 @@
 //! What must stay true is written down in [`sessions`]; nothing here knows about HTTP, maps or network namespaces.
 
 pub mod cache;
+pub mod condition;
 pub mod fault;
 pub mod keyring;
 pub mod limits;
@@ -15,12 +16,13 @@ pub mod store;
 pub mod token;
 
 pub use cache::SessionCache;
+pub use condition::{Preconditions, Tag, Tags, Target, Unmet};
 pub use keyring::Keyring;
 pub use lb_common::token::{SessionId, Token};
 pub use limits::{Limits, TooLarge};
 pub use member::Member;
 pub use record::{Owner, Record};
-pub use sessions::{Refusal, Seen, SessionError, Sessions, Source};
+pub use sessions::{Changed, Refusal, Seen, SessionError, Sessions, Source, Terms};
 pub use shelf::Peers;
 pub use state::State;
 pub use store::memory::MemoryStore;

@@ -4,18 +4,24 @@
 //!
 //! * **Acknowledged is durable.** A change is answered only after [`SessionStore::save`] says that it is on disk; until
 //!   then the cache holds the old copy. After a failure the copy is dropped, because nobody knows what the disk holds.
-//! * **One owner.** The record in the database names the one instance that may answer from its cache. Whoever reads or
-//!   writes a session that another one owns becomes its owner in one atomic step, and then voids the copies of every
-//!   other server in the process *before* anything is answered. So a copy in a cache is the latest acknowledged state:
-//!   a later one is acknowledged only after the copy was voided. A copy that was read before the takeover and would be
-//!   cached after it carries a void mark and is not kept ([`super::shelf`]).
+//! * **One owner.** The record in the database names the one instance that may answer from its cache. Whoever tells
+//!   anything of a session that another one owns, be it its state, a refusal or its end, becomes its owner in one
+//!   atomic step first, and then voids the copies of every other server in the process *before* anything is answered.
+//!   So a copy in a cache is the latest state that anyone has heard of: a later one is told only after the copy was
+//!   voided. A copy that was read before the takeover and would be cached after it carries a void mark and is not kept
+//!   ([`super::shelf`]). Whether a takeover took place is not known when the database failed to answer: then it counts
+//!   as one, and nothing is told.
 //! * **The cache answers only for its own instance:** the token names the server's current instance and the copy was
 //!   loaded by it. Everything else is read from the database.
 //! * **No lost update.** A change names the revision that it is based on, and takes effect only while the database
-//!   holds that one; the loser reads again and repeats its change. Hand-overs count as revisions, so what a former owner
-//!   had under way when it lost the session comes to nothing.
+//!   holds that one; the loser reads again and repeats its change, preconditions included. Hand-overs count as
+//!   revisions, so what a former owner had under way when it lost the session comes to nothing. A change takes the
+//!   session over in the same step in which it is written, so of several servers that write at once, one always gets on.
 //! * **Other processes, too.** A store that several processes share makes sure, before it says that a session has
 //!   changed hands, that none of the others answers from a copy of it: [`SessionStore::watch`], [`SessionStore::holds`].
+//!   While it does not hold, nothing is answered from memory; what then cannot be read from the store is not answered.
+//! * **What has ended stays ended.** Every copy is void before the session is deleted, so nobody sees it end before it
+//!   has ended for all. Ids are never used twice, so no write that is late can bring it back.
 //! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
 //!   a new one, made here, which is in the database before the client hears of it.
 //!
@@ -26,13 +32,16 @@
 //! read there (the store never shows what is not durable yet). Work on one session takes turns within a server, and
 //! goes on to its end when the client goes away.
 
+mod change;
 mod outside;
+mod own;
 
-use super::shelf::{Mark, Shelf, Work};
+use super::shelf::Shelf;
 use super::{
-    Clock, Copies, Instance, Limits, Owner, Peers, Record, SessionCache, SessionStore, State, StoreError,
-    TooLarge,
+    Clock, Copies, Instance, Limits, Owner, Peers, Preconditions, Record, SessionCache, SessionStore, State,
+    StoreError, Tag, TooLarge, Unmet,
 };
+pub use change::{Changed, Terms};
 use lb_common::token::{SessionId, Token};
 use std::future::Future;
 use std::sync::Arc;
@@ -71,9 +80,17 @@ pub struct Seen {
     pub owner: Owner,
 }
 
+impl Seen {
+    /// Names the version of the state that was seen.
+    pub fn tag(&self) -> Tag {
+        Tag::new(self.id, self.record.version)
+    }
+}
+
 /// Why a change was not made; the change itself says so.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
+    /// What was to be changed is not there.
     #[error("{0}")]
     NotFound(String),
     #[error("{0}")]
@@ -89,6 +106,9 @@ pub enum SessionError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+    /// With the session as it is, if there is one.
+    #[error("the session is not in a state that the request asks for")]
+    Precondition { unmet: Unmet, seen: Option<Box<Seen>> },
     #[error("others changed this session {MAX_TRIES} times while this change was being made")]
     Conflict,
     #[error(transparent)]
@@ -161,20 +181,15 @@ impl Sessions {
     /// [`SessionError`] of the store; of a new session also that it could not be written.
     pub async fn read(self: &Arc<Self>, token: Option<Token>) -> Result<Seen, SessionError> {
         let token = self.ours(token);
-        if let Some(token) = token
-            && let Some(record) = self.copy(token)
-            && !self.must_extend(&record)
-        {
-            return Ok(Seen { id: token.session, source: Source::Cache, owner: record.owner, record });
+        if let Some(seen) = token.and_then(|token| self.cached_now(token)) {
+            return Ok(seen);
         }
         let sessions = self.clone();
         to_the_end(async move {
-            if let Some(token) = token {
-                let work = sessions.shelf.join(token.session);
-                let _turn = work.turn().await;
-                if let Some((record, source, _)) = sessions.current(&work, token).await? {
-                    return Ok(sessions.seen(token.session, record, source));
-                }
+            if let Some(token) = token
+                && let Some(seen) = sessions.look(token).await?
+            {
+                return Ok(seen);
             }
             sessions.create(State::default()).await
         })
@@ -195,18 +210,32 @@ impl Sessions {
         T: Send + 'static,
         F: Fn(&mut State) -> Result<T, Refusal> + Send + Sync + 'static,
     {
+        self.write_on(token, Terms::default(), change).await.map(|(changed, made)| (changed.seen, made))
+    }
+
+    /// [`Sessions::write`] on terms: made only if they are met by the very state that the change is made to.
+    ///
+    /// # Errors
+    /// Also [`SessionError::Precondition`]. A change that finds nothing to be made to says so first (RFC 9110 §13.2.1).
+    pub async fn write_on<T, F>(
+        self: &Arc<Self>,
+        token: Option<Token>,
+        terms: Terms,
+        change: F,
+    ) -> Result<(Changed, T), SessionError>
+    where
+        T: Send + 'static,
+        F: Fn(&mut State) -> Result<T, Refusal> + Send + Sync + 'static,
+    {
         let token = self.ours(token);
         let sessions = self.clone();
         to_the_end(async move {
             if let Some(token) = token
-                && let Some(changed) = sessions.change(token, &change).await?
+                && let Some(changed) = sessions.change(token, &terms, &change).await?
             {
                 return Ok(changed);
             }
-            let mut state = State::default();
-            let made = change(&mut state)?;
-            sessions.limits.check(&state)?;
-            Ok((sessions.create(state).await?, made))
+            sessions.begin(&terms, &change).await
         })
         .await
     }
@@ -216,28 +245,28 @@ impl Sessions {
     /// # Errors
     /// Those of the store.
     pub async fn end(self: &Arc<Self>, token: Option<Token>) -> Result<bool, SessionError> {
-        let Some(token) = self.ours(token) else { return Ok(false) };
+        self.end_on(token, Preconditions::default()).await
+    }
+
+    /// [`Sessions::end`], if the session is as the preconditions ask for.
+    ///
+    /// # Errors
+    /// Also [`SessionError::Precondition`].
+    pub async fn end_on(
+        self: &Arc<Self>,
+        token: Option<Token>,
+        preconditions: Preconditions,
+    ) -> Result<bool, SessionError> {
+        let token = self.ours(token);
         let sessions = self.clone();
         to_the_end(async move {
-            let work = sessions.shelf.join(token.session);
-            let _turn = work.turn().await;
-            for _ in 0..MAX_TRIES {
-                let record = sessions.store.load(token.session).await?;
-                let Some(record) = record.filter(|record| sessions.lives(record)) else {
-                    work.forget();
-                    return Ok(false);
-                };
-                let deleted = sessions.store.delete(token.session, record.revision).await;
-                // Whether it worked or failed half-way: nobody may answer from a copy of it.
-                work.forget();
-                sessions.peers.void_others(token.session, &sessions.shelf);
-                match deleted {
-                    Ok(()) => return Ok(true),
-                    Err(StoreError::Conflict) => {}
-                    Err(error) => return Err(error.into()),
-                }
+            if let Some(token) = token
+                && sessions.erase(token, &preconditions).await?
+            {
+                return Ok(true);
             }
-            Err(SessionError::Conflict)
+            let absent = |unmet| SessionError::Precondition { unmet, seen: None };
+            preconditions.check(None).map_err(absent).map(|()| false)
         })
         .await
     }
@@ -263,143 +292,8 @@ impl Sessions {
         self.limits.must_extend(record.created, record.expires, self.now())
     }
 
-    /// The cached copy, where it may be used.
-    fn copy(&self, token: Token) -> Option<Arc<Record>> {
-        let me = self.owner();
-        if (Owner { slot: token.slot, epoch: token.epoch }) != me {
-            return None;
-        }
-        let copy = self.shelf.get(token.session, me).filter(|record| self.lives(record))?;
-        // Asked after the copy was looked up, so it was true when the copy was.
-        self.store.holds().then_some(copy)
-    }
-
-    /// The session's state, from where it may be taken from, owned by this instance if the store lets it.
-    async fn current(
-        &self,
-        work: &Work,
-        token: Token,
-    ) -> Result<Option<(Arc<Record>, Source, Mark)>, SessionError> {
-        for _ in 0..MAX_TRIES {
-            let mark = work.mark();
-            let (record, source) = match self.copy(token) {
-                Some(record) => (record, Source::Cache),
-                None => match self.store.load(token.session).await? {
-                    Some(record) if self.lives(&record) => (Arc::new(record), Source::Database),
-                    _ => {
-                        work.forget();
-                        return Ok(None);
-                    }
-                },
-            };
-            match self.own(work, mark, token.session, record).await {
-                Ok(record) => return Ok(Some((record, source, mark))),
-                Err(StoreError::Conflict) => work.forget(),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(SessionError::Conflict)
-    }
-
-    /// Makes this instance the owner, moves the expiry if that is due, and keeps a copy.
-    async fn own(
-        &self,
-        work: &Work,
-        mark: Mark,
-        id: SessionId,
-        record: Arc<Record>,
-    ) -> Result<Arc<Record>, StoreError> {
-        let me = self.owner();
-        if record.owner == me && !self.must_extend(&record) {
-            work.keep(mark, record.clone());
-            return Ok(record);
-        }
-        let expires = self.limits.expires(record.created, self.now());
-        match self.store.claim(id, record.revision, me, expires).await {
-            Ok(before) => {
-                if before != me {
-                    self.peers.void_others(id, &self.shelf);
-                }
-                let record = Arc::new(Record {
-                    revision: record.revision + 1,
-                    owner: me,
-                    expires,
-                    ..Record::clone(&record)
-                });
-                work.keep(mark, record.clone());
-                Ok(record)
-            }
-            Err(StoreError::Conflict) => Err(StoreError::Conflict),
-            Err(error) => {
-                // A store that takes no writes can still be read, only nothing is cached that is not owned.
-                tracing::warn!(session = %id, %error, "session read without taking it over");
-                if record.owner != me {
-                    work.forget();
-                }
-                Ok(record)
-            }
-        }
-    }
-
-    /// Changes the session that a token names, if it lives.
-    async fn change<T, F>(&self, token: Token, change: F) -> Result<Option<(Seen, T)>, SessionError>
-    where
-        F: Fn(&mut State) -> Result<T, Refusal>,
-    {
-        let work = self.shelf.join(token.session);
-        let _turn = work.turn().await;
-        for _ in 0..MAX_TRIES {
-            let Some((base, source, mark)) = self.current(&work, token).await? else { return Ok(None) };
-            let mut state = base.state.clone();
-            let made = change(&mut state)?;
-            self.limits.check(&state)?;
-            match self.save(&work, mark, token.session, &base, state).await {
-                Ok(record) => return Ok(Some((self.seen(token.session, record, source), made))),
-                Err(SessionError::Conflict) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        match self.store.load(token.session).await?.is_some_and(|record| self.lives(&record)) {
-            true => Err(SessionError::Conflict),
-            false => Ok(None),
-        }
-    }
-
-    async fn save(
-        &self,
-        work: &Work,
-        mark: Mark,
-        id: SessionId,
-        base: &Record,
-        state: State,
-    ) -> Result<Arc<Record>, SessionError> {
-        let owner = self.owner();
-        let record = Record {
-            version: base.version + 1,
-            revision: base.revision + 1,
-            owner,
-            expires: self.limits.expires(base.created, self.now()),
-            state,
-            ..base.clone()
-        };
-        match self.store.save(id, &record, Some(base.revision)).await {
-            Ok(before) => {
-                if before != Some(owner) {
-                    self.peers.void_others(id, &self.shelf);
-                }
-                let record = Arc::new(record);
-                work.keep(mark, record.clone());
-                Ok(record)
-            }
-            Err(error) => {
-                work.forget();
-                if !matches!(error, StoreError::Conflict) {
-                    // Perhaps it was written, and an owner that was not asked would not know of it.
-                    self.peers.void_others(id, &self.shelf);
-                }
-                Err(error.into())
-            }
-        }
+    fn seen(&self, id: SessionId, record: Arc<Record>, source: Source) -> Seen {
+        Seen { id, record, source, owner: self.owner() }
     }
 
     /// Begins a session. It is durable before the client hears of it, so no server will take it for made up.
@@ -423,10 +317,6 @@ impl Sessions {
         self.store.save(id, &record, None).await?;
         work.keep(mark, record.clone());
         Ok(Seen { id, record, source: Source::New, owner: instance.owner() })
-    }
-
-    fn seen(&self, id: SessionId, record: Arc<Record>, source: Source) -> Seen {
-        Seen { id, record, source, owner: self.owner() }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What applications do with sessions that the session servers do not: look without beginning one, change only what
 //! lives, and move a session to a new id.
 
-use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, Source, to_the_end};
+use super::change::{Terms, pause};
+use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, to_the_end};
 use crate::session::{State, StoreError};
 use lb_common::token::Token;
 use std::sync::Arc;
@@ -13,19 +14,11 @@ impl Sessions {
     /// [`SessionError`] of the store.
     pub async fn find(self: &Arc<Self>, token: Option<Token>) -> Result<Option<Seen>, SessionError> {
         let Some(token) = self.ours(token) else { return Ok(None) };
-        if let Some(record) = self.copy(token)
-            && !self.must_extend(&record)
-        {
-            return Ok(Some(Seen { id: token.session, source: Source::Cache, owner: record.owner, record }));
+        if let Some(seen) = self.cached_now(token) {
+            return Ok(Some(seen));
         }
         let sessions = self.clone();
-        to_the_end(async move {
-            let work = sessions.shelf.join(token.session);
-            let _turn = work.turn().await;
-            let found = sessions.current(&work, token).await?;
-            Ok(found.map(|(record, source, _)| sessions.seen(token.session, record, source)))
-        })
-        .await
+        to_the_end(async move { sessions.look(token).await }).await
     }
 
     /// Changes the session that a verified token names, if it lives. Unlike [`Sessions::write`], this begins none: a
@@ -44,7 +37,11 @@ impl Sessions {
     {
         let Some(token) = self.ours(token) else { return Ok(None) };
         let sessions = self.clone();
-        to_the_end(async move { sessions.change(token, change).await }).await
+        to_the_end(async move {
+            let changed = sessions.change(token, &Terms::default(), &change).await?;
+            Ok(changed.map(|(changed, made)| (changed.seen, made)))
+        })
+        .await
     }
 
     /// Gives the session that a verified token names a new id, and ends the old one: for the moment when a session
@@ -58,14 +55,19 @@ impl Sessions {
         to_the_end(async move {
             let work = sessions.shelf.join(token.session);
             let _turn = work.turn().await;
-            for _ in 0..MAX_TRIES {
-                let Some((base, _, _)) = sessions.current(&work, token).await? else { return Ok(None) };
+            for tries in 0..MAX_TRIES {
+                pause(tries).await;
+                let Some(found) = sessions.fetch(&work, token).await? else { return Ok(None) };
+                // As when a session ends: who sees that the old one is gone must be the last to see it.
+                let base = match sessions.own(&work, token.session, &found).await {
+                    Ok(base) => base,
+                    Err(StoreError::Conflict) => continue,
+                    Err(error) => return Err(error.into()),
+                };
                 // The new one first: a crash in between leaves a session that nobody has heard of, which expires.
                 let seen = sessions.create(base.state.clone()).await?;
-                let deleted = sessions.store.delete(token.session, base.revision).await;
                 work.forget();
-                sessions.peers.void_others(token.session, &sessions.shelf);
-                match deleted {
+                match sessions.store.delete(token.session, base.revision).await {
                     Ok(()) => return Ok(Some(seen)),
                     // The state that was copied is not the latest any more.
                     Err(StoreError::Conflict) => {

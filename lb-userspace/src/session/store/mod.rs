@@ -99,7 +99,8 @@ pub trait SessionStore: Send + Sync + 'static {
     }
 
     /// Whether copies in memory may be answered from at this moment: false while another process could change a
-    /// session without this one hearing of it. Asked for every answer from memory, after the copy was looked up.
+    /// session without this one hearing of it, and then until [`Copies::void_all`] has returned. Asked for every answer
+    /// from memory, before the copy is looked up.
     fn holds(&self) -> bool {
         true
     }
@@ -198,10 +199,11 @@ pub struct Swept {
 }
 
 /// Why the database did not do what it was asked to.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the session was changed or ended by another writer")]
     Conflict,
+    /// Nothing was written.
     #[error("no space left for {path}: {free} bytes free, {reserve} must stay free")]
     NoSpace { path: PathBuf, free: u64, reserve: u64 },
     #[error("store {path} is in use by process {pid}: stop that lbd first, or choose another path")]
