@@ -49,7 +49,9 @@ impl Writer {
             );
             client.send(head.as_bytes())?;
             let response = client.response()?;
-            ensure!(response.head.starts_with("HTTP/1.1 200"), "refused: {response:?}");
+            // 201 when the key comes into being.
+            let made = ["HTTP/1.1 200", "HTTP/1.1 201"].iter().any(|line| response.head.starts_with(line));
+            ensure!(made, "refused: {response:?}");
             self.acknowledged = self.sent;
             self.keep_token(&response);
             acknowledged.fetch_add(1, Ordering::Relaxed);

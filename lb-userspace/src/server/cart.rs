@@ -1,15 +1,14 @@
 //! A shopping cart over the session's state: the demonstration of what the state is good for.
 
-use super::http::{Origin, Shared, bad_path, read};
+use super::http::{App, Origin, Shared, bad_path, read, terms};
 use super::reply::Fault;
-use crate::session::{Refusal, Seen, State as SessionState};
+use crate::session::{Refusal, Seen, State as SessionState, Target};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use lb_common::token::Token;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 
@@ -92,13 +91,14 @@ struct ItemView {
 }
 
 pub(super) async fn show(State(app): Shared, headers: HeaderMap) -> Result<Response, Fault> {
-    let token = app.token(&headers);
-    let seen = app.sessions.read(token).await?;
-    let items = items(&seen.record.state)?;
-    Ok(answer(&app, token, &seen, items))
+    let read = app.read(&headers).await?;
+    let items = items(&read.seen.record.state)?;
+    Ok(read.answer(&app, || view(&app, &read.seen, items)))
 }
 
 pub(super) async fn add(State(app): Shared, headers: HeaderMap, body: Body) -> Result<Response, Fault> {
+    let token = app.token(&headers);
+    let terms = terms(&headers, Target::Session)?;
     let text = read(body, app.sessions.limits().max_value_bytes, "max_value_bytes").await?;
     let order: Order = serde_json::from_slice(&text).map_err(|error| {
         Fault::bad_request(
@@ -112,9 +112,9 @@ pub(super) async fn add(State(app): Shared, headers: HeaderMap, body: Body) -> R
             "the page / shows what is sold here",
         ));
     }
-    let token = app.token(&headers);
-    let (seen, items) = app.sessions.write(token, move |state| put_in(state, &order)).await?;
-    Ok(answer(&app, token, &seen, items))
+    let written = app.sessions.write_on(token, terms, move |state| put_in(state, &order)).await;
+    let (changed, items) = written.map_err(|error| app.fault(token, error))?;
+    Ok(app.state(token, &changed.seen, view(&app, &changed.seen, items)))
 }
 
 pub(super) async fn remove(
@@ -124,8 +124,10 @@ pub(super) async fn remove(
 ) -> Result<Response, Fault> {
     let Path(sku) = sku.map_err(bad_path)?;
     let token = app.token(&headers);
-    let (seen, items) = app.sessions.write(token, move |state| take_out(state, &sku)).await?;
-    Ok(answer(&app, token, &seen, items))
+    let terms = terms(&headers, Target::Session)?;
+    let written = app.sessions.write_on(token, terms, move |state| take_out(state, &sku)).await;
+    let (changed, items) = written.map_err(|error| app.fault(token, error))?;
+    Ok(app.state(token, &changed.seen, view(&app, &changed.seen, items)))
 }
 
 /// The page that uses all this, with what is sold filled in.
@@ -181,7 +183,7 @@ fn store(state: &mut SessionState, items: &[Item]) -> Result<(), Refusal> {
     state.set_as(KEY, &items).map_err(|error| Refusal::Invalid(error.to_string()))
 }
 
-fn answer(app: &super::http::App, token: Option<Token>, seen: &Seen, items: Vec<Item>) -> Response {
+fn view(app: &App, seen: &Seen, items: Vec<Item>) -> Json<CartView> {
     let items: Vec<_> = items
         .into_iter()
         .map(|item| {
@@ -189,7 +191,7 @@ fn answer(app: &super::http::App, token: Option<Token>, seen: &Seen, items: Vec<
             ItemView { name: product.map(|p| p.name), price: product.map(|p| p.price), item }
         })
         .collect();
-    let view = CartView {
+    Json(CartView {
         origin: Origin::new(app, seen),
         count: items.iter().map(|view| u64::from(view.item.quantity)).sum(),
         total: items
@@ -197,8 +199,7 @@ fn answer(app: &super::http::App, token: Option<Token>, seen: &Seen, items: Vec<
             .filter_map(|view| Some(u64::from(view.price?) * u64::from(view.item.quantity)))
             .sum(),
         items,
-    };
-    app.answer(token, seen, Json(view))
+    })
 }
 
 #[cfg(test)]

@@ -1,22 +1,26 @@
 //! The routes of a session server and what the session ones do.
 
-use super::reply::{Fault, LB_EPOCH, LB_SERVER, LB_SOURCE, about};
-use super::{cart, cookie};
-use crate::session::{Instance, Refusal, Seen, Sessions, State as SessionState, TokenKeys, TooLarge};
+use super::reply::{Fault, LB_EPOCH, LB_SERVER, LB_SOURCE, about, tagged};
+use super::{cart, condition, cookie};
+use crate::session::{
+    Instance, Preconditions, Refusal, Seen, SessionError, Sessions, Source, State as SessionState, Target,
+    Terms, TokenKeys, TooLarge, Unmet,
+};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, SET_COOKIE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, post};
 use axum::{Json, middleware};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use lb_common::token::Token;
 use serde::Serialize;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,13 +60,83 @@ impl App {
         })
     }
 
-    /// Answers with a session: headers, and the cookie if the client has no token or not the one it should have.
+    /// The session of a request that reads, where it is in a state that the client asks for.
+    pub(super) async fn read(&self, headers: &HeaderMap) -> Result<Read, Fault> {
+        let token = self.token(headers);
+        let preconditions = condition::preconditions(headers)?;
+        // Who asks for a version knows a session: in its place, a new one would be no answer.
+        let seen = match preconditions.if_match {
+            None => Some(self.sessions.read(token).await?),
+            Some(_) => self.sessions.find(token).await?,
+        };
+        let Some(seen) = seen else { return Err(Fault::precondition(Unmet::IfMatch)) };
+        if seen.source == Source::New {
+            return Ok(Read { token, seen, unchanged: false });
+        }
+        self.checked(token, seen, &preconditions)
+    }
+
+    /// Compares what was read with what the client asked for.
+    fn checked(
+        &self,
+        token: Option<Token>,
+        seen: Seen,
+        preconditions: &Preconditions,
+    ) -> Result<Read, Fault> {
+        match preconditions.check(Some(seen.tag())) {
+            Ok(()) => Ok(Read { token, seen, unchanged: false }),
+            Err(Unmet::IfNoneMatch) => Ok(Read { token, seen, unchanged: true }),
+            Err(unmet) => {
+                Err(self.fault(token, SessionError::Precondition { unmet, seen: Some(Box::new(seen)) }))
+            }
+        }
+    }
+
+    /// Answers about a session: headers, and the cookie if the client has no token or not the one it should have.
     pub(super) fn answer(&self, presented: Option<Token>, seen: &Seen, body: impl IntoResponse) -> Response {
+        about(seen, self.cookie(presented, seen), body)
+    }
+
+    /// Answers with a session's state, or what is made from it.
+    pub(super) fn state(&self, presented: Option<Token>, seen: &Seen, body: impl IntoResponse) -> Response {
+        tagged(seen, self.answer(presented, seen, body))
+    }
+
+    /// What went wrong. If the session is known, the client is told of it as by any other answer.
+    pub(super) fn fault(&self, presented: Option<Token>, error: SessionError) -> Fault {
+        match error {
+            SessionError::Precondition { unmet, seen: Some(seen) } => {
+                let cookie = self.cookie(presented, &seen);
+                Fault::precondition(unmet).about(*seen, cookie)
+            }
+            error => error.into(),
+        }
+    }
+
+    fn cookie(&self, presented: Option<Token>, seen: &Seen) -> Option<HeaderValue> {
         let keys = self.keys.load();
         let token = keys.token(seen.record.service, seen.owner, seen.id);
         let changed = presented != Some(token);
-        let text = changed.then(|| keys.sign(&token)).flatten();
-        about(seen, text.and_then(|text| cookie::set(&self.cookie_name, &text)), body)
+        let text = changed.then(|| keys.sign(&token)).flatten()?;
+        cookie::set(&self.cookie_name, &text)
+    }
+}
+
+/// What a request that reads has found.
+pub(super) struct Read {
+    token: Option<Token>,
+    pub(super) seen: Seen,
+    /// The client has it already.
+    unchanged: bool,
+}
+
+impl Read {
+    /// Answers with what was read, or that the client has it.
+    pub(super) fn answer<B: IntoResponse>(&self, app: &App, body: impl FnOnce() -> B) -> Response {
+        match self.unchanged {
+            true => app.state(self.token, &self.seen, (StatusCode::NOT_MODIFIED, nothing())),
+            false => app.state(self.token, &self.seen, body()),
+        }
     }
 }
 
@@ -72,7 +146,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/", get(shop))
         .route("/healthz", get(healthz))
         .route("/session", get(show).delete(end))
-        .route("/session/{key}", put(set).delete(unset))
+        .route("/session/{key}", get(value).put(set).delete(unset))
         .route("/cart", get(cart::show))
         .route("/cart/items", post(cart::add))
         .route("/cart/items/{sku}", delete(cart::remove))
@@ -112,9 +186,23 @@ struct SessionView<'a> {
 }
 
 async fn show(State(app): Shared, headers: HeaderMap) -> Reply {
+    let read = app.read(&headers).await?;
+    Ok(read.answer(&app, || view(&app, &read.seen)))
+}
+
+/// The value of a key, as it was put. Whoever asks for one key begins no session.
+async fn value(State(app): Shared, key: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Reply {
+    let Path(key) = key.map_err(bad_path)?;
     let token = app.token(&headers);
-    let seen = app.sessions.read(token).await?;
-    Ok(session(&app, token, &seen))
+    let preconditions = condition::preconditions(&headers)?;
+    let absent = || Fault::from(no_such_key(&key));
+    let seen = app.sessions.find(token).await?.ok_or_else(absent)?;
+    let Some(text) = seen.record.state.get(&key).map(|value| value.get().to_owned()) else {
+        let cookie = app.cookie(token, &seen);
+        return Err(absent().about(seen, cookie));
+    };
+    let read = app.checked(token, seen, &preconditions)?;
+    Ok(read.answer(&app, || ([(CONTENT_TYPE, "application/json")], text)))
 }
 
 async fn set(
@@ -124,6 +212,8 @@ async fn set(
     body: Body,
 ) -> Reply {
     let Path(key) = key.map_err(bad_path)?;
+    let token = app.token(&headers);
+    let terms = terms(&headers, Target::Key(key.clone()))?;
     let limits = app.sessions.limits();
     let text = read(body, limits.max_value_bytes, "max_value_bytes").await?;
     let value = SessionState::parse_value(&text).map_err(|error| {
@@ -132,38 +222,58 @@ async fn set(
             "strings need quotes: \"like this\"",
         )
     })?;
-    let token = app.token(&headers);
-    let (seen, ()) = app
-        .sessions
-        .write(token, move |state| {
-            state.set(key.clone(), value.clone());
-            Ok(())
-        })
-        .await?;
-    Ok(session(&app, token, &seen))
+    let as_sent = value.get().as_bytes() == &*text;
+    let change = move |state: &mut SessionState| {
+        state.set(key.clone(), value.clone());
+        Ok(())
+    };
+    let written = app.sessions.write_on(token, terms, change).await;
+    let (changed, ()) = written.map_err(|error| app.fault(token, error))?;
+    let status = if changed.created { StatusCode::CREATED } else { StatusCode::OK };
+    let mut response = app.state(token, &changed.seen, (status, view(&app, &changed.seen)));
+    if !as_sent {
+        // White space around the value is not kept, so what is there now is not what was sent (RFC 9110 §9.3.4).
+        response.headers_mut().remove(ETAG);
+    }
+    Ok(response)
 }
 
 async fn unset(State(app): Shared, key: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Reply {
     let Path(key) = key.map_err(bad_path)?;
     let token = app.token(&headers);
-    let (seen, ()) = app
-        .sessions
-        .write(token, move |state| match state.remove(&key) {
-            true => Ok(()),
-            false => Err(Refusal::NotFound(format!("the session has no key {key:?}"))),
-        })
-        .await?;
-    Ok(session(&app, token, &seen))
+    let terms = terms(&headers, Target::Key(key.clone()))?;
+    let change = move |state: &mut SessionState| match state.remove(&key) {
+        true => Ok(()),
+        false => Err(no_such_key(&key)),
+    };
+    let written = app.sessions.write_on(token, terms, change).await;
+    let (changed, ()) = written.map_err(|error| app.fault(token, error))?;
+    Ok(app.state(token, &changed.seen, view(&app, &changed.seen)))
 }
 
 async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
-    let ended = app.sessions.end(app.token(&headers)).await?;
+    let token = app.token(&headers);
+    let ended = app.sessions.end_on(token, condition::preconditions(&headers)?).await;
+    let ended = ended.map_err(|error| app.fault(token, error))?;
     let mut response = Json(serde_json::json!({ "ended": ended })).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(cookie) = cookie::clear(&app.cookie_name) {
         response.headers_mut().insert(SET_COOKIE, cookie);
     }
     Ok(response)
+}
+
+/// On what terms a request wants its change made.
+pub(super) fn terms(headers: &HeaderMap, target: Target) -> Result<Terms, Fault> {
+    Ok(Terms { target, preconditions: condition::preconditions(headers)? })
+}
+
+fn no_such_key(key: &str) -> Refusal {
+    Refusal::NotFound(format!("the session has no key {key:?}"))
+}
+
+fn view<'a>(app: &App, seen: &'a Seen) -> Json<SessionView<'a>> {
+    Json(SessionView { origin: Origin::new(app, seen), state: &seen.record.state })
 }
 
 /// The page is the same for all, but whoever opens it gets a session: what the page asks for next comes with its
@@ -216,9 +326,10 @@ async fn sign(State(app): Shared, mut response: Response) -> Response {
     response
 }
 
-fn session(app: &App, token: Option<Token>, seen: &Seen) -> Response {
-    let view = SessionView { origin: Origin::new(app, seen), state: &seen.record.state };
-    app.answer(token, seen, Json(view))
+/// No body, and no Content-Length either: here it would have to be that of the 200 (RFC 9110 §8.6), and axum adds one to
+/// whatever knows its length.
+fn nothing() -> Body {
+    Body::from_stream(futures::stream::empty::<Result<Bytes, Infallible>>())
 }
 
 /// Reads a body of at most `limit` bytes.

@@ -2,6 +2,7 @@
 //! network namespace, on a current-thread runtime) and knows nothing of balancers, except that it mints their tokens.
 
 mod cart;
+mod condition;
 mod cookie;
 mod http;
 mod reply;

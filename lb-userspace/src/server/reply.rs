@@ -1,8 +1,9 @@
 //! What goes back to the client: JSON with the session's headers, or an error that says what to do.
 
-use crate::session::{Refusal, Seen, SessionError, StoreError, TooLarge};
+use super::condition::etag;
+use crate::session::{Refusal, Seen, SessionError, StoreError, TooLarge, Unmet};
 use axum::Json;
-use axum::http::header::{CACHE_CONTROL, RETRY_AFTER, SET_COOKIE};
+use axum::http::header::{CACHE_CONTROL, ETAG, RETRY_AFTER, SET_COOKIE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub(super) struct Fault {
     status: StatusCode,
     error: String,
     hint: String,
+    /// The session that it is about, with the cookie if the client needs a new one.
+    about: Option<Box<(Seen, Option<HeaderValue>)>>,
 }
 
 #[derive(Serialize)]
@@ -27,7 +30,12 @@ struct FaultView {
 
 impl Fault {
     pub(super) fn new(status: StatusCode, error: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { status, error: error.into(), hint: hint.into() }
+        Self { status, error: error.into(), hint: hint.into(), about: None }
+    }
+
+    /// Tells of a session as well.
+    pub(super) fn about(self, seen: Seen, cookie: Option<HeaderValue>) -> Self {
+        Self { about: Some(Box::new((seen, cookie))), ..self }
     }
 
     pub(super) fn bad_request(error: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -35,10 +43,33 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Nothing was changed, as the client asked for.
+    pub(super) fn precondition(unmet: Unmet) -> Self {
+        let (error, hint) = match unmet {
+            Unmet::IfMatch => (
+                "this is not, or no longer, what If-Match asks for",
+                "nothing was changed; GET it, see what has changed, and try with the tag of that answer",
+            ),
+            Unmet::IfNoneMatch => (
+                "what If-None-Match asks not to be there is there",
+                "nothing was changed; GET it to see what is there",
+            ),
+        };
+        Self::new(StatusCode::PRECONDITION_FAILED, error, hint)
+    }
+}
+
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
-        let Self { status, error, hint } = self;
+        let Self { status, error, hint, about } = self;
         let mut response = (status, Json(FaultView { error, hint })).into_response();
+        if let Some((seen, cookie)) = about.map(|about| *about) {
+            response = self::about(&seen, cookie, response);
+            if status == StatusCode::PRECONDITION_FAILED {
+                response = tagged(&seen, response);
+            }
+        }
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) {
@@ -80,23 +111,42 @@ impl From<SessionError> for Fault {
         match error {
             SessionError::Refused(refusal) => refusal.into(),
             SessionError::TooLarge(too_large) => too_large.into(),
+            SessionError::Precondition { unmet, seen: _ } => Self::precondition(unmet),
             SessionError::Conflict => {
                 Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
             }
-            SessionError::Store(StoreError::NoSpace { .. }) => Self::new(
+            SessionError::Store(error) => error.into(),
+            SessionError::Random(_) | SessionError::Stopping => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                text,
+                "send the request again, another server may answer it",
+            ),
+        }
+    }
+}
+
+impl From<StoreError> for Fault {
+    /// Paths, sizes and addresses are the operator's business; the log has them.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSpace { .. } => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
-                // Paths and sizes are the operator's business; the log has them.
                 "the session store is out of disk space",
                 "nothing was stored; free space where the store is, and send the request again",
             ),
-            SessionError::Store(StoreError::Damaged { .. }) => Self::new(
+            StoreError::Damaged { .. } => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "this session is damaged in the store",
                 "drop the cookie to begin a new session",
             ),
-            SessionError::Store(_) | SessionError::Random(_) | SessionError::Stopping => Self::new(
+            StoreError::Unavailable { .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "the session store cannot be used right now",
+                "the session store does not answer, or has too few replicas to be sure of a write",
+                "wait as long as Retry-After says; a write may have been stored nevertheless, so read the session first",
+            ),
+            _ => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the session store failed",
                 "it is not certain whether anything was stored: read the session, then send the request again",
             ),
         }
@@ -113,5 +163,11 @@ pub(super) fn about(seen: &Seen, cookie: Option<HeaderValue>, body: impl IntoRes
     if let Some(cookie) = cookie {
         headers.insert(SET_COOKIE, cookie);
     }
+    response
+}
+
+/// Adds the validator of the session's state.
+pub(super) fn tagged(seen: &Seen, mut response: Response) -> Response {
+    response.headers_mut().insert(ETAG, etag(seen.tag()));
     response
 }

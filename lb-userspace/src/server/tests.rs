@@ -1,5 +1,7 @@
 //! Over real TCP connections, with a client that sees every byte.
 
+mod conditions;
+
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
 use crate::session::{SessionStore, unix_millis};
@@ -66,7 +68,19 @@ impl Running {
 
     /// One request on a connection of its own.
     async fn ask(&self, method: &str, path: &str, cookie: Option<&str>, body: Option<&str>) -> Answer {
-        self.client().await.ask(method, path, cookie, body).await
+        self.ask_on(method, path, cookie, &[], body).await
+    }
+
+    /// With more headers.
+    async fn ask_on(
+        &self,
+        method: &str,
+        path: &str,
+        cookie: Option<&str>,
+        more: &[(&str, &str)],
+        body: Option<&str>,
+    ) -> Answer {
+        self.client().await.ask_on(method, path, cookie, more, body).await
     }
 }
 
@@ -107,9 +121,24 @@ impl Answer {
 
 impl Client {
     async fn ask(&mut self, method: &str, path: &str, cookie: Option<&str>, body: Option<&str>) -> Answer {
+        self.ask_on(method, path, cookie, &[], body).await
+    }
+
+    /// With more headers.
+    async fn ask_on(
+        &mut self,
+        method: &str,
+        path: &str,
+        cookie: Option<&str>,
+        more: &[(&str, &str)],
+        body: Option<&str>,
+    ) -> Answer {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: shop\r\n");
         if let Some(cookie) = cookie {
             head += &format!("Cookie: {cookie}\r\n");
+        }
+        for (name, value) in more {
+            head += &format!("{name}: {value}\r\n");
         }
         if let Some(body) = body {
             head += &format!("Content-Length: {}\r\n", body.len());
@@ -135,8 +164,8 @@ impl Client {
             let before = headers.insert(name.to_ascii_lowercase(), value.to_owned());
             assert_eq!(before, None, "{name} twice");
         }
-        let len = match method {
-            "HEAD" => 0,
+        let len = match (method, status) {
+            ("HEAD", _) | (_, 304) => 0,
             _ => headers.get("content-length").map_or(0, |len| len.parse().unwrap()),
         };
         let mut body = vec![0; len];
@@ -165,7 +194,7 @@ async fn a_session_from_its_first_request_to_its_end() {
     // A connection that is kept, and one for each request: the same session.
     let mut client = server.client().await;
     let put = client.ask("PUT", "/session/name", Some(&cookie), Some(r#"{"first": "Ada"}"#)).await;
-    assert_eq!((put.status, put.json()["version"].as_u64(), put.cookie()), (200, Some(2), None));
+    assert_eq!((put.status, put.json()["version"].as_u64(), put.cookie()), (201, Some(2), None));
     for _ in 0..3 {
         let again = client.ask("GET", "/session", Some(&cookie), None).await;
         assert_eq!((again.header("lb-source"), again.cookie()), (Some("cache"), None), "token unchanged");
@@ -258,7 +287,7 @@ async fn a_session_id_that_was_signed_and_never_stored_is_not_used() {
     let planted = keys.token(1, instance(3, 1).owner(), lb_common::token::SessionId([9; 16]));
     let cookie = format!("lb={}", keys.sign(&planted).unwrap());
     let answer = server.ask("PUT", "/session/a", Some(&cookie), Some("1")).await;
-    assert_eq!((answer.status, answer.header("lb-source")), (200, Some("new")));
+    assert_eq!((answer.status, answer.header("lb-source")), (201, Some("new")));
     assert_ne!(shop.verify(&answer.cookie().unwrap()).session, planted.session);
 }
 
@@ -284,7 +313,8 @@ async fn what_needs_no_session_begins_none() {
     for (method, path, status) in [
         ("GET", "/healthz", 200),
         ("GET", "/nowhere", 404),
-        ("GET", "/session/x", 405),
+        ("GET", "/session/x", 404),
+        ("POST", "/session/x", 405),
         ("POST", "/session", 405),
         ("PUT", "/cart", 405),
         ("DELETE", "/session/x", 404),
@@ -425,7 +455,7 @@ async fn requests_in_one_segment_and_in_single_bytes_are_the_same() {
     assert_eq!(client.answer("PUT").await.json()["state"], json!({"a": 7}));
     client.send(&request.repeat(3)).await;
     for _ in 0..3 {
-        assert_eq!(client.answer("PUT").await.status, 200);
+        assert_eq!(client.answer("PUT").await.status, 201);
     }
     client.send("nonsense\r\n\r\n").await;
     assert_eq!(client.answer("GET").await.status, 400);
@@ -438,7 +468,7 @@ async fn a_client_that_closed_its_half_still_gets_its_answer() {
     let mut client = server.client().await;
     client.send("PUT /session/a HTTP/1.1\r\nHost: shop\r\nContent-Length: 1\r\n\r\n7").await;
     client.0.get_mut().shutdown().await.unwrap();
-    assert_eq!(client.answer("PUT").await.status, 200);
+    assert_eq!(client.answer("PUT").await.status, 201);
     assert!(client.is_closed().await);
 }
 
@@ -461,7 +491,7 @@ async fn stopping_finishes_what_is_under_way_and_closes_the_rest() {
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     busy.send("2").await;
     let answer = busy.answer("PUT").await;
-    assert_eq!((answer.status, &answer.json()["state"]["a"]), (200, &json!(12)));
+    assert_eq!((answer.status, &answer.json()["state"]["a"]), (201, &json!(12)));
     assert!(busy.is_closed().await && late.is_closed().await);
     server.served.await.unwrap().unwrap();
     assert!(TcpStream::connect(server.addr).await.is_err(), "nobody listens any more");
