@@ -88,7 +88,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{Instance, Limits, MemoryStore, Peers, SessionStore, unix_millis};
+    use crate::session::{Instance, Limits, MemoryStore, Peers, SessionStore, Source, unix_millis};
     use tokio::sync::watch;
 
     fn server(store: &Arc<MemoryStore>, peers: &Arc<Peers>, slot: u16) -> Arc<Sessions> {
