@@ -23,3 +23,5 @@ pub mod session;
 pub mod stores;
 #[cfg(feature = "daemon")]
 pub mod supervisor;
+#[cfg(feature = "web")]
+pub mod web;

@@ -1,11 +1,12 @@
 //! The routes of a session server and what the session ones do.
 
 use super::reply::{Fault, LB_EPOCH, LB_SERVER, LB_SOURCE, about, tagged};
-use super::{cart, condition, cookie};
+use super::{cart, condition};
 use crate::session::{
-    Instance, Preconditions, Refusal, Seen, SessionError, Sessions, Source, State as SessionState, Target,
-    Terms, TokenKeys, TooLarge, Unmet,
+    Instance, Keyring, Preconditions, Refusal, Seen, SessionError, Sessions, Source, State as SessionState,
+    Target, Terms, TokenKeys, TooLarge, Unmet,
 };
+use crate::web::{self, CookieOptions};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
@@ -32,8 +33,8 @@ const MAX_DISCARDED: usize = 4 << 20;
 /// What every request needs.
 pub(super) struct App {
     pub(super) sessions: Arc<Sessions>,
-    keys: Arc<ArcSwap<TokenKeys>>,
-    cookie_name: String,
+    keys: Keyring,
+    cookie: CookieOptions,
 }
 
 pub(super) type Shared = State<Arc<App>>;
@@ -43,21 +44,14 @@ impl App {
     pub(super) fn new(
         sessions: Arc<Sessions>,
         keys: Arc<ArcSwap<TokenKeys>>,
-        cookie_name: String,
+        cookie_name: &str,
     ) -> Arc<Self> {
-        Arc::new(Self { sessions, keys, cookie_name })
+        Arc::new(Self { sessions, keys: keys.into(), cookie: CookieOptions::named(cookie_name) })
     }
 
     /// The first token among the cookies that verifies; what does not verify is as good as absent.
     pub(super) fn token(&self, headers: &HeaderMap) -> Option<Token> {
-        let keys = self.keys.load();
-        cookie::values(headers, &self.cookie_name).find_map(|text| match keys.verify(text) {
-            Ok(token) => Some(token),
-            Err(error) => {
-                tracing::debug!(%error, "token refused");
-                None
-            }
-        })
+        web::token(&self.keys, self.cookie.name(), headers)
     }
 
     /// The session of a request that reads, where it is in a state that the client asks for.
@@ -114,11 +108,11 @@ impl App {
     }
 
     fn cookie(&self, presented: Option<Token>, seen: &Seen) -> Option<HeaderValue> {
-        let keys = self.keys.load();
+        let keys = self.keys.keys();
         let token = keys.token(seen.record.service, seen.owner, seen.id);
         let changed = presented != Some(token);
         let text = changed.then(|| keys.sign(&token)).flatten()?;
-        cookie::set(&self.cookie_name, &text)
+        self.cookie.set(&text)
     }
 }
 
@@ -257,7 +251,7 @@ async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
     let ended = ended.map_err(|error| app.fault(token, error))?;
     let mut response = Json(serde_json::json!({ "ended": ended })).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(cookie) = cookie::clear(&app.cookie_name) {
+    if let Some(cookie) = app.cookie.clear() {
         response.headers_mut().insert(SET_COOKIE, cookie);
     }
     Ok(response)

@@ -3,7 +3,6 @@
 
 mod cart;
 mod condition;
-mod cookie;
 mod http;
 mod reply;
 #[cfg(test)]
@@ -65,7 +64,7 @@ pub async fn serve(
     let listener = TcpListener::from_std(listener)?;
     let ServerContext { instance, store, keys, peers, limits, cookie_name, clock } = context;
     let sessions = Sessions::new(instance, store, limits, peers, clock);
-    let app = http::router(http::App::new(sessions, keys, cookie_name));
+    let app = http::router(http::App::new(sessions, keys, &cookie_name));
     let stop = watch::Sender::new(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);

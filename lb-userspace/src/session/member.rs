@@ -2,7 +2,8 @@
 
 use super::store::sweep_forever;
 use super::{Instance, Limits, Peers, SessionStore, Sessions, StoreError, unix_millis};
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
@@ -36,6 +37,7 @@ const SWEEP: (Duration, usize) = (Duration::from_secs(1), 1000);
 pub struct Member {
     store: Arc<dyn SessionStore>,
     instance: watch::Receiver<Instance>,
+    peers: Arc<Peers>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -46,7 +48,8 @@ impl Member {
     ///   when this backend comes back from `down` or `maint`, and what was cached before must not be trusted;
     /// * expired sessions are removed from the store, a slice every second.
     ///
-    /// To be called inside a tokio runtime.
+    /// To be called inside a tokio runtime. A process can be several backends: their caches know of each other, as long as
+    /// they are given the same store.
     ///
     /// # Errors
     /// [`StoreError`] of the store, [`StoreError::Name`] for names that are empty or too long.
@@ -63,10 +66,11 @@ impl Member {
         tracing::info!(service, backend, slot, epoch, "joined");
         let (sender, instance) =
             watch::channel(Instance { service: id, slot, epoch, name: backend.to_owned() });
+        let peers = peers_over(&store);
         let (pause, slice) = SWEEP;
         let sweep = sweep_forever(store.clone(), Arc::new(unix_millis), pause, slice);
         let follow = follow(store.clone(), sender, epochs, service.to_owned());
-        Ok(Self { store, instance, tasks: [tokio::spawn(sweep), tokio::spawn(follow)] })
+        Ok(Self { store, instance, peers, tasks: [tokio::spawn(sweep), tokio::spawn(follow)] })
     }
 
     /// Who this process is now.
@@ -74,15 +78,9 @@ impl Member {
         self.instance.clone()
     }
 
-    /// The sessions of this process: an empty cache in front of the store.
+    /// The sessions of this backend: an empty cache in front of the store.
     pub fn sessions(&self, limits: Limits) -> Arc<Sessions> {
-        Sessions::new(
-            self.instance(),
-            self.store.clone(),
-            limits,
-            Arc::new(Peers::default()),
-            Arc::new(unix_millis),
-        )
+        Sessions::new(self.instance(), self.store.clone(), limits, self.peers.clone(), Arc::new(unix_millis))
     }
 }
 
@@ -90,6 +88,25 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// A store is used in this process by these servers.
+type Known = (Weak<dyn SessionStore>, Weak<Peers>);
+
+/// The servers of this process that use a store: when one of them takes a session over, the copies of the others are
+/// void, whoever made them.
+fn peers_over(store: &Arc<dyn SessionStore>) -> Arc<Peers> {
+    static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock();
+    known.retain(|(store, peers)| store.strong_count() > 0 && peers.strong_count() > 0);
+    // A pointer that is kept alive is no other store's.
+    let same = |(other, _): &&Known| std::ptr::addr_eq(other.as_ptr(), Arc::as_ptr(store));
+    if let Some(peers) = known.iter().find(same).and_then(|(_, peers)| peers.upgrade()) {
+        return peers;
+    }
+    let peers = Arc::new(Peers::default());
+    known.push((Arc::downgrade(store), Arc::downgrade(&peers)));
+    peers
 }
 
 /// Takes a new epoch whenever somebody else took one for our slot.
@@ -144,7 +161,7 @@ async fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::MemoryStore;
+    use crate::session::{MemoryStore, Source, Token};
 
     async fn join(store: &Arc<MemoryStore>, backend: &str) -> Member {
         Member::join(store.clone(), "shop", backend).await.unwrap()
@@ -160,6 +177,20 @@ mod tests {
         assert_eq!(other.instance().borrow().slot, 1);
         drop(first);
         assert_eq!(join(&store, "a").await.instance().borrow().epoch, 2);
+    }
+
+    #[tokio::test]
+    async fn members_over_one_store_void_each_others_copies() {
+        let stores = [Arc::new(MemoryStore::new()), Arc::new(MemoryStore::new())];
+        let members = [join(&stores[0], "a").await, join(&stores[0], "b").await, join(&stores[1], "a").await];
+        assert!(Arc::ptr_eq(&members[0].peers, &members[1].peers));
+        assert!(!Arc::ptr_eq(&members[0].peers, &members[2].peers));
+        let (a, b) = (members[0].sessions(Limits::default()), members[1].sessions(Limits::default()));
+        let seen = a.read(None).await.unwrap();
+        let token = Token { key_id: 0, service: 1, slot: 0, epoch: 1, session: seen.id };
+        assert_eq!(a.find(Some(token)).await.unwrap().unwrap().source, Source::Cache);
+        assert!(b.end(Some(token)).await.unwrap());
+        assert!(a.find(Some(token)).await.unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
