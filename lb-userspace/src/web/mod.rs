@@ -36,6 +36,8 @@ mod problem;
 mod service;
 #[cfg(all(test, feature = "axum"))]
 mod tests;
+#[cfg(feature = "tower-sessions")]
+pub mod tower_sessions;
 
 pub use cookie::{CookieOptions, SameSite};
 pub use handle::Session;
