@@ -189,7 +189,8 @@ pub fn encode(raw: &[u8; TOKEN_LEN]) -> [u8; TOKEN_TEXT_LEN] {
 /// [`TokenError::Text`] for a wrong length or a character outside base64url.
 pub fn decode(text: &[u8]) -> Result<[u8; TOKEN_LEN], TokenError> {
     let text: &[u8; TOKEN_TEXT_LEN] = text.try_into().map_err(|_| TokenError::Text)?;
-    if text.iter().any(|c| !ALPHABET.contains(c)) {
+    // What is no base64url reads as the value of another character.
+    if text.iter().any(|c| ALPHABET[BASE64URL[*c as usize] as usize] != *c) {
         return Err(TokenError::Text);
     }
     let mut raw = [0; TOKEN_LEN];
@@ -246,6 +247,15 @@ mod tests {
         let raw = token(0x0102, 0x0304, 0x0506_0708, *b"0123456789abcdef").sign(&KEY);
         assert_eq!(raw[..9], [0x13, 1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(&raw[9..25], b"0123456789abcdef");
+    }
+
+    #[test]
+    fn every_byte_outside_base64url_is_refused() {
+        for byte in 0..=u8::MAX {
+            let mut text = [b'A'; TOKEN_TEXT_LEN];
+            text[43] = byte;
+            assert_eq!(decode(&text).is_ok(), ALPHABET.contains(&byte), "byte {byte}");
+        }
     }
 
     #[test]
