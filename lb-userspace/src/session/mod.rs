@@ -26,6 +26,8 @@ pub use sessions::{Changed, Refusal, Seen, SessionError, Sessions, Source, Terms
 pub use shelf::Peers;
 pub use state::State;
 pub use store::memory::MemoryStore;
+#[cfg(feature = "redis")]
+pub use store::redis::{RedisOptions, RedisStore};
 #[cfg(feature = "sled")]
 pub use store::sled::SledStore;
 pub use store::{Copies, Given, SessionStore, StoreError, StoreState};

@@ -1,6 +1,8 @@
 //! The database behind the sessions: one small trait, so that it can be something else than the embedded one.
 
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "sled")]
 pub mod sled;
 
