@@ -71,6 +71,22 @@ pub const fn siphash24<const N: usize>(key: &SipKey, words: &[u64; N], tail: u64
     sip.finish()
 }
 
+/// SipHash-2-4 of any bytes. For programs in the kernel [`siphash24`] is the one: it has no loop over memory.
+pub fn siphash24_bytes(key: &SipKey, bytes: &[u8]) -> u64 {
+    let mut sip = Sip::new(key);
+    let mut words = bytes.chunks_exact(8);
+    for word in &mut words {
+        sip.absorb(little_endian(word));
+    }
+    sip.absorb(little_endian(words.remainder()) | (bytes.len() as u64) << 56);
+    sip.finish()
+}
+
+/// Up to eight bytes as a word.
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
+}
+
 /// Secret multipliers of [`flow_hash`], drawn at random once for the life of the maps.
 pub type FlowSeed = [u64; 7];
 
@@ -124,6 +140,13 @@ mod tests {
             let mut reference = siphasher::sip::SipHasher24::new_with_keys(key[0], key[1]);
             reference.write(&message);
             prop_assert_eq!(siphash24(&key, &words, u64::from(last) | 25 << 56), reference.finish());
+        }
+
+        #[test]
+        fn siphash_of_bytes_matches_the_reference_crate(key: [u64; 2], message: Vec<u8>) {
+            let mut reference = siphasher::sip::SipHasher24::new_with_keys(key[0], key[1]);
+            reference.write(&message);
+            prop_assert_eq!(siphash24_bytes(&key, &message), reference.finish());
         }
 
         #[test]
