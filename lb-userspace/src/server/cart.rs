@@ -1,14 +1,16 @@
 //! A shopping cart over the session's state: the demonstration of what the state is good for.
 
 use super::http::{App, Origin, Shared, bad_path, read, terms};
+use super::once::once;
 use super::reply::Fault;
-use crate::session::{Refusal, Seen, State as SessionState, Target};
+use crate::session::{Changed, Refusal, Seen, SessionError, State as SessionState, Target};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
+use lb_common::token::Token;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 
@@ -96,9 +98,14 @@ pub(super) async fn show(State(app): Shared, headers: HeaderMap) -> Result<Respo
     Ok(read.answer(&app, || view(&app, &read.seen, items)))
 }
 
-pub(super) async fn add(State(app): Shared, headers: HeaderMap, body: Body) -> Result<Response, Fault> {
+pub(super) async fn add(
+    State(app): Shared,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Fault> {
     let token = app.token(&headers);
-    let terms = terms(&headers, Target::Session)?;
     let text = read(body, app.sessions.limits().max_value_bytes, "max_value_bytes").await?;
     let order: Order = serde_json::from_slice(&text).map_err(|error| {
         Fault::bad_request(
@@ -112,22 +119,34 @@ pub(super) async fn add(State(app): Shared, headers: HeaderMap, body: Body) -> R
             "the page / shows what is sold here",
         ));
     }
+    let terms = terms(&headers, Target::Session, once(&headers, &method, &uri, &text, Some(KEY))?)?;
     let written = app.sessions.write_on(token, terms, move |state| put_in(state, &order)).await;
-    let (changed, items) = written.map_err(|error| app.fault(token, error))?;
-    Ok(app.state(token, &changed.seen, view(&app, &changed.seen, items)))
+    answer(&app, token, written)
 }
 
 pub(super) async fn remove(
     State(app): Shared,
     sku: Result<Path<String>, PathRejection>,
+    method: Method,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
     let Path(sku) = sku.map_err(bad_path)?;
     let token = app.token(&headers);
-    let terms = terms(&headers, Target::Session)?;
+    let terms = terms(&headers, Target::Session, once(&headers, &method, &uri, b"", Some(KEY))?)?;
     let written = app.sessions.write_on(token, terms, move |state| take_out(state, &sku)).await;
-    let (changed, items) = written.map_err(|error| app.fault(token, error))?;
-    Ok(app.state(token, &changed.seen, view(&app, &changed.seen, items)))
+    answer(&app, token, written)
+}
+
+/// Answers with the cart after a change.
+fn answer(
+    app: &App,
+    token: Option<Token>,
+    written: Result<Changed, SessionError>,
+) -> Result<Response, Fault> {
+    let changed = written.map_err(|error| app.fault(token, error))?;
+    let items = items(&changed.seen.record.state)?;
+    Ok(app.changed(token, &changed, view(app, &changed.seen, items)))
 }
 
 /// The page that uses all this, with what is sold filled in.
@@ -139,7 +158,7 @@ pub(super) fn page() -> &'static str {
     })
 }
 
-fn put_in(state: &mut SessionState, order: &Order) -> Result<Vec<Item>, Refusal> {
+fn put_in(state: &mut SessionState, order: &Order) -> Result<(), Refusal> {
     let mut items = items(state)?;
     let line = match items.iter_mut().position(|item| item.sku == order.sku) {
         Some(at) => &mut items[at],
@@ -158,19 +177,17 @@ fn put_in(state: &mut SessionState, order: &Order) -> Result<Vec<Item>, Refusal>
                 line.quantity, order.quantity, order.sku
             ))
         })?;
-    store(state, &items)?;
-    Ok(items)
+    store(state, &items)
 }
 
-fn take_out(state: &mut SessionState, sku: &str) -> Result<Vec<Item>, Refusal> {
+fn take_out(state: &mut SessionState, sku: &str) -> Result<(), Refusal> {
     let mut items = items(state)?;
     let before = items.len();
     items.retain(|item| item.sku != sku);
     if items.len() == before {
         return Err(Refusal::NotFound(format!("the cart has no {sku:?}")));
     }
-    store(state, &items)?;
-    Ok(items)
+    store(state, &items)
 }
 
 fn items(state: &SessionState) -> Result<Vec<Item>, Refusal> {
@@ -215,10 +232,11 @@ mod tests {
         let mut state = SessionState::default();
         put_in(&mut state, &order("mug", 2)).unwrap();
         put_in(&mut state, &order("own", 1)).unwrap();
-        let items = put_in(&mut state, &order("mug", 3)).unwrap();
+        put_in(&mut state, &order("mug", 3)).unwrap();
         let expected = [("mug", 5), ("own", 1)].map(|(sku, quantity)| Item { sku: sku.into(), quantity });
-        assert_eq!(items, expected);
-        assert_eq!(take_out(&mut state, "mug").unwrap(), expected[1..]);
+        assert_eq!(items(&state).unwrap(), expected);
+        take_out(&mut state, "mug").unwrap();
+        assert_eq!(items(&state).unwrap(), expected[1..]);
         assert!(matches!(take_out(&mut state, "mug"), Err(Refusal::NotFound(_))));
     }
 

@@ -1,10 +1,11 @@
 //! The routes of a session server and what the session ones do.
 
+use super::once::{IDEMPOTENT_REPLAYED, once};
 use super::reply::{Fault, LB_EPOCH, LB_SERVER, LB_SOURCE, about, tagged};
 use super::{cart, condition};
 use crate::session::{
-    Instance, Keyring, Preconditions, Refusal, Seen, SessionError, Sessions, Source, State as SessionState,
-    Target, Terms, TokenKeys, TooLarge, Unmet,
+    Changed, Instance, Keyring, Once, Preconditions, Refusal, Seen, SessionError, Sessions, Source,
+    State as SessionState, Target, Terms, TokenKeys, TooLarge, Unmet,
 };
 use crate::web::{self, CookieOptions};
 use arc_swap::ArcSwap;
@@ -94,6 +95,20 @@ impl App {
     /// Answers with a session's state, or what is made from it.
     pub(super) fn state(&self, presented: Option<Token>, seen: &Seen, body: impl IntoResponse) -> Response {
         tagged(seen, self.answer(presented, seen, body))
+    }
+
+    /// Answers with what a change made of a session, or had made of it before.
+    pub(super) fn changed(
+        &self,
+        presented: Option<Token>,
+        changed: &Changed,
+        body: impl IntoResponse,
+    ) -> Response {
+        let mut response = self.state(presented, &changed.seen, body);
+        if changed.repeated {
+            response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+        }
+        response
     }
 
     /// What went wrong. If the session is known, the client is told of it as by any other answer.
@@ -202,12 +217,13 @@ async fn value(State(app): Shared, key: Result<Path<String>, PathRejection>, hea
 async fn set(
     State(app): Shared,
     key: Result<Path<String>, PathRejection>,
+    method: Method,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Reply {
     let Path(key) = key.map_err(bad_path)?;
     let token = app.token(&headers);
-    let terms = terms(&headers, Target::Key(key.clone()))?;
     let limits = app.sessions.limits();
     let text = read(body, limits.max_value_bytes, "max_value_bytes").await?;
     let value = SessionState::parse_value(&text).map_err(|error| {
@@ -217,14 +233,16 @@ async fn set(
         )
     })?;
     let as_sent = value.get().as_bytes() == &*text;
+    let once = once(&headers, &method, &uri, &text, None)?;
+    let terms = terms(&headers, Target::Key(key.clone()), once)?;
     let change = move |state: &mut SessionState| {
         state.set(key.clone(), value.clone());
         Ok(())
     };
     let written = app.sessions.write_on(token, terms, change).await;
-    let (changed, ()) = written.map_err(|error| app.fault(token, error))?;
+    let changed = written.map_err(|error| app.fault(token, error))?;
     let status = if changed.created { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = app.state(token, &changed.seen, (status, view(&app, &changed.seen)));
+    let mut response = app.changed(token, &changed, (status, view(&app, &changed.seen)));
     if !as_sent {
         // White space around the value is not kept, so what is there now is not what was sent (RFC 9110 §9.3.4).
         response.headers_mut().remove(ETAG);
@@ -232,17 +250,24 @@ async fn set(
     Ok(response)
 }
 
-async fn unset(State(app): Shared, key: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Reply {
+async fn unset(
+    State(app): Shared,
+    key: Result<Path<String>, PathRejection>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Reply {
     let Path(key) = key.map_err(bad_path)?;
     let token = app.token(&headers);
-    let terms = terms(&headers, Target::Key(key.clone()))?;
+    let once = once(&headers, &method, &uri, b"", None)?;
+    let terms = terms(&headers, Target::Key(key.clone()), once)?;
     let change = move |state: &mut SessionState| match state.remove(&key) {
         true => Ok(()),
         false => Err(no_such_key(&key)),
     };
     let written = app.sessions.write_on(token, terms, change).await;
-    let (changed, ()) = written.map_err(|error| app.fault(token, error))?;
-    Ok(app.state(token, &changed.seen, view(&app, &changed.seen)))
+    let changed = written.map_err(|error| app.fault(token, error))?;
+    Ok(app.changed(token, &changed, view(&app, &changed.seen)))
 }
 
 async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
@@ -258,8 +283,8 @@ async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
 }
 
 /// On what terms a request wants its change made.
-pub(super) fn terms(headers: &HeaderMap, target: Target) -> Result<Terms, Fault> {
-    Ok(Terms { target, preconditions: condition::preconditions(headers)? })
+pub(super) fn terms(headers: &HeaderMap, target: Target, once: Option<Once>) -> Result<Terms, Fault> {
+    Ok(Terms { target, preconditions: condition::preconditions(headers)?, once })
 }
 
 fn no_such_key(key: &str) -> Refusal {

@@ -4,6 +4,7 @@
 mod cart;
 mod condition;
 mod http;
+mod once;
 mod reply;
 #[cfg(test)]
 mod tests;

@@ -112,6 +112,11 @@ impl From<SessionError> for Fault {
             SessionError::Refused(refusal) => refusal.into(),
             SessionError::TooLarge(too_large) => too_large.into(),
             SessionError::Precondition { unmet, seen: _ } => Self::precondition(unmet),
+            SessionError::Reused => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "this Idempotency-Key came with another request before",
+                "nothing was changed; a key belongs to one request and its repetitions, so make a new one for this",
+            ),
             SessionError::Conflict => {
                 Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
             }
@@ -142,7 +147,8 @@ impl From<StoreError> for Fault {
             StoreError::Unavailable { .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the session store does not answer, or has too few replicas to be sure of a write",
-                "wait as long as Retry-After says; a write may have been stored nevertheless, so read the session first",
+                "wait as long as Retry-After says; a write may have been stored all the same, so read the session first, or send \
+                 the write with an Idempotency-Key",
             ),
             _ => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,

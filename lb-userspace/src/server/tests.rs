@@ -1,6 +1,7 @@
 //! Over real TCP connections, with a client that sees every byte.
 
 mod conditions;
+mod once;
 
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};

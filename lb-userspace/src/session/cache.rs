@@ -76,7 +76,7 @@ impl SessionCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::State;
+    use crate::session::{Receipts, State};
     use proptest::prelude::*;
 
     const ME: Owner = Owner { slot: 1, epoch: 7 };
@@ -91,6 +91,7 @@ mod tests {
             owner: ME,
             created: 0,
             expires: u64::MAX,
+            receipts: Receipts::default(),
             state,
         })
     }

@@ -9,12 +9,14 @@
 //! | 21..23 | service id |
 //! | 23..25, 25..29 | the owner's slot and epoch |
 //! | 29..37, 37..45 | created, expires: milliseconds since 1970 |
-//! | 45.. | state, as a JSON object |
+//! | 45..47 | bytes of the receipts |
+//! | 47.. | receipts ([`Receipts`]) |
+//! | the rest | state, as a JSON object |
 
-use super::State;
+use super::{Receipts, State};
 
 const FORMAT: u8 = 2;
-const HEADER: usize = 45;
+const HEADER: usize = 47;
 
 /// The instance that may answer for a session from its cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -44,6 +46,8 @@ pub struct Record {
     pub created: u64,
     /// Milliseconds since 1970; from then on the session does not exist.
     pub expires: u64,
+    /// Of changes that are to be made once, however often they are asked for.
+    pub receipts: Receipts,
     pub state: State,
 }
 
@@ -56,6 +60,8 @@ pub enum Damage {
     Format(u8),
     #[error("its checksum does not match")]
     Checksum,
+    #[error("its receipts are not whole")]
+    Receipts,
     #[error("its state is not a JSON object: {0}")]
     State(String),
 }
@@ -69,7 +75,7 @@ impl Record {
     pub fn weight(&self) -> usize {
         const RECORD: usize = 320;
         const ENTRY: usize = 80;
-        RECORD + self.state.bytes() + self.state.len() * ENTRY
+        RECORD + self.receipts.bytes() + self.state.bytes() + self.state.len() * ENTRY
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -78,6 +84,10 @@ impl Record {
         bytes[5..13].copy_from_slice(&self.version.to_be_bytes());
         bytes[21..23].copy_from_slice(&self.service.to_be_bytes());
         bytes[29..37].copy_from_slice(&self.created.to_be_bytes());
+        self.receipts.encode(&mut bytes);
+        let receipts =
+            u16::try_from(bytes.len() - HEADER).expect("receipts are bounded, and read as long as they were");
+        bytes[45..47].copy_from_slice(&receipts.to_be_bytes());
         serde_json::to_writer(&mut bytes, &self.state).expect("a map of strings to JSON is JSON");
         hand_over(&mut bytes, self.revision, self.owner, self.expires);
         bytes
@@ -87,8 +97,10 @@ impl Record {
     /// [`Damage`]: nothing of a record that is not whole is used.
     pub fn decode(bytes: &[u8]) -> Result<Self, Damage> {
         let head = Head::read(bytes)?;
-        let state =
-            serde_json::from_slice(&bytes[HEADER..]).map_err(|error| Damage::State(error.to_string()))?;
+        let receipts = usize::from(u16::from_be_bytes(array(&bytes[45..])));
+        let (receipts, state) = bytes[HEADER..].split_at_checked(receipts).ok_or(Damage::Receipts)?;
+        let receipts = Receipts::decode(receipts).ok_or(Damage::Receipts)?;
+        let state = serde_json::from_slice(state).map_err(|error| Damage::State(error.to_string()))?;
         Ok(Self {
             version: head.version,
             revision: head.revision,
@@ -96,6 +108,7 @@ impl Record {
             owner: head.owner,
             created: head.created,
             expires: head.expires,
+            receipts,
             state,
         })
     }
@@ -161,6 +174,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Once;
     use proptest::prelude::*;
 
     fn any_record() -> impl Strategy<Value = Record> {
@@ -173,8 +187,15 @@ mod tests {
         });
         let header =
             (any::<(u64, u64)>(), any::<u16>(), any::<u16>(), any::<u32>(), any::<u64>(), any::<u64>());
-        (header, state).prop_map(|(((version, revision), service, slot, epoch, created, expires), state)| {
-            Record { version, revision, service, owner: Owner { slot, epoch }, created, expires, state }
+        let receipts = proptest::collection::vec((any::<u64>(), any::<bool>()), 0..4);
+        (header, receipts, state).prop_map(|(header, changes, state)| {
+            let ((version, revision), service, slot, epoch, created, expires) = header;
+            let receipts = changes.into_iter().fold(Receipts::default(), |receipts, (version, created)| {
+                let once = Once::new(&version.to_be_bytes(), &[], None);
+                receipts.with(&once, 0, version, created, &state)
+            });
+            let owner = Owner { slot, epoch };
+            Record { version, revision, service, owner, created, expires, receipts, state }
         })
     }
 

@@ -20,6 +20,9 @@
 //! * **Other processes, too.** A store that several processes share makes sure, before it says that a session has
 //!   changed hands, that none of the others answers from a copy of it: [`SessionStore::watch`], [`SessionStore::holds`].
 //!   While it does not hold, nothing is answered from memory; what then cannot be read from the store is not answered.
+//! * **Once is once.** A change that is to be made once leaves a receipt in the record that it changes, in the same
+//!   write. When it is asked for again, here or elsewhere, at once or after a crash, whoever finds the receipt makes no
+//!   change, and whoever does not find it loses its compare and swap to the one who wrote it.
 //! * **What has ended stays ended.** Every copy is void before the session is deleted, so nobody sees it end before it
 //!   has ended for all. Ids are never used twice, so no write that is late can bring it back.
 //! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
@@ -38,8 +41,8 @@ mod own;
 
 use super::shelf::Shelf;
 use super::{
-    Clock, Copies, Instance, Limits, Owner, Peers, Preconditions, Record, SessionCache, SessionStore, State,
-    StoreError, Tag, TooLarge, Unmet,
+    Clock, Copies, Instance, Limits, Owner, Peers, Preconditions, Receipts, Record, SessionCache,
+    SessionStore, State, StoreError, Tag, TooLarge, Unmet,
 };
 pub use change::{Changed, Terms};
 use lb_common::token::{SessionId, Token};
@@ -109,6 +112,8 @@ pub enum SessionError {
     /// With the session as it is, if there is one.
     #[error("the session is not in a state that the request asks for")]
     Precondition { unmet: Unmet, seen: Option<Box<Seen>> },
+    #[error("the session has seen that key with another request")]
+    Reused,
     #[error("others changed this session {MAX_TRIES} times while this change was being made")]
     Conflict,
     #[error(transparent)]
@@ -191,7 +196,7 @@ impl Sessions {
             {
                 return Ok(seen);
             }
-            sessions.create(State::default()).await
+            sessions.create(State::default(), Receipts::default()).await
         })
         .await
     }
@@ -210,34 +215,26 @@ impl Sessions {
         T: Send + 'static,
         F: Fn(&mut State) -> Result<T, Refusal> + Send + Sync + 'static,
     {
-        self.write_on(token, Terms::default(), change).await.map(|(changed, made)| (changed.seen, made))
+        let (changed, made) = self.make(token, Terms::default(), change).await?;
+        Ok((changed.seen, made.expect("what is not to be made once is never found to be made")))
     }
 
-    /// [`Sessions::write`] on terms: made only if they are met by the very state that the change is made to.
+    /// [`Sessions::write`] on terms: made only if they are met by the very state that the change is made to. A change
+    /// that is to be made once and was made before is answered with what came of it then.
     ///
     /// # Errors
-    /// Also [`SessionError::Precondition`]. A change that finds nothing to be made to says so first (RFC 9110 §13.2.1).
-    pub async fn write_on<T, F>(
+    /// Also [`SessionError::Precondition`] and [`SessionError::Reused`]. A change that finds nothing to be made to says
+    /// so first (RFC 9110 §13.2.1).
+    pub async fn write_on<F>(
         self: &Arc<Self>,
         token: Option<Token>,
         terms: Terms,
         change: F,
-    ) -> Result<(Changed, T), SessionError>
+    ) -> Result<Changed, SessionError>
     where
-        T: Send + 'static,
-        F: Fn(&mut State) -> Result<T, Refusal> + Send + Sync + 'static,
+        F: Fn(&mut State) -> Result<(), Refusal> + Send + Sync + 'static,
     {
-        let token = self.ours(token);
-        let sessions = self.clone();
-        to_the_end(async move {
-            if let Some(token) = token
-                && let Some(changed) = sessions.change(token, &terms, &change).await?
-            {
-                return Ok(changed);
-            }
-            sessions.begin(&terms, &change).await
-        })
-        .await
+        self.make(token, terms, change).await.map(|(changed, _)| changed)
     }
 
     /// Ends the session that a verified token names, everywhere at once. False when there was none.
@@ -271,6 +268,30 @@ impl Sessions {
         .await
     }
 
+    /// Changes a session or begins one.
+    async fn make<T, F>(
+        self: &Arc<Self>,
+        token: Option<Token>,
+        terms: Terms,
+        change: F,
+    ) -> Result<(Changed, Option<T>), SessionError>
+    where
+        T: Send + 'static,
+        F: Fn(&mut State) -> Result<T, Refusal> + Send + Sync + 'static,
+    {
+        let token = self.ours(token);
+        let sessions = self.clone();
+        to_the_end(async move {
+            if let Some(token) = token
+                && let Some(changed) = sessions.change(token, &terms, &change).await?
+            {
+                return Ok(changed);
+            }
+            sessions.begin(&terms, &change).await
+        })
+        .await
+    }
+
     /// A token of another service is no token here.
     fn ours(&self, token: Option<Token>) -> Option<Token> {
         token.filter(|token| token.service == self.instance.borrow().service)
@@ -297,7 +318,7 @@ impl Sessions {
     }
 
     /// Begins a session. It is durable before the client hears of it, so no server will take it for made up.
-    async fn create(&self, state: State) -> Result<Seen, SessionError> {
+    async fn create(&self, state: State, receipts: Receipts) -> Result<Seen, SessionError> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(|error| SessionError::Random(error.to_string()))?;
         let id = SessionId(bytes);
@@ -310,6 +331,7 @@ impl Sessions {
             owner: instance.owner(),
             created,
             expires: self.limits.expires(created, created),
+            receipts,
             state,
         });
         let work = self.shelf.join(id);

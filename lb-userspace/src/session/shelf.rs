@@ -160,7 +160,7 @@ impl Copies for Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::State;
+    use crate::session::{Receipts, State};
 
     const ME: Owner = Owner { slot: 1, epoch: 1 };
     const ID: SessionId = SessionId([9; 16]);
@@ -178,6 +178,7 @@ mod tests {
             owner: ME,
             created: 0,
             expires: u64::MAX,
+            receipts: Receipts::default(),
             state,
         })
     }

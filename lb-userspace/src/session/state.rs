@@ -50,6 +50,11 @@ impl State {
         Ok(())
     }
 
+    /// The part of it that is the value of one key.
+    pub(super) fn only(&self, key: &str) -> Self {
+        Self(self.0.get_key_value(key).map(|(key, value)| (key.clone(), value.clone())).into_iter().collect())
+    }
+
     /// Whether there was such a key.
     pub fn remove(&mut self, key: &str) -> bool {
         self.0.remove(key).is_some()

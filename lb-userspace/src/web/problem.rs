@@ -65,6 +65,11 @@ impl From<&SessionError> for Problem {
                 text,
                 "read the session again and decide anew; nothing was stored",
             ),
+            SessionError::Reused => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                text,
+                "nothing was stored; take a new key for another request",
+            ),
             SessionError::Conflict => {
                 Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
             }

@@ -2,8 +2,9 @@
 
 use super::own::Found;
 use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions};
+use crate::session::receipts::{self, Receipt};
 use crate::session::shelf::Work;
-use crate::session::{Preconditions, Record, State, StoreError, Tag, Target};
+use crate::session::{Once, Preconditions, Receipts, Record, State, StoreError, Tag, Target};
 use lb_common::token::{SessionId, Token};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +15,32 @@ pub struct Terms {
     /// What the preconditions are about.
     pub target: Target,
     pub preconditions: Preconditions,
+    /// The change is not to be made again.
+    pub once: Option<Once>,
 }
 
 /// A change that was made.
 #[derive(Clone, Debug)]
 pub struct Changed {
+    /// The session with the change in it. If it was made before: the part of the state that its answer showed, as it was
+    /// then, or the session as it is now if that was too large to be remembered.
     pub seen: Seen,
     /// Whether the target came into being with it.
     pub created: bool,
+    /// Whether it was made before, and nothing was changed now.
+    pub repeated: bool,
 }
 
-/// A change that can be made to what was found.
-struct Plan<T> {
-    state: State,
-    created: bool,
-    made: T,
+/// What is to be done about a change.
+enum Plan<T> {
+    Make {
+        state: State,
+        receipts: Receipts,
+        created: bool,
+        made: T,
+    },
+    /// Tell what it did when it was made.
+    Repeat(Receipt),
 }
 
 impl Sessions {
@@ -38,7 +50,7 @@ impl Sessions {
         token: Token,
         terms: &Terms,
         change: &F,
-    ) -> Result<Option<(Changed, T)>, SessionError>
+    ) -> Result<Option<(Changed, Option<T>)>, SessionError>
     where
         F: Fn(&mut State) -> Result<T, Refusal>,
     {
@@ -48,35 +60,51 @@ impl Sessions {
         for tries in 0..MAX_TRIES {
             pause(tries).await;
             let Some(found) = self.fetch(&work, token).await? else { return Ok(None) };
-            let conflict = match self.plan(Some((id, &found.record)), terms, change) {
-                Ok(plan) => match self.save(&work, id, &found, plan.state).await {
-                    Ok(record) => {
-                        let seen = self.seen(id, record, found.source);
-                        return Ok(Some((Changed { seen, created: plan.created }, plan.made)));
+            let (told, repeat) = match self.plan(Some((id, &found.record)), terms, change) {
+                Ok(Plan::Make { state, receipts, created, made }) => {
+                    match self.save(&work, id, &found, state, receipts).await {
+                        Ok(record) => {
+                            let seen = self.seen(id, record, found.source);
+                            return Ok(Some((Changed { seen, created, repeated: false }, Some(made))));
+                        }
+                        Err(StoreError::Conflict) => continue,
+                        Err(error) => return Err(error.into()),
                     }
-                    Err(error) => error,
-                },
-                // A refusal tells something of the state, as an answer does.
-                Err(refused) => match self.tell(&work, id, &found).await {
-                    Ok(record) => return Err(refused.with(self.seen(id, record, found.source))),
-                    Err(error) => error,
-                },
+                }
+                // Both tell something of the state.
+                Ok(Plan::Repeat(receipt)) => (self.tell(&work, id, &found).await, Ok(receipt)),
+                Err(refused) => (self.tell(&work, id, &found).await, Err(refused)),
             };
-            if conflict != StoreError::Conflict {
-                return Err(conflict.into());
+            match (told, repeat) {
+                (Ok(record), Ok(receipt)) => {
+                    let created = receipt.created;
+                    let seen = self.seen(id, remembered(record, &receipt), found.source);
+                    return Ok(Some((Changed { seen, created, repeated: true }, None)));
+                }
+                (Ok(record), Err(refused)) => {
+                    return Err(refused.with(self.seen(id, record, found.source)));
+                }
+                (Err(StoreError::Conflict), _) => {}
+                (Err(error), _) => return Err(error.into()),
             }
         }
         Err(SessionError::Conflict)
     }
 
     /// Begins a session with a change in it.
-    pub(super) async fn begin<T, F>(&self, terms: &Terms, change: &F) -> Result<(Changed, T), SessionError>
+    pub(super) async fn begin<T, F>(
+        &self,
+        terms: &Terms,
+        change: &F,
+    ) -> Result<(Changed, Option<T>), SessionError>
     where
         F: Fn(&mut State) -> Result<T, Refusal>,
     {
-        let plan = self.plan(None, terms, change)?;
-        let seen = self.create(plan.state).await?;
-        Ok((Changed { seen, created: true }, plan.made))
+        let Plan::Make { state, receipts, created, made } = self.plan(None, terms, change)? else {
+            unreachable!("a session that is not there has seen nothing");
+        };
+        let seen = self.create(state, receipts).await?;
+        Ok((Changed { seen, created, repeated: false }, Some(made)))
     }
 
     /// Ends the session that a token names, if it lives.
@@ -121,6 +149,14 @@ impl Sessions {
     where
         F: Fn(&mut State) -> Result<T, Refusal>,
     {
+        let now = self.now();
+        let receipts = base.map(|(_, record)| record.receipts.clone()).unwrap_or_default();
+        // First of all: the change itself may be why the preconditions are no longer met (RFC 9110 §13.1.1).
+        match terms.once.and_then(|once| receipts.seen(&once, now)) {
+            Some(receipts::Seen::Made(receipt)) => return Ok(Plan::Repeat(receipt.clone())),
+            Some(receipts::Seen::Other) => return Err(SessionError::Reused),
+            None => {}
+        }
         let mut state = base.map(|(_, record)| record.state.clone()).unwrap_or_default();
         let current = base
             .filter(|(_, record)| match &terms.target {
@@ -138,7 +174,13 @@ impl Sessions {
             .map_err(|unmet| SessionError::Precondition { unmet, seen: None })?;
         let made = made?;
         self.limits.check(&state)?;
-        Ok(Plan { state, created: current.is_none(), made })
+        let created = current.is_none();
+        let version = base.map_or(1, |(_, record)| record.version + 1);
+        let receipts = match &terms.once {
+            Some(once) => receipts.with(once, now, version, created, &state),
+            None => receipts,
+        };
+        Ok(Plan::Make { state, receipts, created, made })
     }
 
     async fn save(
@@ -147,6 +189,7 @@ impl Sessions {
         id: SessionId,
         found: &Found,
         state: State,
+        receipts: Receipts,
     ) -> Result<Arc<Record>, StoreError> {
         let owner = self.owner();
         let base = &*found.record;
@@ -155,8 +198,9 @@ impl Sessions {
             revision: base.revision + 1,
             owner,
             expires: self.limits.expires(base.created, self.now()),
+            receipts,
             state,
-            ..base.clone()
+            ..*base
         };
         match self.store.save(id, &record, Some(base.revision)).await {
             Ok(before) => {
@@ -176,6 +220,16 @@ impl Sessions {
                 Err(error)
             }
         }
+    }
+}
+
+/// The session as the answer showed it when the change was made, as far as that is known.
+fn remembered(record: Arc<Record>, receipt: &Receipt) -> Arc<Record> {
+    match receipt.state() {
+        Some(state) => {
+            Arc::new(Record { version: receipt.version, state, receipts: record.receipts.clone(), ..*record })
+        }
+        None => record,
     }
 }
 

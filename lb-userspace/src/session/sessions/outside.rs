@@ -39,7 +39,8 @@ impl Sessions {
         let sessions = self.clone();
         to_the_end(async move {
             let changed = sessions.change(token, &Terms::default(), &change).await?;
-            Ok(changed.map(|(changed, made)| (changed.seen, made)))
+            let once = "what is not to be made once is never found to be made";
+            Ok(changed.map(|(changed, made)| (changed.seen, made.expect(once))))
         })
         .await
     }
@@ -65,7 +66,7 @@ impl Sessions {
                     Err(error) => return Err(error.into()),
                 };
                 // The new one first: a crash in between leaves a session that nobody has heard of, which expires.
-                let seen = sessions.create(base.state.clone()).await?;
+                let seen = sessions.create(base.state.clone(), base.receipts.clone()).await?;
                 work.forget();
                 match sessions.store.delete(token.session, base.revision).await {
                     Ok(()) => return Ok(Some(seen)),

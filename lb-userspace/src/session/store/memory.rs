@@ -277,7 +277,7 @@ fn check(name: &str) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::State;
+    use crate::session::{Receipts, State};
     use futures::executor::block_on;
 
     const ME: Owner = Owner { slot: 1, epoch: 1 };
@@ -289,7 +289,8 @@ mod tests {
 
     fn record(revision: u64, expires: u64) -> Record {
         let state = State::default();
-        Record { version: revision, revision, service: 1, owner: ME, created: 0, expires, state }
+        let receipts = Receipts::default();
+        Record { version: revision, revision, service: 1, owner: ME, created: 0, expires, receipts, state }
     }
 
     #[test]

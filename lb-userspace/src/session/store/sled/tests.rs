@@ -1,6 +1,6 @@
 use super::*;
-use crate::session::State;
 use crate::session::store::MAX_STATE_BYTES;
+use crate::session::{Receipts, State};
 use futures::future::join_all;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,8 @@ fn id(n: u32) -> SessionId {
 fn record(version: u64, value: &str) -> Record {
     let mut state = State::default();
     state.set_as("k", &value).unwrap();
-    Record { version, revision: version, service: 1, owner: ME, created: 0, expires: u64::MAX, state }
+    let (created, expires, receipts) = (0, u64::MAX, Receipts::default());
+    Record { version, revision: version, service: 1, owner: ME, created, expires, receipts, state }
 }
 
 fn options() -> SledOptions {

@@ -4,7 +4,9 @@ use super::sessions;
 use super::{CommitStats, SledOptions, StoreError};
 use crate::session::Copies;
 use crate::session::fault::{Fault, armed};
+use crate::session::receipts;
 use crate::session::record::{Owner, Record};
+use crate::session::store::MAX_STATE_BYTES;
 use lb_common::token::SessionId;
 use parking_lot::{Mutex, RwLock};
 use sled::{Db, Tree};
@@ -24,7 +26,7 @@ const FORMAT: &str = "2";
 const SEGMENT_BYTES: usize = 8 << 20;
 /// The largest record that goes into the log whatever its neighbours are.
 pub(super) const MAX_RECORD_BYTES: usize = SEGMENT_BYTES / 4 / 18;
-const _: () = assert!(crate::session::store::MAX_STATE_BYTES * 3 / 2 < MAX_RECORD_BYTES);
+const _: () = assert!(MAX_STATE_BYTES * 3 / 2 + receipts::MAX_BYTES < MAX_RECORD_BYTES);
 
 /// How long sled's own threads may take to let go of the files of a database that was closed.
 const RELEASE: Duration = Duration::from_secs(5);
