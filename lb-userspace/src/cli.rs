@@ -1,4 +1,5 @@
-//! lbctl: each noun turns its verbs into a [`Request`], and the answer into text. Opens nothing but the control socket.
+//! lbctl: each noun turns its verbs into a [`Request`], and the answer into text. Opens nothing but the control socket,
+//! unless it is told to work on a store that no lbd has open.
 
 mod backend;
 mod explain;
@@ -8,6 +9,7 @@ mod service;
 mod session;
 mod stats;
 mod status;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -64,6 +66,9 @@ enum Noun {
     Stats(stats::Args),
     /// Tell where a request with a token would go, why, and which counters it would bump
     Explain(explain::Args),
+    /// The store as a whole: verify it, take everything out, put it into another one
+    #[command(subcommand)]
+    Store(store::Verb),
     /// The keys that sign tokens
     #[command(subcommand)]
     Keys(keys::Verb),
@@ -95,14 +100,19 @@ pub async fn run() -> ExitCode {
 }
 
 async fn execute(cli: &Cli) -> Said {
-    match ask(&cli.socket, &request(&cli.noun)).await {
+    let request = match request(&cli.noun) {
+        Ok(request) => request,
+        Err(verb) => return store::run(verb, &cli.socket, cli.json).await,
+    };
+    match ask(&cli.socket, &request).await {
         Ok(response) => say(cli, &response),
         Err(error) => Said { out: String::new(), err: format!("lbctl: {error}\n"), code: UNREACHABLE },
     }
 }
 
-fn request(noun: &Noun) -> Request {
-    match noun {
+/// What to ask lbd for; the other way round for a verb that asks many things.
+fn request(noun: &Noun) -> Result<Request, &store::Verb> {
+    Ok(match noun {
         Noun::Status => Request::Status {},
         Noun::Service(verb) => verb.request(),
         Noun::Backend(verb) => verb.request(),
@@ -111,7 +121,8 @@ fn request(noun: &Noun) -> Request {
         Noun::Stats(args) => args.request(),
         Noun::Explain(args) => args.request(),
         Noun::Keys(verb) => verb.request(),
-    }
+        Noun::Store(verb) => return Err(verb),
+    })
 }
 
 fn say(cli: &Cli, response: &Response) -> Said {
@@ -136,6 +147,13 @@ fn say(cli: &Cli, response: &Response) -> Said {
             stats::text(stats, all)
         }
         Response::Explain(explain) => explain::text(explain),
+        Response::Store(_)
+        | Response::StoreChecked(_)
+        | Response::StoreExported(_)
+        | Response::StoreImported(_) => {
+            let err = "lbctl: lbd answered something else than it was asked\n".to_owned();
+            return Said { out: String::new(), err, code: REFUSED };
+        }
     };
     Said { out, err: String::new(), code }
 }

@@ -10,10 +10,12 @@ mod wire;
 
 pub use view::{
     BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, ServiceView, SessionView,
-    StatsView, StatusView, TokenView,
+    StatsView, StatusView, StoreView, TokenView,
 };
 pub use wire::{MAX_LINE, VERSION, WireError};
 
+use crate::session::Given;
+use crate::session::store::archive::{Checked, Exported, Import, Imported};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -66,6 +68,32 @@ pub enum Request {
     KeysPrepare {},
     /// Reads the key file again.
     KeysReload {},
+    /// Goes through the whole store, or fills it, step by step.
+    Store {
+        step: StoreRequest,
+    },
+}
+
+/// A step on the whole store. Each begins where the one before said that it ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+pub enum StoreRequest {
+    Look {},
+    Check {
+        from: Option<String>,
+    },
+    Export {
+        from: Option<String>,
+    },
+    /// Before the first import: what the other store had given out.
+    Adopt {
+        given: Given,
+    },
+    /// Lines with their numbers.
+    Import {
+        lines: Vec<(u64, String)>,
+        how: Import,
+    },
 }
 
 /// What lbd says.
@@ -79,6 +107,10 @@ pub enum Response {
     Flows(FlowsView),
     Stats(StatsView),
     Explain(Box<ExplainView>),
+    Store(Box<StoreView>),
+    StoreChecked(Checked),
+    StoreExported(Exported),
+    StoreImported(Imported),
     Done { message: String },
     Refused(Refused),
 }

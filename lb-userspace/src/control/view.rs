@@ -1,7 +1,7 @@
 //! What lbctl shows: the answers' contents, in the words and units that people and programs read.
 
 use super::Admin;
-use crate::session::StoreState;
+use crate::session::{Given, StoreState};
 use serde::{Deserialize, Serialize};
 
 /// The daemon as a whole.
@@ -28,6 +28,15 @@ pub struct StatusView {
     /// ...and how many verify.
     pub token_keys: u32,
     pub store: StoreState,
+}
+
+/// A store as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreView {
+    pub state: StoreState,
+    /// `None` when it did not tell in time.
+    pub sessions: Option<u64>,
+    pub given: Given,
 }
 
 /// An interface that carries the programs.

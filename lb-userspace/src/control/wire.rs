@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWr
 /// Version of the protocol; grows when an older peer would misread a message.
 pub const VERSION: u32 = 1;
 
-/// Longest request, in bytes.
-pub const MAX_LINE: u64 = 64 << 10;
+/// Longest request, in bytes: sessions are imported many at a time.
+pub const MAX_LINE: u64 = 4 << 20;
 
 /// Longest answer, in bytes: a list of flows is long.
 pub(super) const MAX_ANSWER: u64 = 64 << 20;
@@ -91,12 +91,14 @@ fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Admin, Refused, Request, Response, StatsView};
+    use super::super::{Admin, Refused, Request, Response, StatsView, StoreRequest};
     use super::*;
+    use crate::session::Given;
+    use crate::session::store::archive::Import;
     use tokio::io::BufReader;
 
     async fn read_from(bytes: &[u8]) -> Result<Option<Request>, WireError> {
-        read(&mut BufReader::new(bytes), 200).await
+        read(&mut BufReader::new(bytes), 300).await
     }
 
     #[tokio::test]
@@ -117,6 +119,23 @@ mod tests {
             Request::KeysRotate {},
             Request::KeysPrepare {},
             Request::KeysReload {},
+            Request::Store { step: StoreRequest::Look {} },
+            Request::Store { step: StoreRequest::Export { from: Some("00".into()) } },
+            Request::Store {
+                step: StoreRequest::Import {
+                    lines: vec![(7, "{}\\".into())],
+                    how: Import { services: [("shop".to_owned(), 1)].into(), replace: true },
+                },
+            },
+            Request::Store {
+                step: StoreRequest::Adopt {
+                    given: Given {
+                        services: [("shop".to_owned(), 1)].into(),
+                        slots: vec![("shop".into(), "s1".into(), 3)],
+                        epochs: vec![(3, 9)],
+                    },
+                },
+            },
         ] {
             let line = encode(&request);
             assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
@@ -150,7 +169,7 @@ mod tests {
             (b"{\"verb\":\"status\"}\n", "a message is not understood: missing field `v`"),
             (b"GET / HTTP/1.1\r\n", "a message is not understood"),
             (b"{\"v\":1", "the connection ended in the middle of a message"),
-            (&[b' '; 300], "a message is longer than 200 bytes"),
+            (&[b' '; 400], "a message is longer than 300 bytes"),
         ] {
             let error = read_from(bytes).await.unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");

@@ -8,14 +8,12 @@ use crate::control::{
 use crate::datapath::Mode;
 use crate::registry::Change;
 use crate::session::TokenKeys;
+use crate::stores;
 use lb_common::backend::State;
 use lb_common::counter::{BackendCounters, Counter};
 use lb_common::flow::{Flow, FlowState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
-
-/// How long lbctl is kept waiting for the number of sessions.
-const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// Answers now, or has the answer sent when it is known.
@@ -27,8 +25,7 @@ impl Daemon {
                 let (mut status, store) = (self.status(), self.store.clone());
                 tokio::spawn(async move {
                     // A database elsewhere may not answer, and that is what the asker wants to hear.
-                    let count = tokio::time::timeout(COUNT_PATIENCE, store.count()).await;
-                    status.sessions = count.ok().and_then(Result::ok);
+                    status.sessions = stores::count(&*store).await;
                     status.store = store.state();
                     let _ = reply.send(Response::Status(Box::new(status)));
                 });
@@ -40,6 +37,13 @@ impl Daemon {
             }
             Request::SessionEnd { session } => {
                 self.end_session(&session, reply);
+                return Ok(());
+            }
+            Request::Store { step } => {
+                let (store, peers) = (self.store.clone(), self.peers.clone());
+                tokio::spawn(async move {
+                    let _ = reply.send(stores::answer(&*store, Some(&*peers), step).await);
+                });
                 return Ok(());
             }
             Request::BackendRestart { backend } => {

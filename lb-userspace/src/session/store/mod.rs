@@ -1,5 +1,6 @@
 //! The database behind the sessions: one small trait, so that it can be something else than the embedded one.
 
+pub mod archive;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -51,7 +52,8 @@ pub trait SessionStore: Send + Sync + 'static {
     /// can see changes; so this need not be durable where a crash ends every server with the database.
     fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner>;
 
-    /// Ends a session, if the database holds revision `expected` of it now.
+    /// Ends a session, if the database holds revision `expected` of it now. A damaged record has no revision: it is
+    /// removed whatever is expected.
     fn delete(&self, id: SessionId, expected: u64) -> Answer<'_, ()>;
 
     /// Removes sessions that have expired by `now`, looking at no more than `slice` of them, from `after` on.
@@ -74,7 +76,7 @@ pub trait SessionStore: Send + Sync + 'static {
     /// All slots given out: service, backend, slot.
     fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>>;
 
-    /// Everything that was given out so far.
+    /// Everything that was given out so far. What was given out while this is asked may be missing.
     fn given(&self) -> Answer<'_, Given>;
 
     /// Gives out what another store gave out, so that tokens of its sessions fit here: ids of services, slots that are

@@ -1,5 +1,5 @@
-//! Epochs, service ids and slots: what must never be given out twice. Only the committer's thread comes here, so that
-//! reading and writing need no lock.
+//! Epochs, service ids and slots: what must never be given out twice. Only the committer's thread writes here, so that
+//! it needs no lock.
 
 use super::sessions::end_all;
 use super::trees::{Trees, failed};

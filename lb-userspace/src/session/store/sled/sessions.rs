@@ -28,7 +28,13 @@ pub(super) fn save(
 }
 
 pub(super) fn delete(trees: &Trees, id: SessionId, expected: u64) -> Result<(), StoreError> {
-    replace(trees, id, Some(expected), |_| None).map(drop)
+    match replace(trees, id, Some(expected), |_| None) {
+        Err(StoreError::Damaged { .. }) => {
+            trees.sessions.remove(id.0).map_err(failed)?;
+            Ok(())
+        }
+        replaced => replaced.map(drop),
+    }
 }
 
 pub(super) fn claim(
@@ -106,27 +112,32 @@ pub(super) fn sweep(
 pub(super) fn scan(trees: &Trees, from: Option<&Cursor>, slice: usize) -> Result<Slice, StoreError> {
     let from = match from {
         None => Bound::Unbounded,
-        Some(cursor) => Bound::Excluded(
-            SessionId::from_hex(cursor.0.as_bytes()).map(|id| id.0.to_vec()).ok_or_else(|| {
-                StoreError::Failed(format!(
-                    "{:?} is no place where a scan of this store could go on",
-                    cursor.0
-                ))
-            })?,
-        ),
+        Some(Cursor(text)) => Bound::Excluded(bytes_of(text).ok_or_else(|| {
+            StoreError::Failed(format!("{text:?} is no place where a scan of this store could go on"))
+        })?),
     };
     let mut found = Slice::default();
     for entry in trees.sessions.range::<Vec<u8>, _>((from, Bound::Unbounded)).take(slice) {
         let (key, bytes) = entry.map_err(failed)?;
         let id = key.as_ref().try_into().ok().map(SessionId);
+        // Of whatever is there, session or not.
+        found.next = Some(Cursor(key.iter().map(|byte| format!("{byte:02x}")).collect()));
         let key = id.map_or_else(|| format!("{key:?}"), |id| id.to_string());
-        found.next = id.map(|id| Cursor(id.to_string()));
         found.entries.push(Entry { id, key, record: Record::decode(&bytes) });
     }
     if found.entries.len() < slice {
         found.next = None;
     }
     Ok(found)
+}
+
+fn bytes_of(hex: &str) -> Option<Vec<u8>> {
+    let digits = hex.as_bytes();
+    let pairs = digits.chunks_exact(2);
+    let whole = pairs.remainder().is_empty() && digits.iter().all(u8::is_ascii_hexdigit);
+    whole.then(|| {
+        pairs.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    })
 }
 
 /// Ends every session of a service.

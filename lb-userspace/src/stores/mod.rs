@@ -1,4 +1,10 @@
-//! Opens the store that a configuration names, for lbd, and for lbctl where no lbd runs.
+//! Opens the store that a configuration names, and answers what lbctl asks of a whole store: for lbd, and for lbctl
+//! itself where no lbd runs.
+
+mod answer;
+
+pub use answer::answer;
+pub(crate) use answer::count;
 
 use crate::config::Store;
 use crate::session::{SessionStore, SledStore, StoreError};
