@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Directories of all test runs, one for each process.
@@ -25,9 +26,31 @@ pub enum Backend<'a> {
     Remote(&'a Host),
 }
 
+/// What an lbd is told beside its backends. The default is an lbd of its own, with a store of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// The service, where several lbds have the same one; its name must begin as [`service_name`] does.
+    pub service: Option<String>,
+    /// What the names of backends begin with, `b` if nothing else is said.
+    pub prefix: Option<&'static str>,
+    /// `store` of the configuration, as TOML.
+    pub store: Option<String>,
+    /// The file of the token keys.
+    pub keys: Option<PathBuf>,
+    /// A promise that this lbd breaks; it is the one that `cargo xtask torture --fault` builds.
+    pub fault: Option<String>,
+}
+
+/// A name for a service that no other test has at the same time.
+pub fn service_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("t{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// An lbd, running or not. Its backends are named `b0`, `b1`, …
 pub struct Lbd {
     process: Option<Process>,
+    manner: Manner,
     dir: PathBuf,
     /// Unique among all tests: named namespaces are made of it.
     service: String,
@@ -38,14 +61,19 @@ pub struct Lbd {
 impl Lbd {
     /// Starts it and waits until every backend is ready.
     pub fn start(town: &Topology, backends: &[Backend<'_>]) -> Result<Self> {
+        Self::start_in(town, backends, Manner::default())
+    }
+
+    /// The same in a manner of the caller's.
+    pub fn start_in(town: &Topology, backends: &[Backend<'_>], manner: Manner) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let service = format!("t{}x{n}", std::process::id());
+        let service = manner.service.clone().unwrap_or_else(service_name);
         let dir = PathBuf::from(HOME).join(std::process::id().to_string()).join(n.to_string());
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let lbd =
-            Self { process: None, dir, service, netns: town.balancer.clone(), backends: backends.len() };
+        let (netns, backends_count) = (town.balancer.clone(), backends.len());
+        let lbd = Self { process: None, manner, dir, service, netns, backends: backends_count };
         fs::write(lbd.config(), lbd.text(town, backends)?)?;
         let mut lbd = lbd;
         lbd.resume()?;
@@ -59,21 +87,26 @@ impl Lbd {
     fn text(&self, town: &Topology, backends: &[Backend<'_>]) -> Result<String> {
         let dir = self.dir.display();
         let interfaces: Vec<String> = town.ports().into_iter().map(|port| port.name).collect();
+        let Manner { store, keys, prefix, .. } = &self.manner;
+        let store = store.clone().unwrap_or_else(|| format!("\"{dir}/sessions\""));
+        let keys = keys.clone().unwrap_or_else(|| self.dir.join("keys.toml"));
+        let prefix = prefix.unwrap_or("b");
         let mut text = format!(
-            "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = \"{dir}/sessions\"\n\
-             keys = \"{dir}/keys.toml\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
+            "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = {store}\n\
+             keys = \"{}\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
              [limits]\nmaglev_size = 251\n\
              [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {{ kind = \"signed\", cookie = \"lb\" }}\n\
              [service.health]\ninterval = \"200ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 2\n",
+            keys.display(),
             path_of("lb")?.display(),
             self.service,
             dial(),
         );
         for (i, backend) in backends.iter().enumerate() {
             text += &match backend {
-                Backend::Managed => format!("[[service.backend]]\nname = \"b{i}\"\nmanaged = true\n"),
+                Backend::Managed => format!("[[service.backend]]\nname = \"{prefix}{i}\"\nmanaged = true\n"),
                 Backend::Remote(host) => {
-                    format!("[[service.backend]]\nname = \"b{i}\"\naddr = \"{}\"\n", host.serves())
+                    format!("[[service.backend]]\nname = \"{prefix}{i}\"\naddr = \"{}\"\n", host.serves())
                 }
             };
         }
@@ -84,7 +117,14 @@ impl Lbd {
     pub fn resume(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "lbd runs already");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let mut command = self.netns.command(&program("lbd")?);
+        let mut command = match &self.manner.fault {
+            None => self.netns.command(&program("lbd", "build")?),
+            Some(fault) => {
+                let mut command = self.netns.command(&program("lbd-faulty", "torture --fault")?);
+                command.args(["--fault", fault]);
+                command
+            }
+        };
         command.arg("--config").arg(self.config()).stdout(log.try_clone()?).stderr(log);
         self.process = Some(Process(command.spawn().context("starting lbd")?));
         self.wait_ready()
@@ -111,25 +151,31 @@ impl Lbd {
 
     /// Names and states of the backends, as lbctl tells them.
     pub fn states(&self) -> Result<Vec<(String, String)>> {
+        let states = self.list()?.into_iter().map(|server| (server.name, server.state));
+        Ok(states.collect())
+    }
+
+    /// The backends, as lbctl tells them.
+    pub fn list(&self) -> Result<Vec<Listed>> {
         let list: Value = serde_json::from_str(&self.ctl(&["backend", "list", "--json"])?)?;
-        let mut states = Vec::new();
-        collect(&list, &mut states);
-        Ok(states)
+        let mut found = Vec::new();
+        collect(&list, &mut found);
+        Ok(found)
     }
 
     /// Runs lbctl and returns what it printed.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
-        let output = self
-            .netns
-            .command(&program("lbctl")?)
-            .arg("--socket")
-            .arg(self.dir.join("lbd.sock"))
-            .args(args)
-            .output()
-            .context("running lbctl")?;
+        let output = self.lbctl(args)?.output().context("running lbctl")?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "lbctl {args:?}: {}: {stderr}", output.status);
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// An lbctl that talks to it.
+    pub fn lbctl(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.netns.command(&program("lbctl", "build")?);
+        command.arg("--socket").arg(self.dir.join("lbd.sock")).args(args);
+        Ok(command)
     }
 
     /// Ends it without a chance to say goodbye.
@@ -169,26 +215,39 @@ impl Drop for Lbd {
     }
 }
 
+/// A backend as lbctl lists it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    pub name: String,
+    pub state: String,
+    pub addr: String,
+}
+
 /// Every object that has a name and a state.
-fn collect(value: &Value, states: &mut Vec<(String, String)>) {
+fn collect(value: &Value, found: &mut Vec<Listed>) {
     match value {
-        Value::Array(values) => values.iter().for_each(|value| collect(value, states)),
+        Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
         Value::Object(fields) => {
             let text = |key: &str| fields.get(key).and_then(Value::as_str).map(str::to_owned);
             match text("name").zip(text("state")) {
-                Some(named) => states.push(named),
-                None => fields.values().for_each(|value| collect(value, states)),
+                Some((name, state)) => {
+                    found.push(Listed { name, state, addr: text("addr").unwrap_or_default() });
+                }
+                None => fields.values().for_each(|value| collect(value, found)),
             }
         }
         _ => {}
     }
 }
 
-/// A binary of the workspace, beside the test's own.
-fn program(name: &str) -> Result<String> {
-    let test = std::env::current_exe()?;
-    let beside = test.ancestors().nth(2).context("tests run from target/PROFILE/deps")?.join(name);
-    ensure!(beside.exists(), "no {name} at {}: `cargo xtask build` makes it", beside.display());
+/// A binary of the workspace, beside the test's own, and the verb of xtask that builds it.
+fn program(name: &str, verb: &str) -> Result<String> {
+    let own = std::env::current_exe()?;
+    let own = own.parent().context("a program lies in a directory")?;
+    // Tests run from target/PROFILE/deps, programs from target/PROFILE.
+    let profile = if own.ends_with("deps") { own.parent() } else { Some(own) };
+    let beside = profile.context("tests run from target/PROFILE/deps")?.join(name);
+    ensure!(beside.exists(), "no {name} at {}: `cargo xtask {verb}` makes it", beside.display());
     Ok(beside.to_string_lossy().into_owned())
 }
 

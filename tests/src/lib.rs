@@ -24,6 +24,7 @@ pub mod setup;
 pub mod table;
 pub mod testbed;
 pub mod topology;
+pub mod torture;
 pub mod world;
 
 /// # Panics

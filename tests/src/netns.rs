@@ -64,7 +64,8 @@ impl Netns {
         })
     }
 
-    fn enter(&self) {
+    /// Moves the calling thread into the namespace, for good.
+    pub(crate) fn enter(&self) {
         setns(&*self.file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace it holds open");
     }
 

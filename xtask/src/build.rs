@@ -53,6 +53,12 @@ pub(crate) fn build(needs: &[Need], profile: Profile) -> Result<()> {
     steps::show(&mut cargo)
 }
 
+/// Builds, beside what [`build`] has built for debugging, the lbd in which promises can be broken.
+pub(crate) fn build_faulty() -> Result<()> {
+    let faulty = ["--features", "faults", "--bin", "lbd-faulty"];
+    steps::show(toolchain::host_cargo().args(["build", "--package", "lb-userspace"]).args(faulty))
+}
+
 /// Sets up what building takes, and what else is in `needs`, and builds the BPF objects alone.
 pub(crate) fn build_objects(needs: &[Need]) -> Result<()> {
     let toolchain = setup::ensure(needs)?;

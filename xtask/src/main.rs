@@ -10,6 +10,7 @@ mod setup;
 mod steps;
 mod test;
 mod toolchain;
+mod torture;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +37,8 @@ enum Verb {
     Demo(demo::Arguments),
     /// Measure what a packet costs on each path, or what sessions cost
     Bench(bench::Arguments),
+    /// Kill servers in every way under many clients, and prove that no session noticed; needs root
+    Torture(torture::Arguments),
     /// Build the release and run lbd on a network interface; needs root
     Attach(attach::Arguments),
     /// Stop the lbd of `attach` and remove every trace of it; needs root
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Torture(arguments) => torture::run(&arguments),
         Verb::Attach(arguments) => attach::run(&arguments),
         Verb::Detach(arguments) => attach::detach(&arguments),
     };

@@ -29,6 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         build::build(&[], Profile::Debug)?;
     } else {
         build::build(&[Need::Run, Need::Peers], Profile::Debug)?;
+        build::build_faulty()?;
         suites.push(("packet and namespace tests", cargo_test(&["--package", "tests"])));
     }
 

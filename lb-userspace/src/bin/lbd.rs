@@ -42,7 +42,7 @@ enum Verb {
     Detach { file: PathBuf },
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.verb, cli.config) {
         (Some(Verb::Check { file }), _) => check(&file),

@@ -46,8 +46,7 @@ impl Model {
                 after.shows(shown).then_some(Self::Alive(after))
             }
             (Self::Alive(alive), Outcome::Unmet { version }) => {
-                let Call::PutIf { version: wanted, .. } = call else { return None };
-                (alive.version == *version && version != wanted).then(|| self.clone())
+                (alive.version == *version && alive.refuses(call)).then(|| self.clone())
             }
             (Self::Alive(_), Outcome::Ended) => (*call == Call::End).then_some(Self::Ended),
             (Self::Ended, Outcome::Gone) => Some(Self::Ended),
@@ -66,7 +65,7 @@ impl Model {
             Self::Alive(alive) => match &operation.call {
                 Call::Read => false,
                 Call::Put { .. } | Call::End => true,
-                Call::PutIf { version, .. } => *version == alive.version,
+                Call::PutIf { .. } => !alive.refuses(&operation.call),
                 Call::Add { order, .. } => order.is_none_or(|order| !alive.orders.contains(&order)),
             },
             Self::Ended => false,
@@ -75,12 +74,20 @@ impl Model {
 }
 
 impl Alive {
+    /// Whether a condition is not met: what it speaks of is not there, or not in that version.
+    pub fn refuses(&self, call: &Call) -> bool {
+        match call {
+            Call::PutIf { key, version, .. } => *version != self.version || !self.values.contains_key(key),
+            Call::Read | Call::Put { .. } | Call::Add { .. } | Call::End => false,
+        }
+    }
+
     /// After a call that was done. `None` when it could not be.
     fn after(&self, call: &Call) -> Option<Self> {
         let mut after = self.clone();
         match call {
             Call::End => return None,
-            Call::PutIf { version, .. } if *version != self.version => return None,
+            Call::PutIf { .. } if self.refuses(call) => return None,
             Call::Add { order: Some(order), .. } if self.orders.contains(order) => {}
             Call::Read => {}
             Call::Put { .. } | Call::PutIf { .. } | Call::Add { .. } => {

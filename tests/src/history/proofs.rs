@@ -55,7 +55,7 @@ fn answer(model: &Model, call: &Call) -> (Outcome, Model) {
     match (model, call) {
         (Model::Ended | Model::Unborn, _) => (Outcome::Gone, model.clone()),
         (Model::Alive(_), Call::End) => (Outcome::Ended, Model::Ended),
-        (Model::Alive(alive), Call::PutIf { version, .. }) if *version != alive.version => {
+        (Model::Alive(alive), call) if alive.refuses(call) => {
             (Outcome::Unmet { version: alive.version }, model.clone())
         }
         _ => {

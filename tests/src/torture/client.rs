@@ -1,0 +1,366 @@
+//! A client: makes requests about the shared sessions, with tokens old and new, through the VIP and past it, and writes down
+//! what it asked and what it was told.
+
+use super::dice::Dice;
+use super::shared::Shared;
+use super::town::Door;
+use super::wire::{Answer, Line, Ticket, View, half, tag};
+use crate::history::{Call, Operation, Outcome, Shown};
+use anyhow::{Context, Result, bail, ensure};
+use lb_common::token::SessionId;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Requests that are made on one connection before it is given up, at most.
+const KEPT: usize = 40;
+/// Tries of an order whose outcome is not known.
+const TRIES: usize = 4;
+
+/// One of many.
+pub(super) struct Client<'a> {
+    number: u32,
+    dice: Dice,
+    shared: &'a Shared,
+    doors: &'a [Door],
+    /// Kept connections, by door.
+    lines: HashMap<usize, (Line, usize)>,
+    /// What it has to say about the values that it writes.
+    written: usize,
+    /// All that it did.
+    pub(super) log: Vec<Operation>,
+    /// Requests that could not even be sent.
+    pub(super) unsent: usize,
+}
+
+/// A request before it is sent.
+struct Asked {
+    place: usize,
+    session: SessionId,
+    ticket: Ticket,
+    call: Call,
+    /// The client has this version already.
+    unless: Option<u64>,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(number: u32, dice: Dice, shared: &'a Shared, doors: &'a [Door]) -> Self {
+        Self { number, dice, shared, doors, lines: HashMap::new(), written: 0, log: Vec::new(), unsent: 0 }
+    }
+
+    /// Goes on until the round is over.
+    ///
+    /// # Errors
+    /// An answer that no server should give.
+    pub(super) fn run(&mut self) -> Result<()> {
+        while !self.shared.is_over() {
+            // Several sessions on one connection: it leads to the server of the first.
+            let many = if self.dice.percent(12) { 2 + self.dice.below(2) } else { 1 };
+            let asked: Vec<_> = (0..many).map(|_| self.think()).collect();
+            let orders: Vec<_> = asked
+                .iter()
+                .filter(|asked| matches!(asked.call, Call::Add { .. }))
+                .map(Asked::again)
+                .collect();
+            let before = self.log.len();
+            self.ask(asked)?;
+            let unknown = self.log[before..].iter().any(|operation| operation.outcome == Outcome::Unknown);
+            if unknown || self.log.len() == before {
+                self.breathe();
+            }
+            for order in orders {
+                self.repeat(order, unknown)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the servers time, as a client does whose request failed; else it would do nothing but fail.
+    fn breathe(&mut self) {
+        std::thread::sleep(Duration::from_millis(self.dice.below(25) as u64));
+    }
+
+    /// What to ask next.
+    fn think(&mut self) -> Asked {
+        let place = self.dice.below(self.shared.places());
+        let known = self.shared.at(place);
+        let newest = known.tickets.last().expect("a session is known by a token");
+        let ticket = if self.dice.percent(60) { newest } else { self.dice.choose(&known.tickets) }.clone();
+        self.written += 1;
+        let value: Arc<str> = format!("{}.{}", self.number, self.written).into();
+        let key = |n: usize| -> Arc<str> { format!("k{n}").into() };
+        let (mut unless, kind) = (None, self.dice.below(1000));
+        let call = match kind {
+            0..430 => {
+                unless = self.dice.percent(15).then_some(known.version);
+                Call::Read
+            }
+            430..690 => Call::Put { key: key(self.dice.below(4)), value },
+            690..820 => Call::PutIf { key: key(0), value, version: known.version },
+            820..995 => Call::Add {
+                sku: format!("s{}", self.dice.below(8)).into(),
+                quantity: 1 + self.dice.below(2) as u32,
+                order: if std::env::var_os("ORDERS").is_some() { Some(self.shared.order()) } else { None },
+            },
+            _ => Call::End,
+        };
+        Asked { place, session: known.id, ticket, call, unless }
+    }
+
+    /// Makes an order again that perhaps was not carried out, and now and then one that was.
+    fn repeat(&mut self, order: Asked, unknown: bool) -> Result<()> {
+        let mut doubtful = std::env::var_os("ORDERS").is_some() && (unknown || self.dice.percent(10));
+        for _ in 1..TRIES {
+            if !doubtful || self.shared.is_over() {
+                break;
+            }
+            let before = self.log.len();
+            let mut again = order.again();
+            // Perhaps somebody has a better token by now.
+            let known = self.shared.at(order.place);
+            if known.id == order.session && self.dice.percent(50) {
+                again.ticket = self.dice.choose(&known.tickets).clone();
+            }
+            self.ask(vec![again])?;
+            doubtful = self.log[before..].iter().any(|operation| operation.outcome == Outcome::Unknown);
+        }
+        Ok(())
+    }
+
+    /// Sends requests on one connection, all before the first answer, and writes down what comes of them.
+    fn ask(&mut self, asked: Vec<Asked>) -> Result<()> {
+        let direct = self.doors.len() > 1 && self.dice.percent(30);
+        let vips = self.doors.iter().filter(|door| door.server.is_none()).count();
+        let door = if direct { self.dice.below(self.doors.len()) } else { self.dice.below(vips) };
+        let kept = self.lines.remove(&door).filter(|_| self.dice.percent(70));
+        let (mut line, used) = match kept {
+            Some((line, used)) => (line, used),
+            None => match self.doors[door].open() {
+                Ok(line) => (line, 0),
+                Err(_) => {
+                    self.unsent += 1;
+                    return Ok(());
+                }
+            },
+        };
+        let invoked = self.shared.now();
+        let bytes: Vec<u8> = asked.iter().flat_map(request).collect();
+        let mut answers = match line.send(&bytes) {
+            Ok(()) => Some(&mut line),
+            Err(_) => None,
+        };
+        for asked in &asked {
+            let answer = answers.as_mut().and_then(|line| line.answer().ok());
+            let returned = self.shared.now();
+            if answer.as_ref().is_none_or(|answer| answer.last) {
+                answers = None;
+            }
+            let operation = Operation {
+                client: self.number,
+                session: asked.session,
+                invoked,
+                returned,
+                call: asked.call.clone(),
+                outcome: Outcome::Unknown,
+                begins: false,
+                token: Some(asked.ticket.instance),
+                given: None,
+                way: self.doors[door].name.clone(),
+                by: None,
+            };
+            match answer {
+                Some(answer) => self.told(asked, operation, answer)?,
+                None => self.log.push(operation),
+            }
+        }
+        if answers.is_some() && used + asked.len() < KEPT {
+            self.lines.insert(door, (line, used + asked.len()));
+        }
+        Ok(())
+    }
+
+    /// Writes an answer down.
+    fn told(&mut self, asked: &Asked, mut operation: Operation, answer: Answer) -> Result<()> {
+        let context = || format!("{} to {:?}", String::from_utf8_lossy(&answer.body), asked.call);
+        operation.by = Some(answer.by.clone());
+        match answer.status {
+            200 | 201 if asked.call == Call::End => {
+                let ended: serde_json::Value = serde_json::from_slice(&answer.body).with_context(context)?;
+                operation.outcome = match ended["ended"].as_bool().with_context(context)? {
+                    true => Outcome::Ended,
+                    false => Outcome::Gone,
+                };
+            }
+            200 | 201 => {
+                let view = View::read(&answer.body).with_context(context)?;
+                let told_by_token = answer.ticket.as_ref().map(|ticket| ticket.session);
+                ensure!(
+                    told_by_token.is_none_or(|id| id == view.session),
+                    "another session's token: {}",
+                    context()
+                );
+                let shown = Shown { version: Some(view.version), values: view.values, cart: view.cart };
+                if view.session != asked.session {
+                    return self.began_anew(asked, operation, answer, view.session, shown);
+                }
+                operation.outcome = Outcome::Done(shown);
+            }
+            304 | 412 => match answer.tag {
+                Some((of, version)) => {
+                    ensure!(of == half(asked.session), "another session's tag: {}", context());
+                    operation.outcome = match asked.call {
+                        Call::Read => Outcome::Done(Shown { version: Some(version), ..Shown::default() }),
+                        _ => Outcome::Unmet { version },
+                    };
+                }
+                None if answer.status == 412 => operation.outcome = Outcome::Gone,
+                None => bail!("304 without a tag: {}", context()),
+            },
+            // It was not done, and nothing was shown.
+            409 | 507 => return Ok(()),
+            503 => {}
+            status => bail!("status {status}: {}", context()),
+        }
+        let version = match &operation.outcome {
+            Outcome::Done(shown) => shown.version,
+            Outcome::Unmet { version } => Some(*version),
+            Outcome::Ended | Outcome::Gone | Outcome::Unknown => None,
+        };
+        let ticket = answer.ticket.filter(|ticket| ticket.session == asked.session);
+        operation.given = ticket.as_ref().map(|ticket| ticket.instance);
+        self.shared.told(asked.place, &operation, ticket, version);
+        self.log.push(operation);
+        Ok(())
+    }
+
+    /// The session was gone, and a new one began with the request.
+    fn began_anew(
+        &mut self,
+        asked: &Asked,
+        operation: Operation,
+        answer: Answer,
+        session: SessionId,
+        shown: Shown,
+    ) -> Result<()> {
+        let ticket = answer.ticket.context("a session began without a token")?;
+        let begun = Operation {
+            session,
+            outcome: Outcome::Done(shown),
+            begins: true,
+            token: None,
+            given: Some(ticket.instance),
+            ..operation.clone()
+        };
+        self.log.push(Operation { outcome: Outcome::Gone, ..operation });
+        self.log.push(begun);
+        self.shared.replace(asked.place, asked.session, ticket);
+        Ok(())
+    }
+}
+
+impl Asked {
+    /// The same once more.
+    fn again(&self) -> Self {
+        Self {
+            place: self.place,
+            session: self.session,
+            ticket: self.ticket.clone(),
+            call: self.call.clone(),
+            unless: self.unless,
+        }
+    }
+}
+
+/// A request as bytes.
+fn request(asked: &Asked) -> Vec<u8> {
+    let (line, condition, body) = match &asked.call {
+        Call::Read => {
+            let unless =
+                asked.unless.map(|version| format!("If-None-Match: {}\r\n", tag(asked.session, version)));
+            ("GET /session".to_owned(), unless.unwrap_or_default(), String::new())
+        }
+        Call::Put { key, value } => (format!("PUT /session/{key}"), String::new(), format!("\"{value}\"")),
+        Call::PutIf { key, value, version } => {
+            let condition = format!("If-Match: {}\r\n", tag(asked.session, *version));
+            (format!("PUT /session/{key}"), condition, format!("\"{value}\""))
+        }
+        Call::Add { sku, quantity, order } => {
+            let order = order.map(|order| format!("Idempotency-Key: \"order-{order}\"\r\n"));
+            let body = format!(r#"{{"sku":"{sku}","quantity":{quantity}}}"#);
+            ("POST /cart/items".to_owned(), order.unwrap_or_default(), body)
+        }
+        Call::End => ("DELETE /session".to_owned(), String::new(), String::new()),
+    };
+    let (cookie, length) = (&asked.ticket.text, body.len());
+    format!(
+        "{line} HTTP/1.1\r\nHost: shop\r\nCookie: lb={cookie}\r\n{condition}Content-Length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// Begins a session, with its first key in it.
+///
+/// # Errors
+/// It could not be, or is not known to have begun.
+pub(super) fn begin(client: u32, door: &Door, shared: &dyn Fn() -> u64) -> Result<(Operation, Ticket)> {
+    let mut line = door.open()?;
+    let value: Arc<str> = "0".into();
+    let invoked = shared();
+    line.send(
+        b"PUT /session/k0 HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nContent-Length: 3\r\n\r\n\"0\"",
+    )?;
+    let answer = line.answer()?;
+    let returned = shared();
+    ensure!(answer.status == 201, "a session could not begin: {}", String::from_utf8_lossy(&answer.body));
+    let (view, ticket) =
+        (View::read(&answer.body)?, answer.ticket.context("a session began without a token")?);
+    let operation = Operation {
+        client,
+        session: view.session,
+        invoked,
+        returned,
+        call: Call::Put { key: "k0".into(), value },
+        outcome: Outcome::Done(Shown { version: Some(view.version), values: view.values, cart: view.cart }),
+        begins: true,
+        token: None,
+        given: Some(ticket.instance),
+        way: door.name.clone(),
+        by: Some(answer.by),
+    };
+    Ok((operation, ticket))
+}
+
+/// Reads a session through a connection of its own.
+///
+/// # Errors
+/// There was no answer that says how the session is.
+pub(super) fn look(client: u32, door: &Door, ticket: &Ticket, now: &dyn Fn() -> u64) -> Result<Operation> {
+    let mut line = door.open()?;
+    let invoked = now();
+    line.send(
+        format!(
+            "GET /session HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nCookie: lb={}\r\n\r\n",
+            ticket.text
+        )
+        .as_bytes(),
+    )?;
+    let answer = line.answer()?;
+    let returned = now();
+    ensure!(answer.status == 200, "a session could not be read: {}", String::from_utf8_lossy(&answer.body));
+    let view = View::read(&answer.body)?;
+    let lives = view.session == ticket.session;
+    let shown = Shown { version: Some(view.version), values: view.values, cart: view.cart };
+    Ok(Operation {
+        client,
+        session: ticket.session,
+        invoked,
+        returned,
+        call: Call::Read,
+        outcome: if lives { Outcome::Done(shown) } else { Outcome::Gone },
+        begins: false,
+        token: Some(ticket.instance),
+        given: answer.ticket.filter(|_| lives).map(|ticket| ticket.instance),
+        way: door.name.clone(),
+        by: Some(answer.by),
+    })
+}
