@@ -6,7 +6,8 @@ mod answer;
 pub use answer::answer;
 pub(crate) use answer::count;
 
-use crate::config::Store;
+use crate::config::{Redis, Store};
+use crate::session::store::redis::{RedisOptions, RedisStore};
 use crate::session::{SessionStore, SledStore, StoreError};
 use std::sync::Arc;
 
@@ -17,9 +18,16 @@ use std::sync::Arc;
 pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
     match store {
         Store::Sled { path } => Ok(Arc::new(SledStore::open(path)?)),
-        Store::Redis(redis) => Err(StoreError::Unavailable {
-            store: format!("{redis:?}"),
-            reason: "this build has no Redis store".into(),
-        }),
+        Store::Redis(Redis { nodes, replicas, prefix, lease, deadline, volatile }) => {
+            let options = RedisOptions {
+                nodes: nodes.clone(),
+                prefix: prefix.clone(),
+                replicas: *replicas,
+                lease: *lease,
+                deadline: *deadline,
+                volatile: *volatile,
+            };
+            Ok(Arc::new(RedisStore::open(options).await?))
+        }
     }
 }

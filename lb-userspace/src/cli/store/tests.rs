@@ -4,7 +4,7 @@ use super::super::{Cli, DONE, REFUSED, Said, UNREACHABLE, execute};
 use crate::control::server::{Call, ControlSocket};
 use crate::control::{Request, Response, ServiceView};
 use crate::session::store::sled::SledStore;
-use crate::session::{MemoryStore, Owner, Record, SessionStore, State, unix_millis};
+use crate::session::{MemoryStore, Owner, Receipts, Record, SessionStore, State, unix_millis};
 use crate::stores;
 use clap::Parser;
 use lb_common::token::SessionId;
@@ -19,7 +19,17 @@ fn record(n: u32) -> Record {
     state.set_as("n", &n).unwrap();
     let owner = Owner { slot: 0, epoch: 4 };
     let created = unix_millis();
-    Record { version: 1, revision: 1, service: 1, owner, created, expires: created + 3_600_000, state }
+    let expires = created + 3_600_000;
+    Record {
+        version: 1,
+        revision: 1,
+        service: 1,
+        owner,
+        created,
+        expires,
+        receipts: Receipts::default(),
+        state,
+    }
 }
 
 fn id(n: u32) -> SessionId {

@@ -8,7 +8,7 @@
 //! instances there are here.
 
 use super::{Cursor, Given, MAX_STATE_BYTES, SessionStore, StoreError};
-use crate::session::{Copies, Owner, Record, State};
+use crate::session::{Copies, Owner, Receipts, Record, State};
 use futures::StreamExt;
 use lb_common::token::SessionId;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,8 @@ struct Line {
     owner: LineOwner,
     created_unix_ms: u64,
     expires_unix_ms: u64,
+    #[serde(default, skip_serializing_if = "Receipts::is_empty")]
+    receipts: Receipts,
     state: State,
 }
 
@@ -172,7 +174,7 @@ pub async fn export(
 
 fn line(id: SessionId, service: &str, record: Record) -> String {
     // All of it, by name: whatever a record learns to hold must find its way into a line.
-    let Record { version, revision, service: service_id, owner, created, expires, state } = record;
+    let Record { version, revision, service: service_id, owner, created, expires, receipts, state } = record;
     to_line(&Line {
         id: id.to_string(),
         service: service.to_owned(),
@@ -182,6 +184,7 @@ fn line(id: SessionId, service: &str, record: Record) -> String {
         owner: LineOwner { slot: owner.slot, epoch: owner.epoch },
         created_unix_ms: created,
         expires_unix_ms: expires,
+        receipts,
         state,
     })
 }
@@ -365,6 +368,7 @@ fn parse(text: &str, how: &Import) -> Result<(SessionId, Record), Verdict> {
         owner: _,
         created_unix_ms: created,
         expires_unix_ms: expires,
+        receipts,
         state,
     } = line;
     let id = SessionId::from_hex(id.as_bytes())
@@ -399,6 +403,7 @@ fn parse(text: &str, how: &Import) -> Result<(SessionId, Record), Verdict> {
         owner: Owner::UNSETTLED,
         created,
         expires,
+        receipts,
         state,
     };
     Ok((id, record))

@@ -1,4 +1,5 @@
 use super::*;
+use crate::session::receipts::Once;
 use crate::session::store::sled::SledOptions;
 use crate::session::{Instance, Limits, MemoryStore, Peers, Sessions, SledStore, Source};
 use lb_common::token::Token;
@@ -16,7 +17,16 @@ fn record(service: u16, text: &str) -> Record {
     let mut state = State::default();
     state.set("k", State::parse_value(text.as_bytes()).unwrap());
     let owner = Owner { slot: 1, epoch: 5 };
-    Record { version: 3, revision: 9, service, owner, created: NOW - 5, expires: LATER, state }
+    Record {
+        version: 3,
+        revision: 9,
+        service,
+        owner,
+        created: NOW - 5,
+        expires: LATER,
+        receipts: Receipts::default(),
+        state,
+    }
 }
 
 /// A store with two services, `shop` with id 1 and `api` with id 2.
@@ -89,6 +99,20 @@ async fn everything_moves_to_an_empty_store() {
     }
     assert_eq!(to.given().await.unwrap(), from.given().await.unwrap());
     assert_eq!(to.next_epoch(1).await.unwrap(), 3, "an instance of the other store is never one here");
+}
+
+/// A client that repeats a request after the move does not buy twice.
+#[tokio::test]
+async fn receipts_move_with_their_session() {
+    let from = store().await;
+    let once = Once::new(b"key", &[b"buy"], None);
+    let plain = record(1, "1");
+    let receipts = plain.receipts.with(&once, NOW, 3, true, &plain.state);
+    from.save(id(1), &Record { receipts: receipts.clone(), ..plain }, None).await.unwrap();
+    let to = store().await;
+    let imported = import(&to, None, lines(&from).await, &how(false), NOW).await;
+    assert_eq!(imported.new, 1, "{imported:?}");
+    assert_eq!(to.load(id(1)).await.unwrap().unwrap().receipts, receipts);
 }
 
 #[tokio::test]
