@@ -5,7 +5,9 @@ pub(crate) mod page;
 
 use anyhow::{Context, bail};
 use axum::Router;
-use lb_userspace::session::{Keyring, Member, MemoryStore, SessionStore, SledStore};
+use lb_userspace::session::{
+    Keyring, Member, MemoryStore, RedisOptions, RedisStore, SessionStore, SledStore,
+};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +19,8 @@ pub(crate) struct Options {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Where sessions are kept: `memory` (for a try), `sled:DIRECTORY`
+    /// Where sessions are kept: `memory` (for a try), `sled:DIRECTORY` (one process), `redis://HOST[:PORT]` (several; of a
+    /// cluster some nodes, separated by commas)
     #[arg(long, default_value = "memory")]
     store: String,
     /// Name of the service in lbd's configuration
@@ -53,7 +56,11 @@ async fn open(store: &str) -> anyhow::Result<Arc<dyn SessionStore>> {
     match store.split_once(':') {
         None if store == "memory" => Ok(Arc::new(MemoryStore::new())),
         Some(("sled", path)) => Ok(Arc::new(SledStore::open(Path::new(path))?)),
-        _ => bail!("there is `memory` and `sled:DIRECTORY`"),
+        Some(("redis", _)) => {
+            let nodes = store.split(',').map(str::to_owned).collect();
+            Ok(Arc::new(RedisStore::open(RedisOptions { nodes, ..RedisOptions::default() }).await?))
+        }
+        _ => bail!("there is `memory`, `sled:DIRECTORY` and `redis://HOST`"),
     }
 }
 

@@ -8,7 +8,8 @@ use std::fmt::Write;
 pub(crate) type Cart = BTreeMap<String, u32>;
 
 /// Name and price in hundredths.
-pub(crate) const GOODS: [(&str, u32); 4] = [("teapot", 4180), ("kettle", 6400), ("mug", 1275), ("honey", 890)];
+pub(crate) const GOODS: [(&str, u32); 4] =
+    [("teapot", 4180), ("kettle", 6400), ("mug", 1275), ("honey", 890)];
 pub(crate) const MAX_PIECES: u32 = 99;
 
 /// Price of what has one.
