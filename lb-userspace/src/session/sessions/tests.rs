@@ -1,3 +1,7 @@
+mod history;
+mod interleavings;
+mod world;
+
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
 use crate::session::store::{Answer, Cursor, Given, Slice, StoreState, Swept};

@@ -49,7 +49,8 @@ pub trait SessionStore: Send + Sync + 'static {
 
     /// Hands a session to `owner` and moves its expiry, if the database holds revision `expected` of it now; it then
     /// holds the one after. Answers with the owner that it had until then. The version stays, for nothing that a client
-    /// can see changes; so this need not be durable where a crash ends every server with the database.
+    /// can see changes; so this need not be durable where a crash ends every server with the database. But as long as
+    /// one of them lives, no revision that it may remember comes again.
     fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner>;
 
     /// Ends a session, if the database holds revision `expected` of it now. A damaged record has no revision: it is

@@ -2,7 +2,7 @@ use super::*;
 use crate::session::store::MAX_STATE_BYTES;
 use crate::session::{Receipts, State};
 use futures::future::join_all;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const ME: Owner = Owner { slot: 1, epoch: 1 };
 const OTHER: Owner = Owner { slot: 2, epoch: 5 };
@@ -208,6 +208,49 @@ async fn opened_anew_it_has_all_that_was_acknowledged() {
         assert_eq!(store.load(id(n)).await.unwrap(), Some(record(1, "a")));
     }
     store.save(id(0), &record(2, "b"), Some(1)).await.unwrap();
+}
+
+/// Counts how often it is told to forget all copies.
+#[derive(Default)]
+struct Told(AtomicUsize);
+
+impl Copies for Told {
+    fn void(&self, _: SessionId) {}
+
+    fn void_all(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A claim may be lost with what was not flushed. Whoever remembers its revision must not take another state for it.
+#[tokio::test]
+async fn opened_anew_it_has_no_owners_and_no_revision_twice() {
+    let place = Place::new();
+    let store = place.open();
+    let told = Arc::new(Told::default());
+    let copies: Arc<dyn Copies> = told.clone();
+    for _ in 0..2 {
+        store.watch(Arc::downgrade(&copies));
+    }
+    for n in 1..3 {
+        store.save(id(n), &record(1, "a"), None).await.unwrap();
+    }
+    assert_eq!(store.claim(id(1), 1, OTHER, 77).await.unwrap(), ME);
+    store.shared.reopen();
+    assert_eq!(told.0.load(Ordering::SeqCst), 1);
+    let found = store.load(id(1)).await.unwrap().unwrap();
+    assert_eq!((found.revision, found.owner, found.version), (3, Owner::UNSETTLED, 1));
+    for late in [1, 2] {
+        let lost = store.save(id(1), &Record { revision: late + 1, ..record(2, "late") }, Some(late)).await;
+        assert!(matches!(lost, Err(StoreError::Conflict)), "{lost:?}");
+    }
+    assert_eq!(store.load(id(2)).await.unwrap(), Some(record(1, "a")), "nobody had taken it over");
+    // What was flushed is not forgotten, so nothing has to be made up for it.
+    assert_eq!(store.claim(id(2), 1, OTHER, 77).await.unwrap(), ME);
+    store.save(id(3), &record(1, "a"), None).await.unwrap();
+    store.shared.reopen();
+    let found = store.load(id(2)).await.unwrap().unwrap();
+    assert_eq!((found.revision, found.owner), (2, OTHER));
 }
 
 #[tokio::test]

@@ -28,6 +28,9 @@ const SEGMENT_BYTES: usize = 8 << 20;
 pub(super) const MAX_RECORD_BYTES: usize = SEGMENT_BYTES / 4 / 18;
 const _: () = assert!(MAX_STATE_BYTES * 3 / 2 + receipts::MAX_BYTES < MAX_RECORD_BYTES);
 
+/// Sessions that may be handed over between two flushes: bounds what is remembered of them.
+const MAX_CLAIMS: usize = 4096;
+
 /// How long sled's own threads may take to let go of the files of a database that was closed.
 const RELEASE: Duration = Duration::from_secs(5);
 
@@ -63,6 +66,8 @@ pub(super) struct Shared {
     /// Sessions that a batch under way may have changed, with that batch.
     pending: Mutex<HashMap<SessionId, u64>>,
     progress: watch::Sender<Progress>,
+    /// The latest revisions of sessions that were handed over since the last flush began.
+    claims: Mutex<HashMap<SessionId, u64>>,
     /// Of the servers in this process.
     copies: Mutex<Vec<Weak<dyn Copies>>>,
     writes: AtomicU64,
@@ -77,6 +82,7 @@ impl Shared {
             trees: RwLock::new(Some(Trees::open(path, options)?)),
             pending: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
+            claims: Mutex::default(),
             copies: Mutex::default(),
             writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
@@ -123,7 +129,25 @@ impl Shared {
         expires: u64,
     ) -> Result<Owner, StoreError> {
         self.check_space()?;
-        self.with(|trees| sessions::claim(trees, id, expected, owner, expires))
+        self.with(|trees| {
+            let before = sessions::claim(trees, id, expected, owner, expires)?;
+            self.remember([(id, expected + 1)]);
+            Ok(before)
+        })
+    }
+
+    /// Remembers revisions that are not durable.
+    fn remember(&self, claims: impl IntoIterator<Item = (SessionId, u64)>) {
+        let mut all = self.claims.lock();
+        for (id, revision) in claims {
+            let latest = all.entry(id).or_insert(revision);
+            *latest = revision.max(*latest);
+        }
+    }
+
+    /// Whether so many sessions were handed over since the last flush that it is time for another.
+    pub(super) fn has_many_claims(&self) -> bool {
+        self.claims.lock().len() >= MAX_CLAIMS
     }
 
     /// Refuses a write that could find the disk full.
@@ -160,14 +184,19 @@ impl Shared {
             return Ok(());
         }
         self.flushes.fetch_add(1, Ordering::Relaxed);
-        self.with(|trees| {
+        let claims = std::mem::take(&mut *self.claims.lock());
+        let flushed = self.with(|trees| {
             trees.db.flush().map_err(failed)?;
             let log = self.path.join("db");
             // `fdatasync` covers what was written through any descriptor of the file.
             File::open(&log)
                 .and_then(|log| log.sync_data())
                 .map_err(|error| StoreError::Failed(format!("cannot sync {}: {error}", log.display())))
-        })
+        });
+        if flushed.is_err() {
+            self.remember(claims);
+        }
+        flushed
     }
 
     pub(super) fn watch(&self, copies: Weak<dyn Copies>) {
@@ -178,13 +207,19 @@ impl Shared {
 
     /// Opens the database anew: after a failed write sled refuses everything, and in memory it holds what never reached
     /// the disk. Claims are lost with that: the database again names owners that have been told to forget their copies,
-    /// beside others that have just made one. So all forget theirs, before the next write.
+    /// beside others that have just made one. So all forget theirs, before the next write. And the revisions of those
+    /// claims must not come again with other state: somebody may still have a change under way that is based on one.
     pub(super) fn reopen(&self) {
         {
             let mut trees = self.trees.write();
             *trees = None;
             match Trees::open(&self.path, self.options) {
                 Ok(opened) => {
+                    for (id, revision) in &*self.claims.lock() {
+                        if let Err(error) = sessions::skip(&opened, *id, *revision) {
+                            tracing::error!(session = %id, %error, "session not readable after the store was opened again");
+                        }
+                    }
                     tracing::info!(path = %self.path.display(), "session store opened again");
                     *trees = Some(opened);
                 }
