@@ -65,6 +65,8 @@ pub struct Shown {
 pub enum Outcome {
     /// Done, with the session as it was afterwards.
     Done(Shown),
+    /// Not done, because it had been done before: with the session as it was after that.
+    Repeated(Shown),
     /// Not done, because the session had this version, and not the one that the client named or not the key.
     Unmet { version: u64 },
     /// [`Call::End`] was done.

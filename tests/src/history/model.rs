@@ -1,7 +1,7 @@
 //! What a session is when one thing happens after the other: the specification.
 
 use super::{Call, Cart, Operation, Outcome, Shown, Values};
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// A session.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -19,9 +19,21 @@ pub struct Alive {
     pub version: u64,
     pub values: Values,
     pub cart: Cart,
-    /// Order numbers that have taken effect.
-    pub orders: BTreeSet<u64>,
+    /// Orders that have taken effect, the latest ones, the oldest first.
+    pub orders: Vec<Order>,
 }
+
+/// An order that has taken effect.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Order {
+    pub number: u64,
+    /// What the session was with it.
+    pub version: u64,
+    pub cart: Arc<Cart>,
+}
+
+/// How many orders a session remembers at least: what is promised of idempotency keys.
+const ORDERS: usize = 32;
 
 impl Model {
     pub fn version(&self) -> u64 {
@@ -45,6 +57,13 @@ impl Model {
                 let after = alive.after(call)?;
                 after.shows(shown).then_some(Self::Alive(after))
             }
+            (Self::Alive(alive), Outcome::Repeated(shown)) if !begins => {
+                let Order { version, cart, .. } = alive.order(call)?;
+                let fits = shown.values.is_none()
+                    && shown.version.is_none_or(|shown| shown == *version)
+                    && shown.cart.as_ref().is_none_or(|shown| shown == &**cart);
+                fits.then(|| self.clone())
+            }
             (Self::Alive(alive), Outcome::Unmet { version }) => {
                 (alive.version == *version && alive.refuses(call)).then(|| self.clone())
             }
@@ -52,23 +71,12 @@ impl Model {
             (Self::Ended, Outcome::Gone) => Some(Self::Ended),
             (Self::Alive(_), Outcome::Unknown) if *call == Call::End => Some(Self::Ended),
             (Self::Alive(alive), Outcome::Unknown) => {
-                alive.after(call).filter(|after| after.version != alive.version).map(Self::Alive)
+                if alive.order(call).is_some() || *call == Call::Read {
+                    return None;
+                }
+                alive.after(call).map(Self::Alive)
             }
             _ => None,
-        }
-    }
-
-    /// Whether an operation that was done, or perhaps was, changes the session here.
-    pub fn is_changed_by(&self, operation: &Operation) -> bool {
-        match self {
-            Self::Unborn => operation.begins,
-            Self::Alive(alive) => match &operation.call {
-                Call::Read => false,
-                Call::Put { .. } | Call::End => true,
-                Call::PutIf { .. } => !alive.refuses(&operation.call),
-                Call::Add { order, .. } => order.is_none_or(|order| !alive.orders.contains(&order)),
-            },
-            Self::Ended => false,
         }
     }
 }
@@ -88,7 +96,7 @@ impl Alive {
         match call {
             Call::End => return None,
             Call::PutIf { .. } if self.refuses(call) => return None,
-            Call::Add { order: Some(order), .. } if self.orders.contains(order) => {}
+            Call::Add { .. } if self.order(call).is_some() => return None,
             Call::Read => {}
             Call::Put { .. } | Call::PutIf { .. } | Call::Add { .. } => {
                 after.version += 1;
@@ -105,10 +113,22 @@ impl Alive {
             }
             Call::Add { sku, quantity, order } => {
                 *self.cart.entry(sku.clone()).or_default() += quantity;
-                self.orders.extend(*order);
+                if let Some(number) = *order {
+                    if self.orders.len() == ORDERS {
+                        self.orders.remove(0);
+                    }
+                    let cart = Arc::new(self.cart.clone());
+                    self.orders.push(Order { number, version: self.version, cart });
+                }
             }
             Call::Read | Call::End => {}
         }
+    }
+
+    /// What is remembered of an order that is made again.
+    fn order(&self, call: &Call) -> Option<&Order> {
+        let Call::Add { order: Some(number), .. } = call else { return None };
+        self.orders.iter().find(|order| order.number == *number)
     }
 
     /// Whether an answer shows just this.

@@ -58,6 +58,13 @@ fn answer(model: &Model, call: &Call) -> (Outcome, Model) {
         (Model::Alive(alive), call) if alive.refuses(call) => {
             (Outcome::Unmet { version: alive.version }, model.clone())
         }
+        (Model::Alive(alive), Call::Add { order: Some(number), .. })
+            if alive.orders.iter().any(|order| order.number == *number) =>
+        {
+            let order = alive.orders.iter().find(|order| order.number == *number).unwrap();
+            let cart = Some((*order.cart).clone());
+            (Outcome::Repeated(Shown { version: Some(order.version), values: None, cart }), model.clone())
+        }
         _ => {
             let after = model.step(&asked).unwrap_or_else(|| model.clone());
             (Outcome::Done(shown(&after)), after)
@@ -239,18 +246,19 @@ proptest! {
             Call::Add { order, .. } if version(operation).is_some() => *order,
             _ => None,
         };
-        let found = pair(&history, |a, b| order(a).is_some() && order(a) == order(b));
+        let found = history.iter().rposition(|operation| matches!(operation.outcome, Outcome::Repeated(_)));
         prop_assume!(found.is_some());
-        let (_, replay) = found.unwrap();
-        // Nothing that was told later contradicts it.
-        let mut history: Vec<_> = history.into_iter().take(replay + 1).collect();
-        let told = version(&history[replay]);
-        history.retain(|other| version(other).is_none_or(|version| Some(version) <= told));
-        let twice = history.iter_mut().rfind(|other| order(other).is_some()).unwrap();
-        let Call::Add { sku, .. } = twice.call.clone() else { unreachable!() };
-        let Outcome::Done(shown) = &mut twice.outcome else { unreachable!() };
+        let replay = found.unwrap();
+        // It is said to be done once more, which nothing that was told later contradicts.
+        let mut history: Vec<_> = history.into_iter().take(replay).collect();
+        let last = history.iter().filter(|operation| version(operation).is_some());
+        let last = last.max_by_key(|operation| version(operation)).unwrap();
+        let Outcome::Done(mut shown) = last.outcome.clone() else { unreachable!() };
+        let again = history.iter().find(|operation| order(operation).is_some()).unwrap().call.clone();
+        let Call::Add { sku, quantity, .. } = again.clone() else { unreachable!() };
         shown.version = shown.version.map(|version| version + 1);
-        *shown.cart.as_mut().unwrap().entry(sku).or_default() += 1;
+        *shown.cart.as_mut().unwrap().entry(sku).or_default() += quantity;
+        history.push(operation(again, Outcome::Done(shown), 1 << 40, (1 << 40) + 5));
         refused(&history)?;
     }
 
@@ -285,7 +293,7 @@ proptest! {
         prop_assert_eq!(witness::check(&history).is_ok(), found == Verdict::Explained, "witness and search");
         prop_assert_eq!(every_order(&history), found == Verdict::Explained, "every order and search");
         for operation in &mut history {
-            if let Outcome::Done(shown) = &mut operation.outcome {
+            if let Outcome::Done(shown) | Outcome::Repeated(shown) = &mut operation.outcome {
                 shown.version = None;
             }
         }
@@ -327,7 +335,8 @@ fn noise() -> impl Strategy<Value = Operation> {
         cart: (quantity > 0).then(|| [(text("k"), quantity)].into()),
     });
     let outcome = prop_oneof![
-        8 => state.prop_map(Outcome::Done),
+        8 => state.clone().prop_map(Outcome::Done),
+        2 => state.prop_map(|shown| Outcome::Repeated(Shown { values: None, ..shown })),
         1 => (1u64..4).prop_map(|version| Outcome::Unmet { version }),
         1 => Just(Outcome::Ended),
         1 => Just(Outcome::Gone),

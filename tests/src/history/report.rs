@@ -74,7 +74,7 @@ fn until(history: &[Operation], time: u64) -> Vec<Operation> {
 /// Whether the history without the operation has the same states in it.
 fn changes_nothing(operation: &Operation) -> bool {
     match &operation.outcome {
-        Outcome::Unmet { .. } | Outcome::Gone => true,
+        Outcome::Repeated(_) | Outcome::Unmet { .. } | Outcome::Gone => true,
         Outcome::Done(_) => operation.call == super::Call::Read && !operation.begins,
         Outcome::Ended | Outcome::Unknown => false,
     }
@@ -144,6 +144,10 @@ pub(super) mod text {
                     version.map_or_else(|| "done".to_owned(), |version| format!("version {version}"));
                 let begins = if operation.begins { "a new session, " } else { "" };
                 format!("{begins}{version}{}", contents(values.as_ref(), cart.as_ref()))
+            }
+            Outcome::Repeated(Shown { version, cart, .. }) => {
+                let version = version.map_or_else(String::new, |version| format!(" as version {version}"));
+                format!("had been done{version}{}", contents(None, cart.as_ref()))
             }
             Outcome::Unmet { version } => format!("refused, it was version {version}"),
             Outcome::Ended => "ended".to_owned(),

@@ -260,11 +260,11 @@ impl<'a> Search<'a> {
 /// The last version that the session can have before the operation takes effect or shows it.
 fn cap(operation: &Operation) -> Option<u64> {
     match (&operation.outcome, &operation.call) {
-        (Outcome::Done(shown), Call::Put { .. } | Call::PutIf { .. }) => {
+        (Outcome::Done(shown), Call::Put { .. } | Call::PutIf { .. } | Call::Add { .. }) => {
             shown.version.map(|version| version.saturating_sub(1))
         }
         (Outcome::Done(shown), _) => shown.version,
         (Outcome::Unmet { version }, _) => Some(*version),
-        (Outcome::Ended | Outcome::Gone | Outcome::Unknown, _) => None,
+        (Outcome::Repeated(_) | Outcome::Ended | Outcome::Gone | Outcome::Unknown, _) => None,
     }
 }

@@ -63,7 +63,10 @@ impl<'a> Told<'a> {
                 Outcome::Unmet { .. } if !matches!(operation.call, Call::PutIf { .. }) => {
                     return Err(odd(operation));
                 }
-                Outcome::Done(shown) => {
+                Outcome::Repeated(_) if !matches!(operation.call, Call::Add { .. }) => {
+                    return Err(odd(operation));
+                }
+                Outcome::Done(shown) | Outcome::Repeated(shown) => {
                     let Some(version) = shown.version else {
                         return Err(violation("an answer tells no version", String::new(), [operation]));
                     };
@@ -100,7 +103,9 @@ impl<'a> Told<'a> {
         for operation in self.history {
             let Some(at) = place(operation) else { continue };
             let Some((seen, earlier)) = self.before(operation.invoked) else { continue };
-            if seen > at {
+            // What had been done before may be told at any later time.
+            let late = matches!(operation.outcome, Outcome::Repeated(_)) && seen < AFTER_ALL;
+            if seen > at && !late {
                 let rule = match (seen, &operation.call) {
                     (AFTER_ALL, _) => "a session that had ended came back",
                     (_, Call::Read) => "a read showed an older state than was told before it began",
@@ -184,26 +189,20 @@ impl<'a> Told<'a> {
         let changing: Vec<&Operation> = told
             .iter()
             .filter(|operation| {
-                matches!(operation.outcome, Outcome::Done(_)) && model.is_changed_by(operation)
+                matches!(operation.outcome, Outcome::Done(_))
+                    && (operation.begins || operation.call != Call::Read)
             })
             .copied()
             .collect();
-        if let [first, second, ..] = changing[..]
-            && !changing.iter().all(|operation| same_order(operation, first))
-        {
-            let rule = "two changes were acknowledged with the same version, so one of them is lost";
-            return Err(violation(rule, String::new(), [first, second]));
-        }
-        // Beside what was acknowledged with this version, or else: what nobody was told of. One that repeats an order may
-        // have been told of what an earlier try had done.
-        let unknown = self
-            .unknown
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !used.contains(index))
-            .filter(|(_, operation)| changing.first().is_none_or(|first| same_order(operation, first)))
-            .map(|(index, operation)| (Some(index), *operation));
-        let candidates: Vec<_> = changing.iter().map(|operation| (None, *operation)).chain(unknown).collect();
+        let unknown = self.unknown.iter().enumerate().filter(|(index, _)| !used.contains(index));
+        let candidates: Vec<(Option<usize>, &Operation)> = match changing[..] {
+            [] => unknown.map(|(index, operation)| (Some(index), *operation)).collect(),
+            [maker] => vec![(None, maker)],
+            [first, second, ..] => {
+                let rule = "two changes were acknowledged with the same version, so one of them is lost";
+                return Err(violation(rule, String::new(), [first, second]));
+            }
+        };
         let mut choices: Vec<Choice> = candidates
             .iter()
             .filter(|(_, operation)| self.before(operation.invoked).is_none_or(|(seen, _)| seen < version))
@@ -269,7 +268,7 @@ impl<'a> Told<'a> {
 /// Where in the order of versions an operation stands; `None` when it does not say.
 fn place(operation: &Operation) -> Option<u64> {
     match &operation.outcome {
-        Outcome::Done(shown) => shown.version,
+        Outcome::Done(shown) | Outcome::Repeated(shown) => shown.version,
         Outcome::Unmet { version } => Some(*version),
         Outcome::Ended | Outcome::Gone => Some(AFTER_ALL),
         Outcome::Unknown => None,
@@ -278,14 +277,6 @@ fn place(operation: &Operation) -> Option<u64> {
 
 fn odd(operation: &Operation) -> Violation {
     violation("an answer does not belong to its question", String::new(), [operation])
-}
-
-/// Whether both are tries of the same order.
-fn same_order(a: &Operation, b: &Operation) -> bool {
-    match (&a.call, &b.call) {
-        (Call::Add { order: Some(a), .. }, Call::Add { order: Some(b), .. }) => a == b,
-        _ => false,
-    }
 }
 
 fn violation<'a>(

@@ -59,7 +59,7 @@ impl<'a> Client<'a> {
             let asked: Vec<_> = (0..many).map(|_| self.think()).collect();
             let orders: Vec<_> = asked
                 .iter()
-                .filter(|asked| matches!(asked.call, Call::Add { .. }))
+                .filter(|asked| matches!(asked.call, Call::Add { order: Some(_), .. }))
                 .map(Asked::again)
                 .collect();
             let before = self.log.len();
@@ -77,7 +77,7 @@ impl<'a> Client<'a> {
 
     /// Gives the servers time, as a client does whose request failed; else it would do nothing but fail.
     fn breathe(&mut self) {
-        std::thread::sleep(Duration::from_millis(self.dice.below(25) as u64));
+        std::thread::sleep(Duration::from_millis(self.dice.below(50) as u64));
     }
 
     /// What to ask next.
@@ -100,7 +100,7 @@ impl<'a> Client<'a> {
             820..995 => Call::Add {
                 sku: format!("s{}", self.dice.below(8)).into(),
                 quantity: 1 + self.dice.below(2) as u32,
-                order: if std::env::var_os("ORDERS").is_some() { Some(self.shared.order()) } else { None },
+                order: self.dice.percent(90).then(|| self.shared.order()),
             },
             _ => Call::End,
         };
@@ -109,7 +109,7 @@ impl<'a> Client<'a> {
 
     /// Makes an order again that perhaps was not carried out, and now and then one that was.
     fn repeat(&mut self, order: Asked, unknown: bool) -> Result<()> {
-        let mut doubtful = std::env::var_os("ORDERS").is_some() && (unknown || self.dice.percent(10));
+        let mut doubtful = unknown || self.dice.percent(15);
         for _ in 1..TRIES {
             if !doubtful || self.shared.is_over() {
                 break;
@@ -203,7 +203,10 @@ impl<'a> Client<'a> {
                 if view.session != asked.session {
                     return self.began_anew(asked, operation, answer, view.session, shown);
                 }
-                operation.outcome = Outcome::Done(shown);
+                operation.outcome = match answer.repeated {
+                    true => Outcome::Repeated(shown),
+                    false => Outcome::Done(shown),
+                };
             }
             304 | 412 => match answer.tag {
                 Some((of, version)) => {
@@ -222,7 +225,7 @@ impl<'a> Client<'a> {
             status => bail!("status {status}: {}", context()),
         }
         let version = match &operation.outcome {
-            Outcome::Done(shown) => shown.version,
+            Outcome::Done(shown) | Outcome::Repeated(shown) => shown.version,
             Outcome::Unmet { version } => Some(*version),
             Outcome::Ended | Outcome::Gone | Outcome::Unknown => None,
         };

@@ -34,6 +34,7 @@ impl Summary {
         let kind = match &operation.outcome {
             Outcome::Done(_) if operation.begins => "begun",
             Outcome::Done(_) => "done",
+            Outcome::Repeated(_) => "repeated",
             Outcome::Unmet { .. } => "refused",
             Outcome::Ended => "ended",
             Outcome::Gone => "gone",

@@ -5,13 +5,15 @@ use super::wire::Line;
 use crate::balancer::dial;
 use crate::daemon::{Backend, Lbd, Manner};
 use crate::netns::Netns;
-use crate::topology::{Arms, Topology};
+use crate::topology::{Arms, NIC, Topology};
 use anyhow::{Context, Result};
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 /// Managed servers of one lbd.
 const SERVERS: usize = 3;
+/// Where connections past the VIP come from: a port that a flow through the VIP has must not be theirs, too.
+const ASIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
 
 /// One lbd and what is around it. Fields in the order in which they must go.
 pub(super) struct House {
@@ -43,6 +45,7 @@ pub(super) struct Door {
 impl House {
     pub(super) fn build(plan: &Plan) -> Result<Self> {
         let town = Topology::new(Arms::Several, 0)?;
+        town.client.netns.ip(&[&format!("addr add {ASIDE}/24 dev {NIC}")])?;
         let manner = Manner { fault: plan.fault.clone(), ..Manner::default() };
         let backends: Vec<_> = (0..SERVERS).map(|_| Backend::Managed).collect();
         let lbd = Lbd::start_in(&town, &backends, manner)?;
@@ -70,7 +73,7 @@ impl Door {
     /// Opens a connection. The calling thread stays in the client's namespace.
     pub(super) fn open(&self) -> std::io::Result<Line> {
         self.from.enter();
-        Line::open(self.to)
+        Line::open(self.server.as_ref().map(|_| ASIDE), self.to)
     }
 
     /// Runs something that opens it, in a thread that may stay there.

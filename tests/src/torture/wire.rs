@@ -4,8 +4,9 @@ use crate::history::{By, Cart, Instance, Values};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::token::{SessionId, decode};
 use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,13 +51,21 @@ pub(super) struct Answer {
     /// Half a session's id, as its tag has it, and the version.
     pub(super) tag: Option<(u64, u64)>,
     pub(super) body: Vec<u8>,
+    /// What was asked had been done before.
+    pub(super) repeated: bool,
     /// The server closes the connection after it.
     pub(super) last: bool,
 }
 
 impl Line {
-    pub(super) fn open(to: SocketAddrV4) -> std::io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&to.into(), PATIENCE)?;
+    /// Opens it, from an address of the caller's if there is one.
+    pub(super) fn open(from: Option<Ipv4Addr>, to: SocketAddrV4) -> std::io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(from) = from {
+            socket.bind(&SocketAddr::from((from, 0)).into())?;
+        }
+        socket.connect_timeout(&SocketAddr::V4(to).into(), PATIENCE)?;
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
@@ -84,7 +93,8 @@ impl Line {
         let mut line = self.line()?;
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
         let (mut server, mut epoch, mut source) = (None, None, None);
-        let (mut ticket, mut tag, mut length, mut last) = (None, None, None, false);
+        let (mut ticket, mut tag, mut length) = (None, None, None);
+        let (mut repeated, mut last) = (false, false);
         loop {
             line = self.line()?;
             if line.is_empty() {
@@ -102,6 +112,7 @@ impl Line {
                 }
                 "etag" => tag = read_tag(value),
                 "content-length" => length = value.parse().ok(),
+                "idempotent-replayed" => repeated = value == "true",
                 "connection" => last = value.eq_ignore_ascii_case("close"),
                 _ => {}
             }
@@ -115,7 +126,7 @@ impl Line {
         ensure!(length <= MAX_BODY, "an answer of {length} bytes");
         let mut body = vec![0; length];
         self.input.read_exact(&mut body)?;
-        Ok(Answer { status, by, ticket, tag, body, last })
+        Ok(Answer { status, by, ticket, tag, body, repeated, last })
     }
 
     fn line(&mut self) -> Result<String> {
