@@ -80,8 +80,14 @@ impl Lbd {
         Ok(lbd)
     }
 
-    fn config(&self) -> PathBuf {
+    /// The file of its configuration.
+    pub fn config(&self) -> PathBuf {
         self.dir.join("lb.toml")
+    }
+
+    /// Where it keeps its files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     fn text(&self, town: &Topology, backends: &[Backend<'_>]) -> Result<String> {
@@ -186,6 +192,12 @@ impl Lbd {
     /// Asks it to stop and waits.
     pub fn stop(&mut self) -> Result<std::process::ExitStatus> {
         self.end(Signal::SIGTERM)
+    }
+
+    /// Sends it a signal and does not wait.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let process = self.process.as_ref().context("lbd is not running")?;
+        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.0.id() as i32), signal)?)
     }
 
     fn end(&mut self, signal: Signal) -> Result<std::process::ExitStatus> {

@@ -25,6 +25,7 @@ pub mod table;
 pub mod testbed;
 pub mod topology;
 pub mod torture;
+pub mod visitor;
 pub mod world;
 
 /// # Panics

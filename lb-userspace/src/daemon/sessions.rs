@@ -75,7 +75,11 @@ async fn end(store: &dyn SessionStore, peers: &Arc<Peers>, id: SessionId) -> Res
                 )));
             }
             Ok(Some(record)) => store.delete(id, record.revision).await,
-            Err(StoreError::Damaged { .. }) => store.delete(id, 0).await,
+            // It has no revision to compare.
+            Err(damaged @ StoreError::Damaged { .. }) => match store.delete(id, 0).await {
+                Err(StoreError::Conflict) => Err(damaged),
+                ended => ended,
+            },
             Err(error) => Err(error),
         };
         // Whether it worked or failed half-way: nobody may answer from a copy of it.
