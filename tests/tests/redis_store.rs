@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use lb_common::token::SessionId;
 use lb_userspace::session::{
-    Copies, Owner, Record, RedisOptions, RedisStore, SessionStore, State, StoreError,
+    Copies, Owner, Receipts, Record, RedisOptions, RedisStore, SessionStore, State, StoreError,
 };
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,16 @@ fn id(n: u32) -> SessionId {
 fn record(revision: u64, value: &str) -> Record {
     let mut state = State::default();
     state.set_as("k", &value).unwrap();
-    Record { version: revision, revision, service: 1, owner: ME, created: 0, expires: u64::MAX, state }
+    Record {
+        version: revision,
+        revision,
+        service: 1,
+        owner: ME,
+        created: 0,
+        expires: u64::MAX,
+        receipts: Receipts::default(),
+        state,
+    }
 }
 
 fn options(redis: &Redis) -> RedisOptions {
