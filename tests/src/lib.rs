@@ -21,6 +21,7 @@ pub mod scene;
 pub mod server;
 pub mod session_bench;
 pub mod setup;
+pub mod shop;
 pub mod table;
 pub mod testbed;
 pub mod topology;

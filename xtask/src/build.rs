@@ -47,9 +47,11 @@ pub(crate) fn build(needs: &[Need], profile: Profile) -> Result<()> {
 
     let mut cargo = toolchain::host_cargo();
     cargo.args(["build", "--package", "lb-userspace"]);
-    if profile == Profile::Release {
-        cargo.arg("--release");
-    }
+    match profile {
+        Profile::Release => cargo.arg("--release"),
+        // Whole-system tests run the example applications, too.
+        Profile::Debug => cargo.args(["--bins", "--example", "shop", "--example", "tower_shop"]),
+    };
     steps::show(&mut cargo)
 }
 

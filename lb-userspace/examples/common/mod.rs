@@ -8,6 +8,7 @@ use axum::Router;
 use lb_userspace::session::{
     Keyring, Member, MemoryStore, RedisOptions, RedisStore, SessionStore, SledStore,
 };
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,7 +45,12 @@ pub(crate) struct Place {
 impl Options {
     /// Opens the store, takes this backend's place, and reads the keys.
     pub(crate) async fn open(self) -> anyhow::Result<Place> {
-        tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).init();
+        let colours = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt()
+            .with_env_filter("info")
+            .with_ansi(colours)
+            .with_writer(std::io::stderr)
+            .init();
         let store = open(&self.store).await.with_context(|| format!("store {}", self.store))?;
         let keys = Keyring::open_or_create(&self.keys)?;
         let member = Member::join(store, &self.service, &self.backend).await?;
