@@ -73,3 +73,8 @@ pub mod stores;
 pub mod supervisor;
 #[cfg(feature = "web")]
 pub mod web;
+
+/// The examples of docs/library.md compile.
+#[cfg(all(doctest, feature = "axum", feature = "redis"))]
+#[doc = include_str!("../../docs/library.md")]
+struct Library;
