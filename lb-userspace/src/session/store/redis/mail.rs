@@ -100,7 +100,9 @@ async fn read(
         return Ok(false);
     }
     let mut receipts = Vec::new();
-    for (number, body) in entries(&messages)? {
+    let messages = entries(&messages)?;
+    let all = messages.len() < BATCH;
+    for (number, body) in messages {
         if number != place.last + 1 {
             tracing::warn!(store = core.place, place.last, number, "missed messages: copies are forgotten");
             core.void_all();
@@ -114,7 +116,9 @@ async fn read(
             None => tracing::warn!(store = core.place, number, "a message that cannot be read"),
         }
     }
-    core.lease.heard(began);
+    if all {
+        core.lease.heard(began);
+    }
     if !receipts.is_empty() {
         let core = core.clone();
         tokio::spawn(async move {

@@ -1,4 +1,69 @@
 //! The distributed store: Redis or Valkey, one server or a cluster, shared by any number of processes.
+//!
+//! # What is where
+//!
+//! | key | type | what |
+//! |---|---|---|
+//! | `lb:s:{<id>}` | hash | a session: `r` its record as last saved, `m` revision, owner, expiry and holders ([`meta`]) |
+//! | `lb:{names}` | hash | format, service ids, slots, epochs ([`names`]) |
+//! | `lb:{mail}` | stream | messages to all processes ([`message`]), numbered without gaps |
+//! | `lb:{mail}:last` | string | number of the last message |
+//! | `lb:{mail}:n:<node>` | string | there while a process is believed to live |
+//!
+//! A *node* is a process from one registration to the next, named by 64 random bits; a name that was missing once is
+//! never used again. The *holders* of a session are the nodes that may have a copy of it in memory.
+//!
+//! # What stays true, and why
+//!
+//! **No lost update.** A change is one script: it compares the revision, writes, and makes the node a holder. Whatever
+//! arrives late finds another revision. Each change has a nonce: tried again after its answer was lost, it finds its own
+//! nonce and answers as it did the first time. If it finds another one's, nobody can tell any more whether it took effect,
+//! and the caller is told that, not that there was a conflict: a caller who repeats a change after a conflict would make it
+//! twice. A claim may be told a conflict, for repeating it does nothing that anyone could see.
+//!
+//! **Acknowledged is durable.** Behind each batch of changes goes a WAIT on the same connection. Without so many replicas
+//! nothing is acknowledged. Reads go the same way, with a write that changes nothing in front of the WAIT: so nobody is
+//! shown what a failover could take back, and a deposed primary that has not heard of it answers nobody, for its replicas
+//! have left it. A failover takes nothing back as long as it elects a replica that had to have it, and that holds for
+//! certain when `replicas` is the number that each primary has. Servers that forget by themselves are refused ([`open`]).
+//!
+//! **Nobody answers from an old copy.** Whoever keeps a copy is a holder since before the copy was read. `save`, `claim`
+//! and `delete` tell all other holders to void the session, and answer only when each has said that it did, or cannot
+//! answer from memory any more:
+//!
+//! * A node answers from memory only while its lease holds, which is one `lease` from the beginning (a) of the last read of
+//!   messages after which all were obeyed that there were, and (b) of the last renewal of its name that is on the
+//!   replicas. Both are reckoned from before the request went out, on a clock that runs while the machine sleeps.
+//! * It was told at the time t, when SEND was answered, durably. A read of messages that begins after t finds the message,
+//!   and obeying it voids the copy. One that began before t is good until t + `lease` at most. The taker waits that long
+//!   and a little more, for clocks differ in speed.
+//! * If its name is missing, it has stopped renewing it for two leases, or the server's clock has jumped, or somebody
+//!   removed it. Its next renewal finds the name missing, so a lease after the taker looked it is over in each case. That
+//!   is waited for once; from then on all know the name to be a dead one's. One that finds its name missing takes a new
+//!   one and forgets everything, in this order, so that what it reads meanwhile under the old one is forgotten, too.
+//! * It may read from another server than the one that was told: one that was elected since, or was deposed. A deposed one
+//!   does not confirm (b). An elected one has the message, for SEND waited for the replicas; still its history is another
+//!   one (`master_replid`), and whoever sees another history than that of the messages read so far forgets everything and
+//!   begins at the end. So does whoever finds a gap in the numbers: messages are kept for a while only.
+//! * A holder's own change that is still under way when the void arrives is answered later; what it would keep carries
+//!   a void mark ([`crate::session::shelf`]).
+//!
+//! That the others have forgotten is written down afterwards, if the nonce is still that of the change, so no holder
+//! that came later is left out. Should that get lost, they are told again in vain. A process that dies in the middle
+//! leaves holders behind: whoever reads the session then is told that it is unsettled and has to claim it, and with that
+//! comes the voiding. For an ended session the same is kept, without the record, until it is settled or would have expired
+//! anyway, and then for another minute, so that late requests find it ended.
+//!
+//! **What is given out is given out once.** Epochs by one script; everything else about names is decided on what was read
+//! and written only if nothing was written since.
+//!
+//! # What it costs
+//!
+//! One trip to the server and one to its replicas for a change or a read; a takeover between two live processes about two
+//! more. A process that was killed keeps others from each of its sessions for a lease after they ask, and two leases after
+//! its death from none. One that ends in order says so and costs nothing. While a primary has too few replicas, its
+//! sessions are neither read nor written, and if it is the one with the messages, nothing is answered from memory, only
+//! from the servers.
 
 mod alive;
 mod core;

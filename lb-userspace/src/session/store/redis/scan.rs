@@ -5,12 +5,13 @@ use super::StoreError;
 use super::core::Core;
 use super::link::{Need, text};
 use super::meta::Meta;
-use super::router::{Failure, field};
+use super::router::{Failure, Pauses, field};
 use super::topology::Shard;
 use crate::session::record::Damage;
 use futures::stream::{self, TryStreamExt};
 use redis::{Cmd, Value, cmd};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Keys that are looked at in one step where nobody says how many.
 const STEP: usize = 1000;
@@ -48,12 +49,55 @@ impl Mark {
 struct Step {
     shard: Shard,
     keys: Vec<Vec<u8>>,
+    /// The server is not the one that gave the cursor: its shard is begun again.
+    anew: bool,
     next: Option<Mark>,
 }
 
+/// Sessions of one step.
+struct Counted {
+    found: u64,
+    anew: bool,
+    next: Option<Cursor>,
+}
+
+/// How long failures are borne.
+struct Patience<'a> {
+    core: &'a Core,
+    give_up: Instant,
+    pauses: Pauses,
+}
+
+impl<'a> Patience<'a> {
+    fn new(core: &'a Core) -> Self {
+        Self { core, give_up: Instant::now() + core.options.deadline, pauses: Pauses::new() }
+    }
+
+    /// Waits a moment, unless there is no use in it.
+    async fn bear(&mut self, error: StoreError) -> Result<(), StoreError> {
+        if !matches!(error, StoreError::Unavailable { .. }) || Instant::now() >= self.give_up {
+            return Err(error);
+        }
+        self.core.router.survey().await;
+        tokio::time::sleep(self.pauses.next()).await;
+        Ok(())
+    }
+}
+
 impl Core {
+    /// A server that fails over meanwhile is asked again.
     pub(super) async fn scan(&self, from: Option<Cursor>, slice: usize) -> Result<Slice, StoreError> {
-        let step = self.step(from.as_ref(), slice.max(1)).await?;
+        let mut patience = Patience::new(self);
+        loop {
+            match self.try_scan(from.as_ref(), slice).await {
+                Err(error) => patience.bear(error).await?,
+                found => return found,
+            }
+        }
+    }
+
+    async fn try_scan(&self, from: Option<&Cursor>, slice: usize) -> Result<Slice, StoreError> {
+        let step = self.step(from, slice.max(1)).await?;
         let mut found = Slice { entries: Vec::new(), next: step.next.map(|mark| mark.write()) };
         let reads = step.keys.iter().map(|key| {
             let mut read = cmd("HMGET");
@@ -85,20 +129,31 @@ impl Core {
     /// By looking at every key: expiry is the servers' own, and they count for nobody.
     pub(super) async fn count(&self) -> Result<u64, StoreError> {
         let (mut count, mut from) = (0, None);
+        let mut patience = Patience::new(self);
         loop {
-            let step = self.step(from.as_ref(), STEP).await?;
-            let there = step.keys.iter().map(|key| {
-                let mut there = cmd("HEXISTS");
-                there.arg(key.as_slice()).arg("r");
-                there
-            });
-            let answers = self.ask_shard(&step.shard, there.collect()).await?;
-            count += answers.iter().filter(|there| **there == Value::Int(1)).count() as u64;
-            match step.next {
-                Some(next) => from = Some(next.write()),
-                None => return Ok(count),
+            match self.count_some(from.as_ref()).await {
+                // Some would be counted twice.
+                Ok(counted) if counted.anew => (count, from) = (0, None),
+                Ok(Counted { found, next: None, .. }) => return Ok(count + found),
+                Ok(Counted { found, next, .. }) => (count, from) = (count + found, next),
+                Err(error) => {
+                    patience.bear(error).await?;
+                    (count, from) = (0, None);
+                }
             }
         }
+    }
+
+    async fn count_some(&self, from: Option<&Cursor>) -> Result<Counted, StoreError> {
+        let step = self.step(from, STEP).await?;
+        let there = step.keys.iter().map(|key| {
+            let mut there = cmd("HEXISTS");
+            there.arg(key.as_slice()).arg("r");
+            there
+        });
+        let answers = self.ask_shard(&step.shard, there.collect()).await?;
+        let found = answers.iter().filter(|there| **there == Value::Int(1)).count() as u64;
+        Ok(Counted { found, anew: step.anew, next: step.next.map(|mark| mark.write()) })
     }
 
     /// Ends every session of a service.
@@ -162,10 +217,10 @@ impl Core {
             Some(info) => field(&text(info), "run_id").unwrap_or_default().to_owned(),
             None => String::new(),
         };
-        let cursor = match &mark {
-            Some(mark) if mark.shard == shard.first && mark.run == run => mark.cursor,
-            _ => 0,
-        };
+        let going_on = mark.filter(|mark| !mark.run.is_empty());
+        let cursor = going_on.as_ref().filter(|mark| mark.shard == shard.first && mark.run == run);
+        let anew = going_on.is_some() && cursor.is_none();
+        let cursor = cursor.map_or(0, |mark| mark.cursor);
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(self.keys.sessions()).arg("COUNT").arg(slice);
         let answers = self.ask_shard(&shard, vec![scan]).await?;
@@ -180,7 +235,7 @@ impl Core {
             Value::BulkString(key) => Some(key.clone()),
             _ => None,
         });
-        Ok(Step { keys: keys.collect(), shard, next })
+        Ok(Step { keys: keys.collect(), shard, anew, next })
     }
 
     async fn ask_shard(&self, shard: &Shard, cmds: Vec<Cmd>) -> Result<Vec<Value>, StoreError> {
