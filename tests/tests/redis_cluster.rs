@@ -2,7 +2,9 @@
 
 use futures::future::join_all;
 use lb_common::token::SessionId;
-use lb_userspace::session::{Owner, Record, RedisOptions, RedisStore, SessionStore, State, StoreError};
+use lb_userspace::session::{
+    Owner, Receipts, Record, RedisOptions, RedisStore, SessionStore, State, StoreError,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +23,16 @@ fn id(n: u32) -> SessionId {
 fn record(revision: u64) -> Record {
     let mut state = State::default();
     state.set_as("k", &revision).unwrap();
-    Record { version: revision, revision, service: 1, owner: ME, created: 0, expires: u64::MAX, state }
+    Record {
+        version: revision,
+        revision,
+        service: 1,
+        owner: ME,
+        created: 0,
+        expires: u64::MAX,
+        receipts: Receipts::default(),
+        state,
+    }
 }
 
 /// Only one node is named: the others are found.

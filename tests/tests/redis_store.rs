@@ -65,6 +65,13 @@ async fn settled(store: &RedisStore, n: u32) {
     }
 }
 
+/// Makes a node, 8 bytes, the only holder of a session.
+fn hold(redis: &Redis, n: u32, node: &str) {
+    let script = "local m = redis.call('HGET', KEYS[1], 'm')
+        redis.call('HSET', KEYS[1], 'm', string.sub(m, 1, 48) .. ARGV[1])";
+    redis.ask(0, &["EVAL", script, "1", &format!("lb:s:{{{}}}", id(n)), node]).unwrap();
+}
+
 /// What a process was told to forget.
 #[derive(Default)]
 struct Told {
@@ -208,10 +215,7 @@ async fn a_process_that_was_killed_is_waited_for_once() {
     let dead = "\x01\x02\x03\x04\x05\x06\x07\x08";
     for n in 0..100 {
         there.save(id(n), &record(1, "a"), None).await.unwrap();
-        let key = format!("lb:s:{{{}}}", id(n));
-        let script = "local m = redis.call('HGET', KEYS[1], 'm')
-            redis.call('HSET', KEYS[1], 'm', string.sub(m, 1, 48) .. ARGV[1])";
-        redis.ask(0, &["EVAL", script, "1", &key, dead]).unwrap();
+        hold(&redis, n, dead);
     }
     let begin = Instant::now();
     for result in join_all((0..100).map(|n| there.claim(id(n), 1, OTHER, u64::MAX))).await {
@@ -221,13 +225,37 @@ async fn a_process_that_was_killed_is_waited_for_once() {
     assert!(first >= LEASE && first < LEASE * 3, "{first:?}");
     // Its name is known to be of the dead now.
     there.save(id(100), &record(1, "a"), None).await.unwrap();
-    let key = format!("lb:s:{{{}}}", id(100));
-    let meta = "local m = redis.call('HGET', KEYS[1], 'm')
-        redis.call('HSET', KEYS[1], 'm', string.sub(m, 1, 48) .. ARGV[1])";
-    redis.ask(0, &["EVAL", meta, "1", &key, dead]).unwrap();
+    hold(&redis, 100, dead);
     let begin = Instant::now();
     there.claim(id(100), 1, OTHER, u64::MAX).await.unwrap();
     assert!(begin.elapsed() < LEASE, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_process_that_hangs_is_waited_for_until_its_lease_is_over() {
+    let redis = Redis::single().unwrap();
+    let there = open(&redis).await;
+    holding(&there).await;
+    there.save(id(1), &record(1, "a"), None).await.unwrap();
+    hold(&redis, 1, "\x01\x02\x03\x04\x05\x06\x07\x08");
+    redis.ask(0, &["SET", "lb:{mail}:n:0102030405060708", "1"]).unwrap();
+    let begin = Instant::now();
+    assert_eq!(there.claim(id(1), 1, OTHER, u64::MAX).await.unwrap(), ME);
+    assert!(begin.elapsed() >= LEASE && begin.elapsed() < LEASE * 3, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn an_end_that_was_not_told_is_told_by_whoever_finds_it() {
+    let redis = Redis::single().unwrap();
+    let (here, there) = (open(&redis).await, open(&redis).await);
+    let told = Told::to(&here);
+    holding(&here).await;
+    holding(&there).await;
+    here.save(id(1), &record(1, "a"), None).await.unwrap();
+    // Somebody ended it and died before telling anybody.
+    redis.ask(0, &["HDEL", &format!("lb:s:{{{}}}", id(1)), "r"]).unwrap();
+    assert_eq!(there.load(id(1)).await.unwrap(), None);
+    assert_eq!(told.sessions(), [id(1)]);
 }
 
 #[tokio::test]
