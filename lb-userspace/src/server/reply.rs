@@ -1,7 +1,8 @@
 //! What goes back to the client: JSON with the session's headers, or an error that says what to do.
 
 use super::condition::etag;
-use crate::session::{Refusal, Seen, SessionError, StoreError, TooLarge, Unmet};
+use crate::session::{Refusal, Seen, SessionError, TooLarge, Unmet};
+use crate::web::Problem;
 use axum::Json;
 use axum::http::header::{CACHE_CONTROL, ETAG, RETRY_AFTER, SET_COOKIE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -106,55 +107,16 @@ impl From<Refusal> for Fault {
 }
 
 impl From<SessionError> for Fault {
+    /// In the words of the library, except where this server's own routes are the remedy.
     fn from(error: SessionError) -> Self {
-        let text = error.to_string();
         match error {
             SessionError::Refused(refusal) => refusal.into(),
             SessionError::TooLarge(too_large) => too_large.into(),
             SessionError::Precondition { unmet, seen: _ } => Self::precondition(unmet),
-            SessionError::Reused => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "this Idempotency-Key came with another request before",
-                "nothing was changed; a key belongs to one request and its repetitions, so make a new one for this",
-            ),
-            SessionError::Conflict => {
-                Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
+            error => {
+                let Problem { status, error, hint } = Problem::from(&error);
+                Self::new(status, error, hint)
             }
-            SessionError::Store(error) => error.into(),
-            SessionError::Random(_) | SessionError::Stopping => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                text,
-                "send the request again, another server may answer it",
-            ),
-        }
-    }
-}
-
-impl From<StoreError> for Fault {
-    /// Paths, sizes and addresses are the operator's business; the log has them.
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::NoSpace { .. } => Self::new(
-                StatusCode::INSUFFICIENT_STORAGE,
-                "the session store is out of disk space",
-                "nothing was stored; free space where the store is, and send the request again",
-            ),
-            StoreError::Damaged { .. } => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "this session is damaged in the store",
-                "drop the cookie to begin a new session",
-            ),
-            StoreError::Unavailable { .. } => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the session store does not answer, or has too few replicas to be sure of a write",
-                "wait as long as Retry-After says; a write may have been stored all the same, so read the session first, or send \
-                 the write with an Idempotency-Key",
-            ),
-            _ => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the session store failed",
-                "it is not certain whether anything was stored: read the session, then send the request again",
-            ),
         }
     }
 }

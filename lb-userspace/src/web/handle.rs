@@ -2,7 +2,9 @@
 
 use super::CookieOptions;
 use super::cookie;
-use crate::session::{Keyring, Refusal, Seen, SessionError, SessionId, Sessions, Source, State, Token};
+use crate::session::{
+    Changed, Keyring, Refusal, Seen, SessionError, SessionId, Sessions, Source, State, Terms, Token,
+};
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, HeaderValue, SET_COOKIE};
 use parking_lot::Mutex;
@@ -116,6 +118,38 @@ impl Session {
         let (seen, made) = self.sessions().write(self.token(), change).await?;
         self.know(&seen);
         Ok(made)
+    }
+
+    /// [`Session::update`] on terms: only if the session is in a state that the request asks for (`If-Match`), and not again
+    /// if this very request was answered before (`Idempotency-Key`). A repetition tells what came of it then.
+    ///
+    /// ```
+    /// # use lb_userspace::session::{Once, SessionError, Terms};
+    /// # use lb_userspace::web::Session;
+    /// /// However often the client repeats this, it buys one.
+    /// async fn buy(session: Session, key: &[u8], body: &[u8]) -> Result<u64, SessionError> {
+    ///     let once = Some(Once::new(key, &[b"POST /mugs", body], None));
+    ///     let changed = session
+    ///         .update_on(Terms { once, ..Terms::default() }, |state| {
+    ///             let mugs = state.get_as::<u64>("mugs").ok().flatten().unwrap_or(0) + 1;
+    ///             state.set_as("mugs", &mugs).expect("a number is JSON");
+    ///             Ok(())
+    ///         })
+    ///         .await?;
+    ///     Ok(changed.seen.record.state.get_as("mugs").ok().flatten().unwrap_or(0))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Also [`SessionError::Precondition`], and [`SessionError::Reused`] when the key came with another request.
+    pub async fn update_on<F>(&self, terms: Terms, change: F) -> Result<Changed, SessionError>
+    where
+        F: Fn(&mut State) -> Result<(), Refusal> + Send + Sync + 'static,
+    {
+        let _turn = self.0.turn.lock().await;
+        let changed = self.sessions().write_on(self.token(), terms, change).await?;
+        self.know(&changed.seen);
+        Ok(changed)
     }
 
     /// Removes a key; false when there was none. Begins no session.

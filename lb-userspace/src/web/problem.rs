@@ -7,7 +7,7 @@ use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, RETRY_AFTER};
 /// An error as a client may see it: no paths, no addresses, no sizes of disks. Those are in the error itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
-    /// 400, 404, 409, 412, 413, 500, 503 or 507.
+    /// 400, 404, 409, 412, 413, 422, 500, 503 or 507.
     pub status: StatusCode,
     /// What is wrong.
     pub error: String,
@@ -18,6 +18,32 @@ pub struct Problem {
 impl Problem {
     fn new(status: StatusCode, error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { status, error: error.into(), hint: hint.into() }
+    }
+
+    fn of_store(error: &StoreError) -> Self {
+        match error {
+            StoreError::NoSpace { .. } => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "the session store is out of disk space",
+                "nothing was stored; free space where the store is, and send the request again",
+            ),
+            StoreError::Damaged { .. } => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "this session is damaged in the store",
+                "drop the cookie to begin a new session",
+            ),
+            StoreError::Unavailable { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the session store does not answer, or has too few replicas to be sure of a write",
+                "wait as long as Retry-After says; a write may have been stored all the same, so read the session first, or \
+                 send the write with an Idempotency-Key",
+            ),
+            _ => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the session store failed",
+                "it is not certain whether anything was stored: read the session, then send the request again",
+            ),
+        }
     }
 
     /// Whether the same request may succeed if it is sent again, in a second or so.
@@ -67,26 +93,17 @@ impl From<&SessionError> for Problem {
             ),
             SessionError::Reused => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
-                text,
-                "nothing was stored; take a new key for another request",
+                "this Idempotency-Key came with another request before",
+                "nothing was changed; a key belongs to one request and its repetitions, so make a new one for this",
             ),
             SessionError::Conflict => {
                 Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
             }
-            SessionError::Store(StoreError::NoSpace { .. }) => Self::new(
-                StatusCode::INSUFFICIENT_STORAGE,
-                "the session store is out of disk space",
-                "nothing was stored; send the request again when there is space",
-            ),
-            SessionError::Store(StoreError::Damaged { .. }) => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "this session is damaged in the store",
-                "drop the cookie to begin a new session",
-            ),
-            SessionError::Store(_) | SessionError::Random(_) | SessionError::Stopping => Self::new(
+            SessionError::Store(error) => Self::of_store(error),
+            SessionError::Random(_) | SessionError::Stopping => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "the session store cannot be used right now",
-                "it is not certain whether anything was stored: look, then send the request again",
+                text,
+                "send the request again, another server may answer it",
             ),
         }
     }
@@ -113,6 +130,7 @@ mod tests {
             (no_space.into(), 507, true),
             (unavailable.into(), 503, true),
             (SessionError::Stopping, 503, true),
+            (SessionError::Reused, 422, false),
         ];
         for (error, status, temporary) in rows {
             let problem = Problem::from(&error);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::session::{
-    Keyring, Limits, Member, MemoryStore, SessionError, SessionStore, Source, Token, TokenKeys,
+    Keyring, Limits, Member, MemoryStore, Once, SessionError, SessionStore, Source, Terms, Token, TokenKeys,
 };
 use axum::Router;
 use axum::body::Body;
@@ -54,6 +54,7 @@ fn routes() -> Router {
         .route("/get/{key}", get(read))
         .route("/set/{key}", post(write))
         .route("/count", post(count))
+        .route("/once/{key}", post(once))
         .route("/remove/{key}", post(remove))
         .route("/twice", post(twice))
         .route("/begin", post(begin))
@@ -84,6 +85,19 @@ async fn count(session: Session) -> Result<String, SessionError> {
         })
         .await?;
     Ok(n.to_string())
+}
+
+/// Counts, and not again for the same key.
+async fn once(session: Session, Path(key): Path<String>, body: String) -> Result<String, SessionError> {
+    let once = Some(Once::new(key.as_bytes(), &[b"POST /once", body.as_bytes()], None));
+    let changed = session
+        .update_on(Terms { once, ..Terms::default() }, |state| {
+            let n = state.get_as::<u64>("n").ok().flatten().unwrap_or(0) + 1;
+            state.set_as("n", &n).expect("a number is JSON");
+            Ok(())
+        })
+        .await?;
+    Ok(changed.seen.record.state.get("n").map(|n| n.get().to_owned()).unwrap_or_default())
 }
 
 async fn remove(session: Session, Path(key): Path<String>) -> Result<String, SessionError> {
@@ -254,6 +268,19 @@ async fn no_update_is_lost_between_two_processes() {
     });
     futures::future::join_all(visits).await;
     assert_eq!(apps[0].ask("/count", Some(&cookie)).await.body, "62");
+}
+
+#[tokio::test]
+async fn a_repeated_request_changes_nothing_and_hears_the_same() {
+    let town = Town::new();
+    let (a, b) = (town.app("a").await, town.app("b").await);
+    let cookie = a.ask("/count", None).await.cookie().unwrap();
+    for (app, key, n) in [(&a, "x", "2"), (&b, "y", "3"), (&a, "x", "2"), (&b, "x", "2"), (&a, "y", "3")] {
+        assert_eq!(app.ask(&format!("/once/{key}"), Some(&cookie)).await.body, n, "{key}");
+    }
+    assert_eq!(a.ask("/count", Some(&cookie)).await.body, "4");
+    let other = a.send("POST", "/once/x", Some(&cookie), "another body").await;
+    assert_eq!(other.status, 422, "{other:?}");
 }
 
 #[tokio::test]
