@@ -158,9 +158,8 @@ impl Daemon {
                 tracing::info!("SYN cookies are made with a fresh key");
             }
             Event::Reload => {
-                match self.reload_keys()? {
-                    Ok(message) => tracing::info!("SIGHUP: {message}"),
-                    Err(refused) => tracing::error!("SIGHUP: {refused}"),
+                if let Err(refused) = self.reload_keys()? {
+                    tracing::error!("SIGHUP: {refused}");
                 }
                 tracing::info!(
                     "the configuration is read at the start only; to change it, restart lbd, which keeps connections to \

@@ -33,7 +33,7 @@ pub enum Event {
     CookieKey,
     /// The operator wants lbd to end.
     Stop(&'static str),
-    /// The operator wants the configuration read again.
+    /// The operator wants the key file read again.
     Reload,
 }
 

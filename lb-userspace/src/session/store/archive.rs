@@ -26,7 +26,7 @@ pub const MAX_LINE: usize = 1 << 20;
 pub const SLICE: usize = 128;
 
 /// Imports under way at the same time: they share the database's flushes.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 256;
 /// How often an import is tried while somebody else changes that session.
 const TRIES: usize = 8;
 

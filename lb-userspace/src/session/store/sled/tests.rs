@@ -4,6 +4,8 @@ use crate::session::{Receipts, State};
 use futures::future::join_all;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+mod torn;
+
 const ME: Owner = Owner { slot: 1, epoch: 1 };
 const OTHER: Owner = Owner { slot: 2, epoch: 5 };
 
