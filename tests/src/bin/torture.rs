@@ -27,6 +27,7 @@ struct Arguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
     Sled,
+    Redis,
 }
 
 fn main() -> ExitCode {
@@ -35,17 +36,11 @@ fn main() -> ExitCode {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64)
     };
     let seed = seed.unwrap_or_else(|| drawn() % 1_000_000_007);
-    let name = match store {
-        Kind::Sled => "sled",
+    let (store, name) = match store {
+        Kind::Sled => (Store::Sled, "sled"),
+        Kind::Redis => (Store::Redis, "redis"),
     };
-    let plan = Plan {
-        time: Duration::from_secs(seconds),
-        seed,
-        store: match store {
-            Kind::Sled => Store::Sled,
-        },
-        fault: fault.clone(),
-    };
+    let plan = Plan { time: Duration::from_secs(seconds), seed, store, fault: fault.clone() };
     let fault = fault.map_or_else(String::new, |fault| format!(" --fault {fault}"));
     let again = format!("cargo xtask torture --seconds {seconds} --seed {seed} --store {name}{fault}");
     eprintln!("seed {seed}; again: {again}");

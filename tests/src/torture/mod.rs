@@ -20,7 +20,7 @@ use shared::Shared;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 pub use summary::Summary;
-use town::{Door, House};
+use town::{Door, Town};
 use wire::Ticket;
 
 /// Clients at once.
@@ -35,7 +35,10 @@ const LAST: u32 = CLIENTS;
 /// Which store the sessions are in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Store {
+    /// The embedded one, of one lbd.
     Sled,
+    /// A cluster, shared by two lbds.
+    Redis,
 }
 
 /// What is to be done.
@@ -54,19 +57,19 @@ pub struct Plan {
 /// # Errors
 /// Something is not as it should be that is no matter of promises: a server that does not come back, for example.
 pub fn run(plan: &Plan, tell: &mut dyn FnMut(&Summary)) -> Result<Summary> {
-    let mut house = House::build(plan)?;
+    let mut town = Town::build(plan)?;
     let begin = Instant::now();
     let mut torture = Torture {
         plan,
         begin,
-        nemesis: Nemesis::new(Dice::of(plan.seed, u64::MAX, 0)),
+        nemesis: Nemesis::new(Dice::of(plan.seed, u64::MAX, 0), &town),
         epochs: Epochs::default(),
         summary: Summary::default(),
     };
     while torture.summary.violations.is_empty()
         && (begin.elapsed() < plan.time || !torture.nemesis.was_thorough())
     {
-        torture.round(&mut house, tell)?;
+        torture.round(&mut town, tell)?;
     }
     Ok(torture.summary)
 }
@@ -89,10 +92,8 @@ impl Drop for Finish<'_> {
 }
 
 impl Torture<'_> {
-    fn round(&mut self, house: &mut House, tell: &mut dyn FnMut(&Summary)) -> Result<()> {
-        let doors: Vec<Door> = std::iter::once(house.front())
-            .chain(house.servers.iter().map(|server| house.back(server)))
-            .collect();
+    fn round(&mut self, town: &mut Town, tell: &mut dyn FnMut(&Summary)) -> Result<()> {
+        let doors = town.doors();
         let number = self.summary.rounds as u64;
         let mut log = Vec::new();
         let begun = (0..SESSIONS).map(|_| self.begin(&doors[0], &mut log)).collect::<Result<_>>()?;
@@ -116,7 +117,7 @@ impl Torture<'_> {
                 && Instant::now() < until
                 && !clients.iter().any(|client| client.is_finished())
             {
-                dealt = self.nemesis.deal(house, shared);
+                dealt = self.nemesis.deal(town, shared);
                 self.summary.seconds = self.begin.elapsed().as_secs();
                 tell(&self.summary);
             }

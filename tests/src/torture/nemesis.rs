@@ -1,9 +1,11 @@
-//! What is done to the servers while they serve: restarts, crashes, drains, maintenance, failing health checks, and the
-//! death of lbd itself. In an order that the seed determines, each kind in turn before any comes again.
+//! What is done to the servers while they serve: restarts, crashes, drains, maintenance, failing health checks, the death
+//! of lbd itself, and of nodes of the store. In an order that the seed determines, each kind in turn before any comes again.
+
+mod nodes;
 
 use super::dice::Dice;
 use super::shared::Shared;
-use super::town::{Door, House, Server};
+use super::town::{Door, House, Server, Town};
 use crate::client::WATCHDOG;
 use crate::history::Violation;
 use crate::history::epochs::Life;
@@ -28,11 +30,20 @@ pub(super) enum Blow {
     Flap,
     /// `kill -9` of lbd, and with it of all its servers.
     Death,
+    /// `kill -9` of a primary of the store: a replica takes over.
+    Failover,
+    /// A primary hears and says nothing for a while, perhaps for so long that a replica takes over.
+    Silence,
+    /// A replica does.
+    Lag,
+    /// A replica that was cut off takes over.
+    Betrayal,
 }
 
 impl Blow {
-    const ALL: [Self; 7] =
+    const ON_SERVERS: [Self; 7] =
         [Self::Restart, Self::Crash, Self::Absence, Self::Drain, Self::Maintenance, Self::Flap, Self::Death];
+    const ON_NODES: [Self; 4] = [Self::Failover, Self::Silence, Self::Lag, Self::Betrayal];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -43,6 +54,10 @@ impl Blow {
             Self::Maintenance => "maintenances",
             Self::Flap => "health flaps",
             Self::Death => "deaths of lbd",
+            Self::Failover => "failovers",
+            Self::Silence => "silent primaries",
+            Self::Lag => "silent replicas",
+            Self::Betrayal => "failovers to a replica that was cut off",
         }
     }
 }
@@ -50,6 +65,8 @@ impl Blow {
 /// Deals the blows.
 pub(super) struct Nemesis {
     dice: Dice,
+    /// What can be done.
+    all: Vec<Blow>,
     deck: Vec<Blow>,
     /// How often each was dealt.
     pub(super) dealt: BTreeMap<Blow, usize>,
@@ -58,29 +75,42 @@ pub(super) struct Nemesis {
 }
 
 impl Nemesis {
-    pub(super) fn new(dice: Dice) -> Self {
-        Self { dice, deck: Vec::new(), dealt: BTreeMap::new(), lives: Vec::new() }
+    pub(super) fn new(dice: Dice, town: &Town) -> Self {
+        let mut all = Blow::ON_SERVERS.to_vec();
+        if town.redis.is_some() {
+            all.extend(Blow::ON_NODES);
+        }
+        Self { dice, all, deck: Vec::new(), dealt: BTreeMap::new(), lives: Vec::new() }
     }
 
     /// Whether everything was done at least once.
     pub(super) fn was_thorough(&self) -> bool {
-        self.dealt.len() == Blow::ALL.len()
+        self.all.iter().all(|blow| self.dealt.contains_key(blow))
     }
 
     /// Deals one blow, and waits until everything is as it was before.
     ///
     /// # Errors
     /// A [`Violation`] when a promise is broken, anything else when something did not come back.
-    pub(super) fn deal(&mut self, house: &mut House, shared: &Shared) -> Result<()> {
+    pub(super) fn deal(&mut self, town: &mut Town, shared: &Shared) -> Result<()> {
         if self.deck.is_empty() {
-            self.deck = Blow::ALL.to_vec();
+            self.deck.clone_from(&self.all);
             self.dice.shuffle(&mut self.deck);
         }
         let blow = self.deck.pop().expect("a new deck is not empty");
-        let server = self.dice.choose(&house.servers).clone();
-        let while_ms = self.dice.below(400) as u64;
-        self.strike(blow, &server, Duration::from_millis(while_ms), house, shared)
-            .with_context(|| format!("{blow:?} of {}; lbd's log:\n{}", server.name, house.lbd.log()))?;
+        let house = self.dice.below(town.houses.len());
+        let server = self.dice.choose(&town.houses[house].servers).clone();
+        let pause = Duration::from_millis(self.dice.below(400) as u64);
+        let dealt = match &mut town.redis {
+            Some(redis) if Blow::ON_NODES.contains(&blow) => {
+                nodes::strike(blow, redis, pause, &mut self.dice, shared)
+            }
+            _ => self.strike(blow, &server, pause, &mut town.houses[house], shared),
+        };
+        dealt.with_context(|| {
+            let logs: Vec<_> = town.houses.iter().map(|house| house.lbd.log()).collect();
+            format!("{blow:?}, {}; the ends of lbd's logs:\n{}", server.name, logs.join("\n"))
+        })?;
         *self.dealt.entry(blow).or_default() += 1;
         Ok(())
     }
@@ -115,6 +145,7 @@ impl Nemesis {
             }
             Blow::Flap => self.flap(house, server, pause, shared),
             Blow::Death => self.kill(house, pause, shared),
+            Blow::Failover | Blow::Silence | Blow::Lag | Blow::Betrayal => Ok(()),
         }?;
         house.lbd.wait_ready()
     }
