@@ -30,8 +30,18 @@ fn sessions_in_sled_never_notice() -> Result<()> {
 }
 
 #[test]
+fn sessions_in_redis_never_notice() -> Result<()> {
+    holds(Store::Redis)
+}
+
+#[test]
 fn a_restarted_server_that_keeps_its_epoch_is_noticed() -> Result<()> {
     notices(Store::Sled, "skip-epoch")
+}
+
+#[test]
+fn a_restarted_server_that_keeps_its_epoch_is_noticed_on_redis() -> Result<()> {
+    notices(Store::Redis, "skip-epoch")
 }
 
 #[test]
@@ -40,11 +50,26 @@ fn writes_that_overwrite_each_other_are_noticed() -> Result<()> {
 }
 
 #[test]
+fn writes_that_overwrite_each_other_are_noticed_on_redis() -> Result<()> {
+    notices(Store::Redis, "skip-cas")
+}
+
+#[test]
 fn writes_that_are_acknowledged_too_early_are_noticed() -> Result<()> {
     notices(Store::Sled, "ack-before-flush")
 }
 
 #[test]
+fn writes_that_are_acknowledged_too_early_are_noticed_on_redis() -> Result<()> {
+    notices(Store::Redis, "ack-before-flush")
+}
+
+#[test]
 fn copies_that_outlive_a_takeover_are_noticed() -> Result<()> {
     notices(Store::Sled, "skip-invalidate")
+}
+
+#[test]
+fn copies_that_outlive_a_takeover_are_noticed_on_redis() -> Result<()> {
+    notices(Store::Redis, "skip-invalidate")
 }
