@@ -1,6 +1,15 @@
 //! Session state: an LRU cache in front of one shared database, and the tokens that bring a session home.
 //!
 //! What must stay true is written down in [`sessions`]; nothing here knows about HTTP, maps or network namespaces.
+//!
+//! From the outside in:
+//!
+//! * [`Member`] is this process's place among the backends of a service: its [`Instance`], kept right while it runs.
+//! * [`Sessions`] finds, begins, changes and ends sessions. What it answers with is [`Seen`]: a [`Record`] with its [`State`],
+//!   and the instance that the client's next token names.
+//! * [`SessionCache`] is what it keeps in memory, within [`Limits`]; a [`SessionStore`] is what it keeps for good:
+//!   `SledStore`, `RedisStore`, or [`MemoryStore`] where nothing has to be kept. A store of your own implements the trait.
+//! * [`Keyring`] turns a session and its instance into a token's text and back.
 
 pub mod cache;
 pub mod condition;

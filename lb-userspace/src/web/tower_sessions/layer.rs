@@ -95,7 +95,9 @@ where
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         let Context { keys, token, id, .. } = &*self.context;
-        let presented = handle::token(keys, token, request.headers());
+        let service = self.context.store.sessions().instance().service;
+        // A token of another service is no token here.
+        let presented = handle::token(keys, token, request.headers()).filter(|t| t.service == service);
         let own = presented.map(|token| id_of(token.session).to_string());
         cookies::present(request.headers_mut(), id, own.as_deref());
         let visit = Visit::new(presented, &keys.keys());

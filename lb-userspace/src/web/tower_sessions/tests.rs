@@ -183,6 +183,11 @@ async fn the_client_has_a_token_and_the_application_its_id() {
         assert_ne!(store::id_of(app.token(&begun).session), planted);
     }
     assert_eq!(app.read("k", &cookie).await, "v");
+    // Neither is a token of another service, though the same keys signed it.
+    let token = app.token(&cookie);
+    let elsewhere = Token { service: token.service + 1, ..token };
+    let elsewhere = format!("lb={}", app.keys.keys().sign(&elsewhere).unwrap());
+    assert_eq!(app.read("k", &elsewhere).await, "");
 }
 
 #[tokio::test]
