@@ -79,7 +79,9 @@ impl Record {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![0; HEADER];
+        // Braces; for each entry two quotes, a colon, a comma, and a little for characters that are escaped.
+        let mut bytes = Vec::with_capacity(HEADER + 2 + self.state.bytes() + 8 * self.state.len());
+        bytes.resize(HEADER, 0);
         bytes[0] = FORMAT;
         bytes[5..13].copy_from_slice(&self.version.to_be_bytes());
         bytes[21..23].copy_from_slice(&self.service.to_be_bytes());
