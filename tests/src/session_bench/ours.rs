@@ -131,16 +131,11 @@ impl Site {
             let (server, id) = (self.servers[0].clone(), self.written[writer]);
             let (keys, text) = (self.keys.clone(), self.text(&owner, id));
             async move {
-                let mut quantity = 0u32;
+                let mut number = 0u64;
                 while stint.goes_on().await {
-                    quantity = quantity % 99 + 1;
+                    number += 1;
                     let token = keys.load().verify(text.as_bytes())?;
-                    let change = move |state: &mut State| {
-                        let bad = |error: serde_json::Error| Refusal::Unfit(error.to_string());
-                        let mut cart: Vec<Item> = state.get_as(CART).map_err(bad)?.unwrap_or_default();
-                        cart.iter_mut().for_each(|item| item.quantity = quantity);
-                        state.set_as(CART, &cart).map_err(bad)
-                    };
+                    let change = move |state: &mut State| state.set_as("number", &number).map_err(unfit);
                     let (seen, ()) = server.write(Some(token), change).await?;
                     ensure!(seen.id == id, "a write began a new session");
                     stint.done();
@@ -190,10 +185,9 @@ async fn begin(server: &Arc<Sessions>, sessions: usize) -> Result<Arc<[SessionId
         let (server, content) = (server.clone(), Content::new(number as u64));
         tokio::spawn(async move {
             let fill = move |state: &mut State| {
-                let bad = |error: serde_json::Error| Refusal::Unfit(error.to_string());
-                state.set_as(VISITOR, &content.visitor).map_err(bad)?;
-                state.set_as(CART, &content.cart).map_err(bad)?;
-                state.set_as(SECRET, &content.csrf).map_err(bad)
+                state.set_as(VISITOR, &content.visitor).map_err(unfit)?;
+                state.set_as(CART, &content.cart).map_err(unfit)?;
+                state.set_as(SECRET, &content.csrf).map_err(unfit)
             };
             anyhow::Ok(server.write(None, fill).await?.0.id)
         })
@@ -203,6 +197,10 @@ async fn begin(server: &Arc<Sessions>, sessions: usize) -> Result<Arc<[SessionId
         ids.push(session.await??);
     }
     Ok(ids.into())
+}
+
+fn unfit(error: serde_json::Error) -> Refusal {
+    Refusal::Unfit(error.to_string())
 }
 
 /// A session server as lbd runs it: a thread, a current-thread runtime, a listener.

@@ -43,6 +43,7 @@ struct Summary {
     slowest: f64,
     p50: f64,
     p99: f64,
+    processor: f64,
 }
 
 impl Summary {
@@ -53,6 +54,7 @@ impl Summary {
             slowest: least(samples.iter().map(|s| s.rate)),
             p50: micros(|s| s.p50),
             p99: micros(|s| s.p99),
+            processor: micros(|s| s.processor),
         }
     }
 }
@@ -93,7 +95,7 @@ impl Report {
             .rows
             .iter()
             .map(|Measured { row, samples }| {
-                let Summary { rate, slowest, p50, p99 } = Summary::of(samples);
+                let Summary { rate, slowest, p50, p99, processor } = Summary::of(samples);
                 json!({
                     "layer": row.layer(),
                     "name": row.name(),
@@ -101,6 +103,7 @@ impl Report {
                     "slowest_round_per_second": slowest.round(),
                     "p50_us": hundredths(p50),
                     "p99_us": hundredths(p99),
+                    "processor_us": hundredths(processor),
                 })
             })
             .collect();
@@ -133,15 +136,22 @@ fn hundredths(value: f64) -> f64 {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rounds = self.disk.syncs.len();
-        writeln!(f, "medians of {rounds} rounds; times in microseconds")?;
+        writeln!(
+            f,
+            "medians of {rounds} rounds; times in microseconds, `processor` is this process's time for each, the load's included"
+        )?;
         let mut layer = String::new();
         for Measured { row, samples } in &self.rows {
             if row.layer() != layer {
                 layer = row.layer();
-                writeln!(f, "\n{layer:36} {:>10} {:>10} {:>9} {:>9}", "a second", "slowest", "p50", "p99")?;
+                writeln!(
+                    f,
+                    "\n{layer:36} {:>10} {:>10} {:>9} {:>9} {:>9}",
+                    "a second", "slowest", "p50", "p99", "processor"
+                )?;
             }
-            let Summary { rate, slowest, p50, p99 } = Summary::of(samples);
-            writeln!(f, "{:36} {rate:10.0} {slowest:10.0} {p50:9.1} {p99:9.1}", row.name())?;
+            let Summary { rate, slowest, p50, p99, processor } = Summary::of(samples);
+            writeln!(f, "{:36} {rate:10.0} {slowest:10.0} {p50:9.1} {p99:9.1} {processor:9.1}", row.name())?;
         }
         let (p50, p99) = self.sync();
         writeln!(

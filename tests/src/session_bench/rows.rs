@@ -18,6 +18,7 @@ pub(super) const WRITERS: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
     Sled,
+    Redis,
     /// The application with `tower-sessions`.
     Usual,
 }
@@ -42,25 +43,32 @@ const fn row(whose: Whose, how: How) -> Row {
 }
 
 impl Row {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 15] = [
         row(Whose::Sled, How::InProcess(Read::Hit)),
         row(Whose::Sled, How::InProcess(Read::Reload)),
         row(Whose::Sled, How::InProcess(Read::TakeOver)),
+        row(Whose::Redis, How::InProcess(Read::Hit)),
+        row(Whose::Redis, How::InProcess(Read::Reload)),
+        row(Whose::Redis, How::InProcess(Read::TakeOver)),
         row(Whose::Usual, How::InProcess(Read::Reload)),
         row(Whose::Sled, How::Http(Read::Hit)),
         row(Whose::Sled, How::Http(Read::Reload)),
+        row(Whose::Redis, How::Http(Read::Reload)),
         row(Whose::Usual, How::Http(Read::Reload)),
         row(Whose::Sled, How::Write(1)),
         row(Whose::Sled, How::Write(WRITERS)),
+        row(Whose::Redis, How::Write(1)),
+        row(Whose::Redis, How::Write(WRITERS)),
     ];
 
     pub(super) fn name(self) -> String {
         let whose = match self.whose {
             Whose::Sled => "sled",
+            Whose::Redis => "Redis",
             Whose::Usual => return "axum, tower-sessions, Redis".into(),
         };
         match self.how {
-            How::InProcess(Read::Hit) | How::Http(Read::Hit) => "cache hit".into(),
+            How::InProcess(Read::Hit) | How::Http(Read::Hit) => format!("cache hit, {whose} behind"),
             How::InProcess(Read::Reload) | How::Http(Read::Reload) => format!("reload from {whose}"),
             How::InProcess(Read::TakeOver) | How::Http(Read::TakeOver) => format!("taken over, {whose}"),
             How::Write(1) => format!("{whose}, 1 writer"),
@@ -85,6 +93,7 @@ impl Row {
     pub(super) fn run(self, bench: &Bench, runtime: &Runtime, time: Duration) -> Result<Sample> {
         let site = match self.whose {
             Whose::Sled => &bench.sled,
+            Whose::Redis => &bench.redis,
             Whose::Usual => {
                 return match self.how {
                     How::Http(_) => bench.usual.load().run(CONNECTIONS, time),
@@ -116,7 +125,7 @@ pub(super) enum Bound {
     P99(f64),
 }
 
-pub(super) static AIMS: [Aim; 3] = [
+pub(super) static AIMS: [Aim; 4] = [
     Aim {
         text: "in process, a hit beside tower-sessions: requests a second",
         row: row(Whose::Sled, How::InProcess(Read::Hit)),
@@ -133,6 +142,12 @@ pub(super) static AIMS: [Aim; 3] = [
         text: "sled, 64 writers beside one: writes a second",
         row: row(Whose::Sled, How::Write(WRITERS)),
         to: row(Whose::Sled, How::Write(1)),
+        bound: Bound::Rate(20.0),
+    },
+    Aim {
+        text: "Redis, 64 writers beside one: writes a second",
+        row: row(Whose::Redis, How::Write(WRITERS)),
+        to: row(Whose::Redis, How::Write(1)),
         bound: Bound::Rate(20.0),
     },
 ];
