@@ -59,16 +59,10 @@ async fn hear(core: &Arc<Core>, place: &mut Option<Place>) -> Result<Infallible,
 /// Begins at the end of the messages there are. Whatever they were about: nothing is in memory that is older.
 async fn arrive(core: &Arc<Core>, connection: &mut MultiplexedConnection) -> Result<Place, String> {
     core.lease.deaf();
-    let mut get = cmd("GET");
-    get.arg(&core.keys.last);
     let mut info = cmd("INFO");
     info.arg("replication");
-    let [lineage, last] = exchange(core, connection, [info, get]).await?;
-    let lineage = lineage_of(&lineage)?;
-    let last = match last {
-        Value::Nil => 0,
-        last => text(&last).parse().map_err(|_| format!("{} is {last:?}", core.keys.last))?,
-    };
+    let [lineage, last] = exchange(core, connection, [info, get_last(core)]).await?;
+    let (lineage, last) = (lineage_of(&lineage)?, last_of(core, &last)?);
     // Only now: what was read from the database before the place was known may have changed unheard.
     core.void_all();
     let catch_up = core.clone();
@@ -89,9 +83,10 @@ async fn read(
     xread.arg("STREAMS").arg(&core.keys.mail).arg(format!("{}-0", place.last));
     let mut info = cmd("INFO");
     info.arg("replication");
-    // The history is looked at after the messages: they are of this one or of one that is noticed now.
-    let [messages, lineage] = exchange(core, connection, [xread, info]).await?;
-    if lineage_of(&lineage)? != place.lineage {
+    // The history is looked at after the messages: they are of this one or of one that is noticed now. Where somebody has
+    // deleted the messages, they are numbered from the beginning again.
+    let [messages, last, lineage] = exchange(core, connection, [xread, get_last(core), info]).await?;
+    if lineage_of(&lineage)? != place.lineage || last_of(core, &last)? < place.last {
         core.lease.deaf();
         tracing::info!(
             store = core.place,
@@ -101,9 +96,10 @@ async fn read(
     }
     let mut receipts = Vec::new();
     let messages = entries(&messages)?;
+    // As many as were asked for: there may be more that was there when this began.
     let all = messages.len() < BATCH;
     for (number, body) in messages {
-        if number != place.last + 1 {
+        if place.last.checked_add(1) != Some(number) {
             tracing::warn!(store = core.place, place.last, number, "missed messages: copies are forgotten");
             core.void_all();
             let catch_up = core.clone();
@@ -157,6 +153,20 @@ fn obey(core: &Core, message: Message, receipts: &mut Vec<(super::message::Recei
         Message::Bye(node) => {
             core.buried(node, Instant::now());
         }
+    }
+}
+
+fn get_last(core: &Core) -> redis::Cmd {
+    let mut get = cmd("GET");
+    get.arg(&core.keys.last);
+    get
+}
+
+/// The number of the last message that was sent; 0 before the first.
+fn last_of(core: &Core, answer: &Value) -> Result<u64, String> {
+    match answer {
+        Value::Nil => Ok(0),
+        last => text(last).parse().map_err(|_| format!("{} is {last:?}", core.keys.last)),
     }
 }
 
