@@ -142,8 +142,21 @@ impl Worker {
             }
             match outcome {
                 Ok(replies) => self.distribute(&mut batch, replies),
-                Err(trouble) => batch.drain(..).for_each(|job| drop(job.answer.send(Err(trouble.clone())))),
+                Err(trouble) => {
+                    batch.drain(..).for_each(|job| drop(job.answer.send(Err(trouble.clone()))));
+                    self.turn_away(&trouble);
+                }
             }
+        }
+    }
+
+    /// Whoever has come meanwhile would wait as long for the same, one batch after the other: they are told now, and decide
+    /// themselves whether and when to try again.
+    fn turn_away(&mut self, trouble: &Trouble) {
+        let (Trouble::Unreachable(why) | Trouble::Lost(why)) = trouble else { return };
+        while let Ok(job) = self.jobs.try_recv() {
+            // Of these nothing was sent.
+            let _ = job.answer.send(Err(Trouble::Unreachable(why.clone())));
         }
     }
 
@@ -241,5 +254,27 @@ pub(super) fn text(value: &Value) -> String {
         Value::SimpleString(text) => text.clone(),
         Value::Okay => "OK".into(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::store::redis::RedisOptions;
+
+    /// A server that takes connections and says nothing.
+    #[tokio::test]
+    async fn nobody_waits_for_a_silent_server_more_than_twice() {
+        const ANSWER: Duration = Duration::from_millis(300);
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nodes = vec![format!("redis://{}", silent.local_addr().unwrap())];
+        let seeds = RedisOptions { nodes, ..RedisOptions::default() }.seeds().unwrap();
+        let dialer = Dialer { login: seeds.login, connect: ANSWER, answer: ANSWER, replicas: ANSWER };
+        let link = Link::new(seeds.addrs[0].clone(), dialer, Arc::default());
+        let began = Instant::now();
+        let asked = (0..MAX_BATCH * 8).map(|_| link.ask(vec![cmd("PING")], Need::Nothing));
+        let answers = futures::future::join_all(asked).await;
+        assert!(answers.iter().all(Result::is_err), "{answers:?}");
+        assert!(began.elapsed() < ANSWER * 4, "{:?}", began.elapsed());
     }
 }
