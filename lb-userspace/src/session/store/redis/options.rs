@@ -173,12 +173,14 @@ fn parse(node: &str) -> Result<(Addr, Login), String> {
     Ok((addr, Login(info.redis_settings().clone().set_skip_set_lib_name())))
 }
 
-/// A node's URL without its password.
+/// A node's URL without what may be secret in it: user, password, and whatever is asked for after the place. Also of what is
+/// no URL, perhaps because only its beginning was forgotten.
 fn public(node: &str) -> String {
-    match (node.split_once("://"), node.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        _ => node.into(),
-    }
+    let (scheme, rest) = node.split_once("://").unwrap_or_default();
+    let (separator, rest) = if scheme.is_empty() { ("", node) } else { ("://", rest) };
+    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    let place = place.split_once('?').map_or(place, |(place, _)| place);
+    format!("{scheme}{separator}{place}")
 }
 
 #[cfg(test)]
@@ -210,6 +212,9 @@ mod tests {
             (options(&["rediss://u:secret@one"]), "rediss://one: this version has no TLS"),
             (options(&["http://u:secret@one"]), "http://one"),
             (options(&["unix:///run/redis"]), "is not redis://host:port"),
+            (options(&["redis+unix:///run/redis?pass=secret"]), "redis+unix:///run/redis"),
+            (options(&["u:secret@one:7000"]), "one:7000"),
+            (options(&["//u:secret@one"]), "one"),
             (options(&["redis://u:secret@one", "redis://two"]), "node two:6379 has another user"),
             (RedisOptions { prefix: "a{b".into(), ..one() }, "has a brace"),
             (RedisOptions { lease: short, ..one() }, "lease is 1ms"),

@@ -45,7 +45,8 @@ impl Topology {
             let [Value::Int(first), Value::Int(last), nodes @ ..] = range.as_slice() else { return None };
             let nodes: Vec<Addr> = nodes.iter().map(|node| parse_node(node, asked)).collect::<Option<_>>()?;
             let (primary, replicas) = nodes.split_first()?;
-            topology.add(slot(*first)?, slot(*last)?, primary.clone(), replicas);
+            let (first, last) = (slot(*first)?, slot(*last).filter(|to| i64::from(*to) >= *first)?);
+            topology.add(first, last, primary.clone(), replicas);
         }
         topology.shards.sort_by_key(|shard| shard.first);
         Some(topology)
@@ -131,9 +132,10 @@ mod tests {
         assert_eq!(topology.nodes.len(), 3);
         topology.learn(200, addr("b", 4));
         assert_eq!(topology.primary(200), Some(&addr("b", 4)));
-        assert!(
-            Topology::parse(&Value::Array(vec![range(0, 16384, &[node("a", 1)])]), &addr("a", 1)).is_none()
-        );
+        for (first, last) in [(0, 16384), (-1, 5), (7, 6)] {
+            let odd = Value::Array(vec![range(first, last, &[node("a", 1)])]);
+            assert!(Topology::parse(&odd, &addr("a", 1)).is_none(), "{first}..={last}");
+        }
     }
 
     #[test]
