@@ -109,8 +109,10 @@ async fn connection(stream: TcpStream, app: Router, mut stop: watch::Receiver<bo
     let silent = {
         let stop = &mut stop;
         async move {
-            after(stop).await;
-            tokio::time::sleep(FIRST_BYTE).await;
+            tokio::select! {
+                () = after(stop) => tokio::time::sleep(FIRST_BYTE).await,
+                () = tokio::time::sleep(HEAD_TIMEOUT) => {}
+            }
         }
     };
     tokio::select! {

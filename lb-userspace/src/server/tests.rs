@@ -499,6 +499,20 @@ async fn stopping_finishes_what_is_under_way_and_closes_the_rest() {
 }
 
 #[tokio::test]
+async fn a_connection_on_which_nothing_comes_is_closed() {
+    let shop = Shop::new();
+    let server = shop.start(3, 1);
+    let (mut silent, mut idle) = (server.client().await, server.client().await);
+    assert_eq!(idle.ask("GET", "/healthz", None, None).await.status, 200);
+    // From here on time passes as soon as nobody has anything to do.
+    tokio::time::pause();
+    for client in [&mut silent, &mut idle] {
+        let closed = tokio::time::timeout(HEAD_TIMEOUT * 2, client.is_closed()).await;
+        assert_eq!(closed, Ok(true));
+    }
+}
+
+#[tokio::test]
 async fn a_killed_server_loses_nothing_that_it_acknowledged() {
     let shop = Shop::new();
     let server = shop.start(3, 1);
