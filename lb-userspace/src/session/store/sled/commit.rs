@@ -183,7 +183,7 @@ impl Committer {
             tracing::error!(%error, writes, "session writes failed, none is acknowledged");
             self.shared.reopen();
         }
-        self.shared.finish(self.batch, writes, flushed.is_err());
+        self.shared.finish(self.batch, writes);
         pace.answers(writes, self.desk.waiting(), begun, Instant::now());
         for done in waiting {
             done(flushed.clone());

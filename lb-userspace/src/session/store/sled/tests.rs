@@ -152,7 +152,7 @@ async fn a_reader_waits_until_what_it_saw_is_durable() {
         tokio::task::yield_now().await;
         store.shared.flush().unwrap();
         over.store(true, Ordering::SeqCst);
-        store.shared.finish(1, 1, false);
+        store.shared.finish(1, 1);
     };
     // Polled in this order: the reader is there first.
     let (found, ()) = futures::join!(read, finish);
@@ -172,7 +172,8 @@ async fn a_reader_never_sees_what_a_failed_batch_wrote() {
     let finish = async {
         tokio::task::yield_now().await;
         store.shared.with(|trees| sessions::delete(trees, id(1), 1)).unwrap();
-        store.shared.finish(1, 1, true);
+        store.shared.reopen();
+        store.shared.finish(1, 1);
     };
     let (found, ()) = futures::join!(store.load(id(1)), finish);
     assert_eq!(found.unwrap(), None);
@@ -253,6 +254,39 @@ async fn opened_anew_it_has_no_owners_and_no_revision_twice() {
     store.shared.reopen();
     let found = store.load(id(2)).await.unwrap().unwrap();
     assert_eq!((found.revision, found.owner), (2, OTHER));
+}
+
+/// Whatever is read just before a write fails for good may be what the failure takes back.
+#[tokio::test]
+async fn what_was_read_before_a_failure_is_read_again() {
+    let place = Place::new();
+    let (store, committer) = SledStore::prepare(&place.path(), options()).unwrap();
+    let shared = &store.shared;
+    let save = |revision| {
+        let expected = Some(revision - 1).filter(|revision| *revision > 0);
+        let bytes = record(revision, "a").encode();
+        shared.with(|trees| sessions::save(trees, id(1), &bytes, expected)).unwrap();
+    };
+    shared.begin(1, [id(1)].into_iter());
+    save(1);
+    let found = shared.find(id(1)).unwrap();
+    shared.flush().unwrap();
+    shared.finish(1, 1);
+    assert!(shared.is_durable(id(1), &found).await.unwrap());
+
+    shared.begin(2, [id(1)].into_iter());
+    save(2);
+    let found = shared.find(id(1)).unwrap();
+    shared.reopen();
+    shared.finish(2, 1);
+    assert!(!shared.is_durable(id(1), &found).await.unwrap(), "nothing is pending any more");
+    // Not even when the next batch has come to its end, or is about to.
+    shared.begin(3, [id(1)].into_iter());
+    let mut later = std::pin::pin!(shared.is_durable(id(1), &found));
+    assert!((&mut later).now_or_never().is_none());
+    shared.finish(3, 0);
+    assert!(!later.await.unwrap());
+    drop(committer);
 }
 
 #[tokio::test]

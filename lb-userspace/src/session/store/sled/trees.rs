@@ -48,13 +48,11 @@ pub(super) struct Trees {
     pub(super) slots: Tree,
 }
 
-/// How far the commits have come.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Progress {
-    /// The last batch that is over.
-    pub(super) done: u64,
-    /// The last one that failed.
-    pub(super) failed: u64,
+/// A session as it was found, durable or not.
+pub(super) struct Found {
+    record: Option<Record>,
+    /// Which opening of the database it was found in.
+    opening: u64,
 }
 
 /// What the committer and the readers share.
@@ -65,7 +63,10 @@ pub(super) struct Shared {
     trees: RwLock<Option<Trees>>,
     /// Sessions that a batch under way may have changed, with that batch.
     pending: Mutex<HashMap<SessionId, u64>>,
-    progress: watch::Sender<Progress>,
+    /// The last batch that is over.
+    progress: watch::Sender<u64>,
+    /// How often the database was opened anew; changes only while nobody reads.
+    openings: AtomicU64,
     /// The latest revisions of sessions that were handed over since the last flush began.
     claims: Mutex<HashMap<SessionId, u64>>,
     /// Of the servers in this process.
@@ -81,7 +82,8 @@ impl Shared {
             options,
             trees: RwLock::new(Some(Trees::open(path, options)?)),
             pending: Mutex::default(),
-            progress: watch::Sender::new(Progress::default()),
+            progress: watch::Sender::new(0),
+            openings: AtomicU64::new(0),
             claims: Mutex::default(),
             copies: Mutex::default(),
             writes: AtomicU64::new(0),
@@ -107,18 +109,31 @@ impl Shared {
     /// A session as it durably is. What a batch under way has written can be seen in sled before it is durable: it is
     /// shown only once that batch is over, or looked up again if the batch failed.
     pub(super) async fn load(&self, id: SessionId) -> Result<Option<Record>, StoreError> {
-        let mut progress = self.progress.subscribe();
         loop {
-            let record = self.with(|trees| sessions::load(trees, id))?;
-            // Looked up after the record was read: a batch that is over by now was over for the record, too.
-            let Some(batch) = self.pending.lock().get(&id).copied() else {
-                return Ok(record);
-            };
-            let seen = *progress.wait_for(|p| p.done >= batch).await.map_err(|_| StoreError::Closed)?;
-            if seen.failed < batch {
-                return Ok(record);
+            let found = self.find(id)?;
+            if self.is_durable(id, &found).await? {
+                return Ok(found.record);
             }
         }
+    }
+
+    pub(super) fn find(&self, id: SessionId) -> Result<Found, StoreError> {
+        self.with(|trees| {
+            let opening = self.openings.load(Ordering::SeqCst);
+            Ok(Found { record: sessions::load(trees, id)?, opening })
+        })
+    }
+
+    /// Waits until it is known whether what was found is on the disk, and tells.
+    pub(super) async fn is_durable(&self, id: SessionId, found: &Found) -> Result<bool, StoreError> {
+        // Looked up after the record was read: a batch that is over by now was over for the record, too.
+        let batch = self.pending.lock().get(&id).copied();
+        if let Some(batch) = batch {
+            let mut progress = self.progress.subscribe();
+            progress.wait_for(|done| *done >= batch).await.map_err(|_| StoreError::Closed)?;
+        }
+        // Unless that one failed. Then the database was opened anew before it was over.
+        Ok(self.openings.load(Ordering::SeqCst) == found.opening)
     }
 
     pub(super) fn claim(
@@ -167,15 +182,10 @@ impl Shared {
     }
 
     /// A batch is over. It is no longer pending before anyone can learn that it is over.
-    pub(super) fn finish(&self, batch: u64, writes: usize, failed: bool) {
+    pub(super) fn finish(&self, batch: u64, writes: usize) {
         self.pending.lock().clear();
         self.writes.fetch_add(writes as u64, Ordering::Relaxed);
-        self.progress.send_modify(|progress| {
-            progress.done = batch;
-            if failed {
-                progress.failed = batch;
-            }
-        });
+        self.progress.send_replace(batch);
     }
 
     /// Makes everything that was done so far durable.
@@ -212,6 +222,7 @@ impl Shared {
     pub(super) fn reopen(&self) {
         {
             let mut trees = self.trees.write();
+            self.openings.fetch_add(1, Ordering::SeqCst);
             *trees = None;
             match Trees::open(&self.path, self.options) {
                 Ok(opened) => {
