@@ -258,7 +258,7 @@ impl Sessions {
         let sessions = self.clone();
         to_the_end(async move {
             if let Some(token) = token
-                && sessions.erase(token, &preconditions).await?
+                && sessions.erase(token, &preconditions).await?.is_some()
             {
                 return Ok(true);
             }

@@ -107,18 +107,18 @@ impl Sessions {
         Ok((Changed { seen, created, repeated: false }, Some(made)))
     }
 
-    /// Ends the session that a token names, if it lives.
+    /// Ends the session that a token names, if it lives: as it was in the end.
     pub(super) async fn erase(
         &self,
         token: Token,
         preconditions: &Preconditions,
-    ) -> Result<bool, SessionError> {
+    ) -> Result<Option<Seen>, SessionError> {
         let id = token.session;
         let work = self.shelf.join(id);
         let _turn = work.turn().await;
         for tries in 0..MAX_TRIES {
             pause(tries).await;
-            let Some(found) = self.fetch(&work, token).await? else { return Ok(false) };
+            let Some(found) = self.fetch(&work, token).await? else { return Ok(None) };
             // Who sees that it is gone must be the last to see it, so all copies are void before it goes.
             let record = match self.own(&work, id, &found).await {
                 Ok(record) => record,
@@ -131,7 +131,7 @@ impl Sessions {
             })?;
             work.forget();
             match self.store.delete(id, record.revision).await {
-                Ok(()) => return Ok(true),
+                Ok(()) => return Ok(Some(self.seen(id, record, found.source))),
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
             }

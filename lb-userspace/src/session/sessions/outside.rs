@@ -3,7 +3,7 @@
 
 use super::change::{Terms, pause};
 use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, to_the_end};
-use crate::session::{State, StoreError};
+use crate::session::{Preconditions, State, StoreError};
 use lb_common::token::Token;
 use std::sync::Arc;
 
@@ -43,6 +43,17 @@ impl Sessions {
             Ok(changed.map(|(changed, made)| (changed.seen, made.expect(once))))
         })
         .await
+    }
+
+    /// Ends the session that a verified token names, as [`Sessions::end`] does, and answers with all that was in it. `None`
+    /// when there was none.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn take(self: &Arc<Self>, token: Option<Token>) -> Result<Option<Seen>, SessionError> {
+        let Some(token) = self.ours(token) else { return Ok(None) };
+        let sessions = self.clone();
+        to_the_end(async move { sessions.erase(token, &Preconditions::default()).await }).await
     }
 
     /// Gives the session that a verified token names a new id, and ends the old one: for the moment when a session
@@ -135,7 +146,9 @@ mod tests {
             .unwrap();
         assert_eq!((old, seen.record.version), (Some(1), 2));
 
-        assert!(b.end(token(&seen)).await.unwrap());
+        let taken = b.take(token(&seen)).await.unwrap().unwrap();
+        assert_eq!(taken.record.state.get_as("n").unwrap(), Some(2), "as it was in the end");
+        assert!(b.take(token(&seen)).await.unwrap().is_none());
         let late = a.amend(token(&seen), put(3)).await.unwrap();
         assert!(late.is_none() && a.find(token(&seen)).await.unwrap().is_none());
         assert_eq!(store.count().await.unwrap(), 0);

@@ -15,7 +15,8 @@ pub(super) const EXPIRES: &str = "tower-sessions.expires";
 /// merged, and equal changes are one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Conflicts {
-    /// The later request fails with 409 and nothing of it is stored, so no update is lost.
+    /// The later request fails with 409 and nothing of it is stored, so no update is lost. Except by one that has given the
+    /// session a new id meanwhile: it wins, for the old one has ended by then.
     #[default]
     Refuse,
     /// The later request wins, as with other stores of tower-sessions.

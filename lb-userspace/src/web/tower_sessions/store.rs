@@ -1,8 +1,10 @@
 //! The store that tower-sessions is given: its trait over our [`Sessions`].
 
 use super::merge::{Changes, Conflicts, Data, EXPIRES, data};
-use super::visit::Visit;
-use crate::session::{Owner, Refusal, Seen, SessionError, SessionId, Sessions, Token, unix_millis};
+use super::visit::{Ended, Visit};
+use crate::session::{
+    Owner, Preconditions, Refusal, Seen, SessionError, SessionId, Sessions, State, Tags, Token, unix_millis,
+};
 use async_trait::async_trait;
 use std::fmt;
 use std::sync::Arc;
@@ -60,8 +62,15 @@ impl SessionStore for LbStore {
     /// Begins a session under an id of our own; what the record says of its id is not used.
     async fn create(&self, record: &mut Record) -> Result<()> {
         let visit = Visit::current();
-        let changes = changes(None, record)?;
-        let begun = self.sessions.write(None, move |state| changes.apply(state, Conflicts::Refuse)).await;
+        let before = visit.as_deref().and_then(Visit::ended).filter(|ended| continues(ended, record));
+        let changes = changes(before.as_ref().map(|ended| &*ended.base), record)?;
+        let before = before.map_or_else(State::default, |ended| ended.state);
+        let begin = move |state: &mut State| {
+            *state = before.clone();
+            // What it takes the place of has ended by now: to refuse would be to lose all of it.
+            changes.apply(state, Conflicts::KeepLast)
+        };
+        let begun = self.sessions.write(None, begin).await;
         let (seen, ()) = begun.map_err(|error| failed(visit.as_deref(), error))?;
         record.id = id_of(seen.id);
         remember(visit.as_deref(), &seen, &record.data);
@@ -79,15 +88,13 @@ impl SessionStore for LbStore {
         let conflicts = self.conflicts;
         let saved = self
             .sessions
-            .amend(self.token(id, visit), move |state| {
-                changes.apply(state, conflicts)?;
-                Ok(data(state))
-            })
+            .amend(self.token(id, visit), move |state| changes.apply(state, conflicts))
             .await
             .map_err(|error| failed(visit, error))?;
         match saved {
-            Some((seen, saved)) => {
-                remember(visit, &seen, &saved.map_err(unreadable)?.0);
+            Some((seen, ())) => {
+                // Not what others have added: the next save would take for removed what this request does not know of.
+                remember(visit, &seen, &record.data);
                 Ok(())
             }
             None => {
@@ -101,27 +108,43 @@ impl SessionStore for LbStore {
         let (session, visit) = (session_of(id), Visit::current());
         let visit = visit.as_deref();
         let token = self.token(session, visit);
-        let found = self.sessions.find(token).await.map_err(|error| failed(visit, error))?;
-        let Some(seen) = found else { return Ok(None) };
-        let (data, expires) = data(&seen.record.state).map_err(unreadable)?;
-        let expires = expires.unwrap_or(seen.record.expires).min(seen.record.expires);
-        if expires <= unix_millis() {
-            self.sessions.end(token).await.map_err(|error| failed(visit, error))?;
-            return Ok(None);
+        loop {
+            let found = self.sessions.find(token).await.map_err(|error| failed(visit, error))?;
+            let Some(seen) = found else { return Ok(None) };
+            let (data, expires) = data(&seen.record.state).map_err(unreadable)?;
+            let expires = expires.unwrap_or(seen.record.expires).min(seen.record.expires);
+            if expires > unix_millis() {
+                remember(visit, &seen, &data);
+                return Ok(Some(Record { id: *id, data, expiry_date: date(expires) }));
+            }
+            // If that is how it still is: a request that began in time may have moved its expiry.
+            let this = Preconditions { if_match: Some(Tags::Of(vec![seen.tag()])), if_none_match: None };
+            match self.sessions.end_on(token, this).await {
+                Ok(_) => return Ok(None),
+                Err(SessionError::Precondition { .. }) => {}
+                Err(error) => return Err(failed(visit, error)),
+            }
         }
-        remember(visit, &seen, &data);
-        Ok(Some(Record { id: *id, data, expiry_date: date(expires) }))
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
         let (session, visit) = (session_of(id), Visit::current());
         let visit = visit.as_deref();
-        let ended = self.sessions.end(self.token(session, visit)).await;
+        let taken = self.sessions.take(self.token(session, visit)).await;
         if let Some(visit) = visit {
-            visit.lose(session);
+            let state = taken.as_ref().ok().and_then(Option::as_ref).map(|seen| seen.record.state.clone());
+            visit.lose(session, state);
         }
-        ended.map(drop).map_err(|error| failed(visit, error))
+        taken.map(drop).map_err(|error| failed(visit, error))
     }
+}
+
+/// Whether a session that begins is one that has ended under a new id (`cycle_id`), so that what others did to it until its
+/// end is to be in it. tower-sessions gives that one a new id of its own at once; after a `flush` the record keeps the old
+/// one. And where nothing is left of what there was, none of it is to go on.
+fn continues(ended: &Ended, record: &Record) -> bool {
+    let left = |key| record.data.contains_key(key);
+    session_of(&record.id) != ended.id && (ended.base.is_empty() || ended.base.keys().any(left))
 }
 
 /// The same 128 bits, in the order in which tower-sessions writes them.

@@ -70,7 +70,10 @@ fn routes(meeting: Arc<Barrier>) -> Router {
         .route("/get/{key}", post(read))
         .route("/set/{key}", post(write))
         .route("/meet/{key}", post(meet))
+        .route("/save/{key}", post(save))
         .route("/cycle", post(cycle))
+        .route("/cycle/meet", post(cycle_late))
+        .route("/flush/meet/{key}", post(flush_late))
         .route("/flush", post(flush))
         .with_state(meeting)
 }
@@ -112,6 +115,40 @@ async fn meet(
 
 async fn cycle(session: Session) -> Result<(), Failure> {
     Ok(session.cycle_id().await?)
+}
+
+/// Saves by itself, and is saved once more in the end, as all that was modified.
+async fn save(
+    State(meeting): State<Arc<Barrier>>,
+    session: Session,
+    Path(key): Path<String>,
+    body: String,
+) -> Result<(), Failure> {
+    session.get::<String>(&key).await?;
+    meeting.wait().await;
+    meeting.wait().await;
+    session.insert(&key, body).await?;
+    Ok(session.save().await?)
+}
+
+async fn cycle_late(State(meeting): State<Arc<Barrier>>, session: Session) -> Result<(), Failure> {
+    session.get::<String>("k").await?;
+    meeting.wait().await;
+    meeting.wait().await;
+    session.insert("k", "cycled").await?;
+    Ok(session.cycle_id().await?)
+}
+
+async fn flush_late(
+    State(meeting): State<Arc<Barrier>>,
+    session: Session,
+    Path(key): Path<String>,
+) -> Result<(), Failure> {
+    session.get::<String>("k").await?;
+    meeting.wait().await;
+    meeting.wait().await;
+    session.flush().await?;
+    Ok(session.insert(&key, "flushed").await?)
 }
 
 async fn flush(session: Session) -> Result<(), Failure> {
@@ -282,6 +319,41 @@ async fn requests_at_the_same_time_undo_nothing() {
     let (one, other) =
         tokio::join!(late.ask("/meet/x", Some(&cookie), "c"), late.ask("/meet/x", Some(&cookie), "d"));
     assert_eq!((one.status, other.status), (StatusCode::OK, StatusCode::OK));
+}
+
+#[tokio::test]
+async fn what_others_did_in_the_meantime_is_in_the_session_whatever_becomes_of_it() {
+    let town = Town::new();
+    let (a, b) = (town.app("a").await, town.app("b").await);
+    let cookie = a.ask("/set/k", None, "v").await.cookie().unwrap();
+    // Between the moments when the other request reads and when it writes.
+    let meanwhile = async |key: &str, cookie: &str| {
+        town.meeting.wait().await;
+        assert_eq!(b.ask(&format!("/set/{key}"), Some(cookie), "mine").await.status, 200);
+        town.meeting.wait().await;
+    };
+    let (saved, ()) = tokio::join!(a.ask("/save/k", Some(&cookie), "w"), meanwhile("x", &cookie));
+    let cookie = saved.cookie().unwrap();
+    assert_eq!((a.read("k", &cookie).await, a.read("x", &cookie).await), ("w".into(), "mine".into()));
+
+    let (cycled, ()) = tokio::join!(a.ask("/cycle/meet", Some(&cookie), ""), meanwhile("y", &cookie));
+    let new = cycled.cookie().unwrap();
+    for (key, value) in [("k", "cycled"), ("x", "mine"), ("y", "mine")] {
+        assert_eq!(
+            (a.read(key, &new).await.as_str(), a.read(key, &cookie).await.as_str()),
+            (value, ""),
+            "{key}"
+        );
+    }
+
+    for key in ["k", "n"] {
+        let cookie = a.ask("/set/k", None, "v").await.cookie().unwrap();
+        let path = format!("/flush/meet/{key}");
+        let (flushed, ()) = tokio::join!(a.ask(&path, Some(&cookie), ""), meanwhile("z", &cookie));
+        let new = flushed.cookie().unwrap();
+        assert_eq!(a.read(key, &new).await, "flushed");
+        assert_eq!(a.read("z", &new).await, "", "who has logged out leaves nothing behind");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! layer of what became of it. tower-sessions itself carries nothing but an id from one to the other.
 
 use super::merge::Data;
-use crate::session::{Owner, Seen, SessionError, SessionId, Token, TokenKeys};
+use crate::session::{Owner, Seen, SessionError, SessionId, State, Token, TokenKeys};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -23,9 +23,20 @@ pub(super) struct Visit {
 struct Now {
     /// The session as it was last seen alive, and who owned it then.
     found: Option<(SessionId, Owner, Arc<Data>)>,
+    /// The session that this request has ended.
+    ended: Option<Ended>,
     /// The session is to be saved for the sake of its cookie alone.
     cookie_only: bool,
     error: Option<SessionError>,
+}
+
+/// A session that the request had seen and then ended.
+pub(super) struct Ended {
+    pub(super) id: SessionId,
+    /// What the request knew of it.
+    pub(super) base: Arc<Data>,
+    /// What was in it in the end.
+    pub(super) state: State,
 }
 
 impl Visit {
@@ -58,11 +69,19 @@ impl Visit {
         self.now.lock().found = Some((seen.id, seen.owner, Arc::new(data)));
     }
 
-    pub(super) fn lose(&self, id: SessionId) {
+    /// The session has ended, with what was in it in the end, if that is known.
+    pub(super) fn lose(&self, id: SessionId, state: Option<State>) {
         let mut now = self.now.lock();
-        if now.found.as_ref().is_some_and(|(found, ..)| *found == id) {
-            now.found = None;
+        if let Some((_, _, base)) = now.found.take_if(|(found, ..)| *found == id)
+            && let Some(state) = state
+        {
+            now.ended = Some(Ended { id, base, state });
         }
+    }
+
+    /// The session that this request has ended; told once.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.now.lock().ended.take()
     }
 
     /// Whether the client should have another token for the session that this request has seen.
