@@ -74,12 +74,16 @@ async fn end(store: &dyn SessionStore, peers: &Arc<Peers>, id: SessionId) -> Res
                     "there is no session {id}: it has ended already, or never was"
                 )));
             }
-            Ok(Some(record)) => store.delete(id, record.revision).await,
-            // It has no revision to compare.
-            Err(damaged @ StoreError::Damaged { .. }) => match store.delete(id, 0).await {
-                Err(StoreError::Conflict) => Err(damaged),
-                ended => ended,
-            },
+            Ok(Some(record)) => erase(store, peers, id, &record).await,
+            Err(damaged @ StoreError::Damaged { .. }) => {
+                // Whoever had a copy cannot make another.
+                peers.void(id);
+                // It has no revision to compare.
+                match store.delete(id, 0).await {
+                    Err(StoreError::Conflict) => Err(damaged),
+                    ended => ended,
+                }
+            }
             Err(error) => Err(error),
         };
         // Whether it worked or failed half-way: nobody may answer from a copy of it.
@@ -99,6 +103,19 @@ async fn end(store: &dyn SessionStore, peers: &Arc<Peers>, id: SessionId) -> Res
         format!("session {id} changed {TRIES} times while it was to be ended"),
         "it is in heavy use; try again",
     ))
+}
+
+/// Whoever sees that it is gone must be the last to see it: so first it belongs to nobody, then all copies go, which nobody
+/// can make anew without changing it, and then it is deleted, unless it was changed.
+async fn erase(
+    store: &dyn SessionStore,
+    peers: &Arc<Peers>,
+    id: SessionId,
+    record: &Record,
+) -> Result<(), StoreError> {
+    store.claim(id, record.revision, Owner::UNSETTLED, record.expires).await?;
+    peers.void(id);
+    store.delete(id, record.revision + 1).await
 }
 
 fn with_record(
@@ -124,5 +141,39 @@ fn with_record(
         }
         Ok(_) => Response::Session(Box::new(view)),
         Err(error) => Response::Refused(Refused::new(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Instance, Limits, Sessions, SledStore, Source, Token};
+    use futures::FutureExt;
+    use tokio::sync::watch;
+
+    /// Somebody finds that it is not in the database any more, before the operator hears of it.
+    #[tokio::test]
+    async fn no_server_shows_a_session_that_another_does_not_find_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(SledStore::open(&directory.path().join("store")).unwrap());
+        let peers: Arc<Peers> = Arc::default();
+        let instance = Instance { service: 1, slot: 1, epoch: 1, name: "a".into() };
+        let instance = watch::channel(instance).1;
+        let server =
+            Sessions::new(instance, store.clone(), Limits::default(), peers.clone(), Arc::new(unix_millis));
+        let id = server.read(None).await.unwrap().id;
+        let token = Some(Token { key_id: 0, service: 1, slot: 1, epoch: 1, session: id });
+        assert_eq!(server.find(token).await.unwrap().unwrap().source, Source::Cache);
+        let mut ending = std::pin::pin!(end(&*store, &peers, id));
+        let early = (&mut ending).now_or_never();
+        while store.load(id).await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+        assert!(server.find(token).await.unwrap().is_none());
+        let done = match early {
+            Some(done) => done,
+            None => ending.await,
+        };
+        assert!(matches!(done, Response::Done { .. }), "{done:?}");
     }
 }
