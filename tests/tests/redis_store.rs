@@ -6,7 +6,7 @@ use lb_userspace::session::{
     Copies, Owner, Receipts, Record, RedisOptions, RedisStore, SessionStore, State, StoreError,
 };
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tests::redis::Redis;
 
@@ -305,6 +305,90 @@ async fn whoever_missed_a_message_forgets_everything() {
     let other = open(&redis).await;
     other.next_epoch(3).await.unwrap();
     until("the gap was noticed", || told.all() > before).await;
+}
+
+/// Somebody who takes long to forget one session.
+struct Slow {
+    session: SessionId,
+    free: Mutex<mpsc::Receiver<()>>,
+    told: Told,
+}
+
+impl Copies for Slow {
+    fn void(&self, id: SessionId) {
+        if id == self.session {
+            self.free.lock().unwrap().recv().unwrap();
+        }
+        self.told.void(id);
+    }
+    fn void_all(&self) {
+        self.told.void_all();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_behind_has_no_lease_before_it_has_read_everything() {
+    let redis = Redis::single().unwrap();
+    let (here, there) = (Arc::new(open(&redis).await), open(&redis).await);
+    let (free, waits) = mpsc::channel();
+    let slow = Arc::new(Slow { session: id(0), free: Mutex::new(waits), told: Told::default() });
+    let copies: Arc<dyn Copies> = slow.clone();
+    here.watch(Arc::downgrade(&copies));
+    holding(&here).await;
+    holding(&there).await;
+    for n in 0..2 {
+        here.save(id(n), &record(1, "a"), None).await.unwrap();
+    }
+    let before = slow.told.all();
+    // It hears nothing while it is busy with this, and much is said meanwhile.
+    let busy = there.claim(id(0), 1, OTHER, u64::MAX);
+    let chatter = "for _ = 1, ARGV[1] do
+        local n = redis.call('INCR', KEYS[2])
+        redis.call('XADD', KEYS[1], string.format('%.0f-0', n), 'm', '?')
+    end";
+    let behind = async {
+        until("it is busy", || slow.free.try_lock().is_err()).await;
+        redis.ask(0, &["EVAL", chatter, "2", "lb:{mail}", "lb:{mail}:last", "20000"]).unwrap();
+        there.claim(id(1), 1, OTHER, u64::MAX).await
+    };
+    let (first, second) = futures::join!(busy, behind);
+    assert_eq!((first.unwrap(), second.unwrap()), (ME, ME));
+    assert!(!here.holds() && slow.told.sessions().is_empty());
+    let holds = tokio::task::spawn_blocking(move || {
+        let begin = Instant::now();
+        while !here.holds() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "it has no lease any more");
+        }
+        let told = &slow.told;
+        // Should it have been believed dead meanwhile, it has forgotten everything.
+        assert!(told.sessions().contains(&id(1)) || told.all() > before, "{:?}", told.sessions());
+    });
+    free.send(()).unwrap();
+    holds.await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_waits_for_messages_that_were_deleted_begins_anew() {
+    let redis = Redis::single().unwrap();
+    let (here, there) = (open(&redis).await, open(&redis).await);
+    let told = [Told::to(&here), Told::to(&there)];
+    holding(&here).await;
+    holding(&there).await;
+    for _ in 0..5 {
+        there.next_epoch(3).await.unwrap();
+    }
+    let heard = || redis.ask(0, &["GET", "lb:{mail}:last"]).unwrap().trim().parse() == Ok(5);
+    until("all were told", heard).await;
+    let before = [told[0].all(), told[1].all()];
+    redis.ask(0, &["DEL", "lb:{mail}", "lb:{mail}:last"]).unwrap();
+    until("it was noticed", || told[0].all() > before[0] && told[1].all() > before[1]).await;
+    holding(&here).await;
+    holding(&there).await;
+    here.save(id(1), &record(1, "a"), None).await.unwrap();
+    let begin = Instant::now();
+    assert_eq!(there.claim(id(1), 1, OTHER, u64::MAX).await.unwrap(), ME);
+    assert!(begin.elapsed() < LEASE, "it was not heard: {:?}", begin.elapsed());
+    assert_eq!(told[0].sessions(), [id(1)]);
 }
 
 #[tokio::test]
