@@ -139,3 +139,54 @@ pub(super) fn tagged(seen: &Seen, mut response: Response) -> Response {
     response.headers_mut().insert(ETAG, etag(seen.tag()));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_has_its_status_and_says_whether_it_is_worth_a_wait() {
+        let store = |error: StoreError| SessionError::Store(error);
+        let id = lb_common::token::SessionId([1; 16]);
+        let damage = crate::session::record::Damage::Checksum;
+        let unavailable =
+            StoreError::Unavailable { store: "redis 10.0.0.9".into(), reason: "no route".into() };
+        let too_many_bytes = StoreError::RecordSize { bytes: 200_000, limit: 100_000 };
+        let rows: [(SessionError, u16, bool, &str); 12] = [
+            (Refusal::NotFound("no".into()).into(), 404, false, "GET /session"),
+            (Refusal::Invalid("no".into()).into(), 400, false, "nothing was stored"),
+            (Refusal::Unfit("no".into()).into(), 409, false, "DELETE the key"),
+            (too_many_bytes.into(), 413, false, "max_session_bytes"),
+            (
+                SessionError::Precondition { unmet: Unmet::IfMatch, seen: None },
+                412,
+                false,
+                "nothing was changed",
+            ),
+            (SessionError::Reused, 422, false, "nothing was changed"),
+            (SessionError::Conflict, 409, false, "send the request again"),
+            (
+                store(StoreError::NoSpace { path: "/secret".into(), free: 0, reserve: 1 }),
+                507,
+                true,
+                "free space",
+            ),
+            (store(unavailable), 503, true, "Idempotency-Key"),
+            (store(StoreError::Failed("disk on fire".into())), 503, true, "not certain"),
+            (store(StoreError::Damaged { id, damage }), 500, false, "drop the cookie"),
+            (SessionError::Stopping, 503, true, "another server"),
+        ];
+        for (error, status, wait, words) in rows {
+            let text = error.to_string();
+            let fault = Fault::from(error);
+            assert!(fault.hint.contains(words), "{text}: {}", fault.hint);
+            for secret in ["/secret", "10.0.0.9", "disk on fire"] {
+                assert!(!fault.error.contains(secret) && !fault.hint.contains(secret), "{text}");
+            }
+            let response = fault.into_response();
+            assert_eq!(response.status().as_u16(), status, "{text}");
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), wait, "{text}");
+            assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
+        }
+    }
+}

@@ -261,6 +261,23 @@ async fn another_server_takes_over_and_the_first_one_notices() {
 }
 
 #[tokio::test]
+async fn an_ended_session_is_gone_at_every_server() {
+    let shop = Shop::new();
+    let (a, b) = (shop.start(1, 1), shop.start(2, 1));
+    let at_a = a.ask("PUT", "/session/n", None, Some("1")).await.cookie().unwrap();
+    let at_b = b.ask("GET", "/session", Some(&at_a), None).await.cookie().unwrap();
+    assert_eq!(b.ask("GET", "/session/n", Some(&at_b), None).await.header("lb-source"), Some("cache"));
+    assert_eq!(a.ask("DELETE", "/session", Some(&at_a), None).await.json(), json!({"ended": true}));
+    for server in [&a, &b] {
+        for cookie in [&at_a, &at_b] {
+            assert_eq!(server.ask("GET", "/session/n", Some(cookie), None).await.status, 404);
+            let after = server.ask("GET", "/session", Some(cookie), None).await;
+            assert_eq!((after.header("lb-source"), &after.json()["state"]), (Some("new"), &json!({})));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_token_that_does_not_verify_is_as_good_as_absent() {
     let shop = Shop::new();
     let server = shop.start(3, 1);
@@ -387,6 +404,8 @@ async fn what_is_too_large_names_the_limit() {
         ("/session/b", string(2 << 20), "max_value_bytes", "100 bytes"),
         ("/session/b", string(60), "max_session_bytes", "150 bytes"),
         ("/session/ninechars", string(3), "max_key_bytes", "8 bytes"),
+        // Counted as they are stored, not as the path has them.
+        ("/session/%C3%A4%C3%A4%C3%A4%C3%A4a", string(3), "max_key_bytes", "8 bytes"),
     ];
     for (path, body, name, limit) in &rows {
         let answer = client.ask("PUT", path, Some(&cookie), Some(body)).await;
@@ -394,7 +413,8 @@ async fn what_is_too_large_names_the_limit() {
         let hint = answer.json()["hint"].as_str().unwrap().to_owned();
         assert!(hint.contains(name) && hint.contains(limit), "{hint}");
     }
-    client.ask("PUT", "/session/b", Some(&cookie), Some("1")).await;
+    let fits = client.ask("PUT", "/session/%C3%A4%C3%A4%C3%A4%C3%A4", Some(&cookie), Some("1")).await;
+    assert_eq!(fits.status, 201);
     let answer = client.ask("PUT", "/session/c", Some(&cookie), Some("1")).await;
     assert_eq!(answer.status, 413);
     assert!(answer.body.contains("max_keys"), "{}", answer.body);

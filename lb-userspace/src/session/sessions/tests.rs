@@ -17,6 +17,8 @@ struct Trial {
     inner: SledStore,
     fail_saves: AtomicBool,
     no_space: AtomicBool,
+    unavailable: AtomicBool,
+    holds: AtomicBool,
     /// Saves wait for a permit while this is on.
     hold: AtomicBool,
     held: Semaphore,
@@ -25,6 +27,9 @@ struct Trial {
 
 impl Trial {
     fn refused<T>(&self) -> Option<Result<T, StoreError>> {
+        if self.unavailable.load(Ordering::SeqCst) {
+            return Some(Err(StoreError::Unavailable { store: "trial".into(), reason: "made to".into() }));
+        }
         if self.no_space.load(Ordering::SeqCst) {
             return Some(Err(StoreError::NoSpace { path: "/full".into(), free: 0, reserve: 1 }));
         }
@@ -34,7 +39,13 @@ impl Trial {
 
 impl SessionStore for Trial {
     fn load(&self, id: SessionId) -> Answer<'_, Option<Record>> {
-        self.inner.load(id)
+        match self.unavailable.load(Ordering::SeqCst) {
+            true => async { self.refused().expect("it is unavailable") }.boxed(),
+            false => self.inner.load(id),
+        }
+    }
+    fn holds(&self) -> bool {
+        self.holds.load(Ordering::SeqCst)
     }
     fn save<'a>(
         &'a self,
@@ -125,6 +136,8 @@ impl Town {
                 inner,
                 fail_saves: AtomicBool::new(false),
                 no_space: AtomicBool::new(false),
+                unavailable: AtomicBool::new(false),
+                holds: AtomicBool::new(true),
                 hold: AtomicBool::new(false),
                 held: Semaphore::new(0),
                 arrived: Semaphore::new(0),
@@ -441,6 +454,130 @@ async fn a_copy_read_before_a_takeover_is_not_cached_after_it() {
     assert_eq!(written.source, Source::Database, "the first try lost");
     assert_eq!((value(&written, "n"), value(&written, "m")), (Some(2), Some(9)));
     assert_eq!(value(&b.read(token(&at_b)).await.unwrap(), "n"), Some(2));
+}
+
+#[tokio::test]
+async fn a_session_ends_for_all_and_no_writer_brings_it_back() {
+    let town = Town::new();
+    let (a, b) = (town.server(1, 1), town.server(2, 1));
+    let at_a = put(&a, None, "n", 1).await.unwrap();
+    let at_b = b.read(token(&at_a)).await.unwrap();
+    // `a` writes with its own token and is held just before the store; `b` ends the session meanwhile.
+    town.store.hold.store(true, Ordering::SeqCst);
+    let write = {
+        let (a, token) = (a.clone(), token(&at_a));
+        tokio::spawn(async move { put(&a, token, "n", 2).await })
+    };
+    town.store.arrived.acquire().await.unwrap().forget();
+    town.store.hold.store(false, Ordering::SeqCst);
+    assert!(b.end(token(&at_b)).await.unwrap());
+    town.store.held.add_permits(1);
+    let written = write.await.unwrap().unwrap();
+    assert_eq!((written.source, written.record.version, value(&written, "n")), (Source::New, 1, Some(2)));
+    assert_ne!(written.id, at_a.id);
+    assert_eq!(town.store.load(at_a.id).await.unwrap(), None);
+    for server in [&a, &b, &town.server(3, 1)] {
+        for token in [token(&at_a), token(&at_b)] {
+            assert!(server.find(token).await.unwrap().is_none());
+            assert!(!server.end(token).await.unwrap());
+        }
+    }
+}
+
+/// While a store of several processes cannot say what the others do, nothing is told from memory.
+#[tokio::test]
+async fn without_a_store_that_holds_nothing_is_told_from_memory() {
+    let town = Town::new();
+    let server = town.server(1, 1);
+    let seen = put(&server, None, "n", 1).await.unwrap();
+    assert_eq!(server.read(token(&seen)).await.unwrap().source, Source::Cache);
+    town.store.holds.store(false, Ordering::SeqCst);
+    assert_eq!(server.read(token(&seen)).await.unwrap().source, Source::Database);
+    town.store.unavailable.store(true, Ordering::SeqCst);
+    let read = server.read(token(&seen)).await.unwrap_err();
+    assert!(matches!(read, SessionError::Store(StoreError::Unavailable { .. })), "{read}");
+    let write = put(&server, token(&seen), "n", 2).await.unwrap_err();
+    assert!(matches!(write, SessionError::Store(StoreError::Unavailable { .. })), "{write}");
+    assert!(server.end(token(&seen)).await.is_err() && server.read(None).await.is_err());
+    // What it may tell from memory, it tells without the store.
+    town.store.holds.store(true, Ordering::SeqCst);
+    let after = server.read(token(&seen)).await.unwrap();
+    assert_eq!((after.source, value(&after, "n")), (Source::Cache, Some(1)));
+}
+
+#[tokio::test]
+async fn preconditions_and_receipts_are_looked_up_on_fresh_state() {
+    let town = Town::new();
+    let (a, b) = (town.server(1, 1), town.server(2, 1));
+    let at_a = put(&a, None, "n", 1).await.unwrap();
+    let condition = |seen: &Seen| Preconditions {
+        if_match: Some(crate::session::Tags::Of(vec![seen.tag()])),
+        ..Preconditions::default()
+    };
+    let terms = Terms { preconditions: condition(&at_a), ..Terms::default() };
+    let add = |state: &mut State| {
+        let next = state.get_as::<u64>("n").unwrap().unwrap_or(0) + 1;
+        state.set_as("n", &next).unwrap();
+        Ok(())
+    };
+    // Held before the store with a version that was right, until another server has made a new one.
+    town.store.hold.store(true, Ordering::SeqCst);
+    let write = {
+        let (a, token) = (a.clone(), token(&at_a));
+        tokio::spawn(async move { a.write_on(token, terms, add).await })
+    };
+    town.store.arrived.acquire().await.unwrap().forget();
+    town.store.hold.store(false, Ordering::SeqCst);
+    let once = Some(crate::session::Once::new(b"k", &[], None));
+    let terms = Terms { once, ..Terms::default() };
+    let made = b.write_on(token(&at_a), terms.clone(), add).await.unwrap();
+    town.store.held.add_permits(1);
+    let refused = write.await.unwrap().unwrap_err();
+    let SessionError::Precondition { seen: Some(seen), .. } = &refused else { panic!("{refused}") };
+    assert_eq!((seen.tag(), seen.source), (made.seen.tag(), Source::Database));
+    // The receipt is found by the server that does not have the session in its memory, too.
+    let again = a.write_on(token(&at_a), terms, add).await.unwrap();
+    assert!(again.repeated && !made.repeated);
+    assert_eq!((again.seen.tag(), value(&again.seen, "n")), (made.seen.tag(), Some(2)));
+    assert!(a.end_on(token(&at_a), condition(&at_a)).await.is_err());
+    assert!(a.end_on(token(&at_a), condition(&again.seen)).await.unwrap());
+    assert!(a.end_on(token(&at_a), condition(&again.seen)).await.is_err(), "there is none that could match");
+}
+
+/// Servers that take one session from each other all the time: every one of them gets on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn writers_of_many_servers_all_get_on() {
+    const SERVERS: u16 = 8;
+    const EACH: u64 = 25;
+    let store: Arc<dyn SessionStore> = Arc::new(crate::session::MemoryStore::new());
+    let peers: Arc<Peers> = Arc::default();
+    let servers: Vec<_> = (0..SERVERS)
+        .map(|slot| {
+            let instance = watch::channel(instance(slot, 1)).1;
+            let clock: Clock = Arc::new(|| 1_000_000);
+            Sessions::new(instance, store.clone(), Limits::default(), peers.clone(), clock)
+        })
+        .collect();
+    let first = token(&servers[0].read(None).await.unwrap());
+    let work = servers.iter().cloned().flat_map(|server| {
+        let reader = server.clone();
+        let write = tokio::spawn(async move {
+            for _ in 0..EACH {
+                add_one(&server, first).await.unwrap();
+            }
+        });
+        let read = tokio::spawn(async move {
+            for _ in 0..EACH * 4 {
+                reader.read(first).await.unwrap();
+            }
+        });
+        [write, read]
+    });
+    for done in join_all(work).await {
+        done.unwrap();
+    }
+    let after = servers[0].read(first).await.unwrap();
+    assert_eq!(value(&after, "n"), Some(u64::from(SERVERS) * EACH));
 }
 
 /// Clients with tokens of different servers for one session, all at once: no increment is lost, and no read is older
