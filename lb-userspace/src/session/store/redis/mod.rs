@@ -44,7 +44,8 @@
 //! * It may read from another server than the one that was told: one that was elected since, or was deposed. A deposed one
 //!   does not confirm (b). An elected one has the message, for SEND waited for the replicas; still its history is another
 //!   one (`master_replid`), and whoever sees another history than that of the messages read so far forgets everything and
-//!   begins at the end. So does whoever finds a gap in the numbers: messages are kept for a while only.
+//!   begins at the end. So does whoever finds a gap in the numbers, for messages are kept for a while only, or that fewer
+//!   were sent than it has read, for somebody has deleted them.
 //! * A holder's own change that is still under way when the void arrives is answered later; what it would keep carries
 //!   a void mark ([`crate::session::shelf`]).
 //!
