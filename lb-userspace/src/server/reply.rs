@@ -143,6 +143,7 @@ pub(super) fn tagged(seen: &Seen, mut response: Response) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::StoreError;
 
     #[test]
     fn each_failure_has_its_status_and_says_whether_it_is_worth_a_wait() {
