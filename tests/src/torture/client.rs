@@ -1,10 +1,11 @@
 //! A client: makes requests about the shared sessions, with tokens old and new, through the VIP and past it, and writes down
 //! what it asked and what it was told.
 
+use super::asked::Asked;
 use super::dice::Dice;
 use super::shared::Shared;
 use super::town::Door;
-use super::wire::{Answer, Line, Ticket, View, half, tag};
+use super::wire::{Answer, Line, View, half};
 use crate::history::{Call, Operation, Outcome, Shown};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::token::SessionId;
@@ -31,16 +32,6 @@ pub(super) struct Client<'a> {
     pub(super) log: Vec<Operation>,
     /// Requests that could not even be sent.
     pub(super) unsent: usize,
-}
-
-/// A request before it is sent.
-struct Asked {
-    place: usize,
-    session: SessionId,
-    ticket: Ticket,
-    call: Call,
-    /// The client has this version already.
-    unless: Option<u64>,
 }
 
 impl<'a> Client<'a> {
@@ -144,7 +135,7 @@ impl<'a> Client<'a> {
             },
         };
         let invoked = self.shared.now();
-        let bytes: Vec<u8> = asked.iter().flat_map(request).collect();
+        let bytes: Vec<u8> = asked.iter().flat_map(Asked::bytes).collect();
         let mut answers = match line.send(&bytes) {
             Ok(()) => Some(&mut line),
             Err(_) => None,
@@ -259,111 +250,4 @@ impl<'a> Client<'a> {
         self.shared.replace(asked.place, asked.session, ticket);
         Ok(())
     }
-}
-
-impl Asked {
-    /// The same once more.
-    fn again(&self) -> Self {
-        Self {
-            place: self.place,
-            session: self.session,
-            ticket: self.ticket.clone(),
-            call: self.call.clone(),
-            unless: self.unless,
-        }
-    }
-}
-
-/// A request as bytes.
-fn request(asked: &Asked) -> Vec<u8> {
-    let (line, condition, body) = match &asked.call {
-        Call::Read => {
-            let unless =
-                asked.unless.map(|version| format!("If-None-Match: {}\r\n", tag(asked.session, version)));
-            ("GET /session".to_owned(), unless.unwrap_or_default(), String::new())
-        }
-        Call::Put { key, value } => (format!("PUT /session/{key}"), String::new(), format!("\"{value}\"")),
-        Call::PutIf { key, value, version } => {
-            let condition = format!("If-Match: {}\r\n", tag(asked.session, *version));
-            (format!("PUT /session/{key}"), condition, format!("\"{value}\""))
-        }
-        Call::Add { sku, quantity, order } => {
-            let order = order.map(|order| format!("Idempotency-Key: \"order-{order}\"\r\n"));
-            let body = format!(r#"{{"sku":"{sku}","quantity":{quantity}}}"#);
-            ("POST /cart/items".to_owned(), order.unwrap_or_default(), body)
-        }
-        Call::End => ("DELETE /session".to_owned(), String::new(), String::new()),
-    };
-    let (cookie, length) = (&asked.ticket.text, body.len());
-    format!(
-        "{line} HTTP/1.1\r\nHost: shop\r\nCookie: lb={cookie}\r\n{condition}Content-Length: {length}\r\n\r\n{body}"
-    )
-    .into_bytes()
-}
-
-/// Begins a session, with its first key in it.
-///
-/// # Errors
-/// It could not be, or is not known to have begun.
-pub(super) fn begin(client: u32, door: &Door, shared: &dyn Fn() -> u64) -> Result<(Operation, Ticket)> {
-    let mut line = door.open()?;
-    let value: Arc<str> = "0".into();
-    let invoked = shared();
-    line.send(
-        b"PUT /session/k0 HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nContent-Length: 3\r\n\r\n\"0\"",
-    )?;
-    let answer = line.answer()?;
-    let returned = shared();
-    ensure!(answer.status == 201, "a session could not begin: {}", String::from_utf8_lossy(&answer.body));
-    let (view, ticket) =
-        (View::read(&answer.body)?, answer.ticket.context("a session began without a token")?);
-    let operation = Operation {
-        client,
-        session: view.session,
-        invoked,
-        returned,
-        call: Call::Put { key: "k0".into(), value },
-        outcome: Outcome::Done(Shown { version: Some(view.version), values: view.values, cart: view.cart }),
-        begins: true,
-        token: None,
-        given: Some(ticket.instance),
-        way: door.name.clone(),
-        by: Some(answer.by),
-    };
-    Ok((operation, ticket))
-}
-
-/// Reads a session through a connection of its own.
-///
-/// # Errors
-/// There was no answer that says how the session is.
-pub(super) fn look(client: u32, door: &Door, ticket: &Ticket, now: &dyn Fn() -> u64) -> Result<Operation> {
-    let mut line = door.open()?;
-    let invoked = now();
-    line.send(
-        format!(
-            "GET /session HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nCookie: lb={}\r\n\r\n",
-            ticket.text
-        )
-        .as_bytes(),
-    )?;
-    let answer = line.answer()?;
-    let returned = now();
-    ensure!(answer.status == 200, "a session could not be read: {}", String::from_utf8_lossy(&answer.body));
-    let view = View::read(&answer.body)?;
-    let lives = view.session == ticket.session;
-    let shown = Shown { version: Some(view.version), values: view.values, cart: view.cart };
-    Ok(Operation {
-        client,
-        session: ticket.session,
-        invoked,
-        returned,
-        call: Call::Read,
-        outcome: if lives { Outcome::Done(shown) } else { Outcome::Gone },
-        begins: false,
-        token: Some(ticket.instance),
-        given: answer.ticket.filter(|_| lives).map(|ticket| ticket.instance),
-        way: door.name.clone(),
-        by: Some(answer.by),
-    })
 }

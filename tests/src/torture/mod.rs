@@ -1,6 +1,7 @@
 //! Torture: many clients over real connections, while servers are restarted, killed, drained and cut off, and lbd itself is
 //! killed; and a proof, round by round, that every session's history could have happened without any of that.
 
+mod asked;
 mod client;
 mod dice;
 mod nemesis;
@@ -156,7 +157,7 @@ impl Torture<'_> {
 
     /// Begins a session.
     fn begin(&self, door: &Door, log: &mut Vec<Operation>) -> Result<(Ticket, u64)> {
-        let (operation, ticket) = patiently(|| door.visit(|| client::begin(LAST, door, &|| self.now())))
+        let (operation, ticket) = patiently(|| door.visit(|| asked::begin(LAST, door, &|| self.now())))
             .context("a session cannot begin")?;
         log.push(operation);
         Ok((ticket, 1))
@@ -164,7 +165,7 @@ impl Torture<'_> {
 
     /// Reads a session for the last time: all that was acknowledged must be there.
     fn last_look(&self, door: &Door, ticket: &Ticket) -> Result<Operation> {
-        patiently(|| door.visit(|| client::look(LAST, door, ticket, &|| self.now())))
+        patiently(|| door.visit(|| asked::look(LAST, door, ticket, &|| self.now())))
             .with_context(|| format!("session {} cannot be read at the end", ticket.session))
     }
 

@@ -4,6 +4,7 @@
 mod nodes;
 
 use super::dice::Dice;
+use super::patiently;
 use super::shared::Shared;
 use super::town::{Door, House, Server, Town};
 use crate::client::WATCHDOG;
@@ -209,7 +210,12 @@ impl Nemesis {
         let begun = shared.now();
         house.lbd.kill()?;
         std::thread::sleep(pause);
-        house.lbd.resume()?;
+        patiently(|| {
+            house.lbd.resume().inspect_err(|_| {
+                // It does not start while its store has no primary; then it has ended by itself.
+                let _ = house.lbd.kill();
+            })
+        })?;
         for witness in witnesses {
             let door = witness.door.clone();
             self.lives.push(door.visit(|| witness.life("lbd killed and started again", begun, shared))?);

@@ -1,7 +1,7 @@
 //! Where the torture takes place: lbd with its managed servers, and the doors through which clients come.
 
 use super::wire::Line;
-use super::{Plan, Store};
+use super::{Plan, Store, patiently};
 use crate::balancer::dial;
 use crate::daemon::{Backend, Lbd, Manner, service_name};
 use crate::netns::Netns;
@@ -118,7 +118,8 @@ fn outskirts() -> Result<Topology> {
 impl House {
     fn build(town: Topology, manner: Manner) -> Result<Self> {
         let backends: Vec<_> = (0..SERVERS).map(|_| Backend::Managed).collect();
-        let lbd = Lbd::start_in(&town, &backends, manner)?;
+        // It does not start while its store has no primary, as may be when the machine is busy.
+        let lbd = patiently(|| Lbd::start_in(&town, &backends, manner.clone()))?;
         let servers = lbd.list()?.into_iter().map(|listed| {
             let addr = listed.addr.parse().with_context(|| format!("the address of {}", listed.name))?;
             let netns = format!("lb-{}-{}", lbd.service(), listed.name);
