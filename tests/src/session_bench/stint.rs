@@ -33,27 +33,31 @@ pub(super) struct Stint {
     turns: u64,
     /// Nanoseconds.
     times: Histogram<u64>,
+    /// When an operation ended that outlasted the window, and how long it took.
+    late: Option<(Instant, Duration)>,
 }
 
 impl Stint {
     fn new(window: Window, times: Histogram<u64>) -> Self {
-        Self { window, begun: Instant::now(), turns: 0, times }
+        Self { window, begun: Instant::now(), turns: 0, times, late: None }
     }
 
-    /// Whether there is time for another operation, which then begins.
+    /// Whether there is time for another operation, which then begins. There is for a first one.
     pub(super) async fn goes_on(&mut self) -> bool {
         self.turns += 1;
         if self.turns.is_multiple_of(PATIENCE) {
             tokio::task::yield_now().await;
             self.begun = Instant::now();
         }
-        self.begun < self.window.until
+        self.turns == 1 || self.begun < self.window.until
     }
 
     /// The operation is done.
     pub(super) fn done(&mut self) {
         let now = Instant::now();
-        if now >= self.window.from && now < self.window.until {
+        if now >= self.window.until {
+            self.late = Some((now, now - self.begun));
+        } else if now >= self.window.from {
             self.times.saturating_record((now - self.begun).as_nanos() as u64);
         }
         self.begun = now;
@@ -87,19 +91,27 @@ where
     let (window, used) = (Window::new(time), processor_time()?);
     let start = |(worker, times)| tokio::spawn(work(worker, Stint::new(window, times)));
     let working: Vec<_> = each.into_iter().enumerate().map(start).collect();
-    let mut turns = 0;
+    let (mut turns, mut late) = (0, None);
     for worker in working {
         let stint = worker.await.context("a worker panicked")??;
-        turns += stint.turns;
+        // In the last turn nothing was done.
+        turns += stint.turns.saturating_sub(1);
+        late = late.into_iter().chain(stint.late).min();
         times.add(stint.times).expect("their bounds are the same");
     }
     let used = processor_time()? - used;
-    anyhow::ensure!(!times.is_empty(), "nothing was done within {time:?}");
+    let mut time = time;
+    if times.is_empty() {
+        // All were slower than the window is long: it ends with the first of them.
+        let (end, took) = late.context("no worker did anything")?;
+        times.saturating_record(took.as_nanos() as u64);
+        time = end - window.from;
+    }
     Ok(Sample {
         rate: times.len() as f64 / time.as_secs_f64(),
         p50: times.value_at_quantile(0.5),
         p99: times.value_at_quantile(0.99),
-        processor: used.as_nanos() as u64 / turns,
+        processor: used.as_nanos() as u64 / turns.max(1),
     })
 }
 
@@ -129,6 +141,21 @@ mod tests {
         // No worker can do more than one in two milliseconds; one may end at each edge of the window.
         assert!(sample.rate > 0.0 && sample.rate <= 4.0 * 51.0 * 10.0, "{sample:?}");
         assert!(sample.p50 >= 2_000_000 && sample.p99 >= sample.p50, "{sample:?}");
+    }
+
+    #[tokio::test]
+    async fn what_outlasts_the_window_is_counted_once() {
+        let wait = Duration::from_millis(20);
+        let work = move |_, mut stint: Stint| async move {
+            while stint.goes_on().await {
+                tokio::time::sleep(wait).await;
+                stint.done();
+            }
+            Ok(stint)
+        };
+        let sample = closed_loop(2, Duration::from_millis(1), work).await.unwrap();
+        assert!(sample.rate > 0.0 && sample.rate <= 1.0 / 0.019, "{sample:?}");
+        assert!(sample.p50 >= 19_900_000 && sample.p50 == sample.p99, "{sample:?}");
     }
 
     #[tokio::test]
