@@ -125,27 +125,22 @@ impl RedisStore {
     pub async fn open(options: RedisOptions) -> Result<Self, StoreError> {
         let seeds = options.seeds()?;
         let place = options.place();
-        let failed = |reason: String| StoreError::Open { path: place.clone(), reason };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| failed(format!("cannot make its runtime: {error}")))?;
+        let failed = move |reason: String| StoreError::Open { path: place.clone(), reason };
         let (opened, told) = oneshot::channel();
-        let handle = runtime.handle().clone();
-        let work = async move {
-            let core = match open::open(options, seeds).await {
-                Ok(core) => core,
-                Err(error) => return drop(opened.send(Err(error))),
+        let unmade = failed.clone();
+        let work = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    return drop(opened.send(Err(unmade(format!("cannot make its runtime: {error}")))));
+                }
             };
-            let (busy, idle) = mpsc::channel(1);
-            if opened.send(Ok(Opened { core: core.clone(), runtime: handle, busy })).is_ok() {
-                serve(&core, idle).await;
-            }
-            alive::goodbye(&core).await;
+            let handle = runtime.handle().clone();
+            runtime.block_on(live(options, seeds, handle, opened));
         };
         let thread = std::thread::Builder::new()
             .name("session-redis".into())
-            .spawn(move || runtime.block_on(work))
+            .spawn(work)
             .map_err(|error| failed(format!("cannot start its thread: {error}")))?;
         let Opened { core, runtime, busy } = told.await.unwrap_or(Err(StoreError::Closed))?;
         Ok(Self { core, runtime, busy: Some(busy), thread: Some(thread) })
@@ -172,6 +167,25 @@ impl RedisStore {
         };
         answer.boxed()
     }
+}
+
+/// The life of the store's thread.
+async fn live(
+    options: RedisOptions,
+    seeds: options::Seeds,
+    runtime: Handle,
+    opened: oneshot::Sender<Result<Opened, StoreError>>,
+) {
+    let core = match open::open(options, seeds).await {
+        Ok(core) => core,
+        // Whoever asked may have gone away.
+        Err(error) => return drop(opened.send(Err(error))),
+    };
+    let (busy, idle) = mpsc::channel(1);
+    if opened.send(Ok(Opened { core: core.clone(), runtime, busy })).is_ok() {
+        serve(&core, idle).await;
+    }
+    alive::goodbye(&core).await;
 }
 
 /// Does everything that goes on beside the requests, until nobody can make any and all are done.

@@ -77,8 +77,12 @@ if m then
     if node ~= ARGV[4] then holders = holders .. node end
   end
 end
-redis.call('HSET', KEYS[1], 'm', ARGV[2] .. ARGV[3] .. former .. holders)
-if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'r', ARGV[6]) end
+local meta = ARGV[2] .. ARGV[3] .. former .. holders
+if ARGV[6] == '' then
+  redis.call('HSET', KEYS[1], 'm', meta)
+else
+  redis.call('HSET', KEYS[1], 'm', meta, 'r', ARGV[6])
+end
 redis.call('PEXPIREAT', KEYS[1], ARGV[5])
 return {1, former, holders}";
 }
