@@ -1,13 +1,14 @@
 //! What goes back to the client: JSON with the session's headers, or an error that says what to do.
 
 use super::condition::etag;
-use crate::session::{Refusal, Seen, SessionError, TooLarge, Unmet};
+use crate::session::{Refusal, Seen, SessionError, TooLarge, Unmet, unix_millis};
 use crate::web::Problem;
 use axum::Json;
 use axum::http::header::{CACHE_CONTROL, ETAG, RETRY_AFTER, SET_COOKIE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) const LB_SERVER: HeaderName = HeaderName::from_static("lb-server");
 pub(super) const LB_EPOCH: HeaderName = HeaderName::from_static("lb-epoch");
@@ -114,11 +115,28 @@ impl From<SessionError> for Fault {
             SessionError::TooLarge(too_large) => too_large.into(),
             SessionError::Precondition { unmet, seen: _ } => Self::precondition(unmet),
             error => {
-                let Problem { status, error, hint } = Problem::from(&error);
-                Self::new(status, error, hint)
+                let Problem { status, error: told, hint } = Problem::from(&error);
+                if status.is_server_error() {
+                    log(status, &error);
+                }
+                Self::new(status, told, hint)
             }
         }
     }
+}
+
+/// The client is told what to do, the operator why. No more than once a second: it is the same for everyone.
+fn log(status: StatusCode, error: &SessionError) {
+    /// Seconds since 1970, and what was kept quiet since.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    static QUIET: AtomicU64 = AtomicU64::new(0);
+    let now = unix_millis() / 1000;
+    if LAST.swap(now, Ordering::Relaxed) == now {
+        QUIET.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let more = QUIET.swap(0, Ordering::Relaxed);
+    tracing::warn!(%error, status = status.as_u16(), more, "session request failed");
 }
 
 /// A response that tells where its session's state came from, with the cookie if the client needs a new one.
