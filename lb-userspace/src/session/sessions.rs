@@ -196,7 +196,7 @@ impl Sessions {
             {
                 return Ok(seen);
             }
-            sessions.create(State::default(), Receipts::default()).await
+            sessions.create(1, State::default(), Receipts::default()).await
         })
         .await
     }
@@ -318,14 +318,14 @@ impl Sessions {
     }
 
     /// Begins a session. It is durable before the client hears of it, so no server will take it for made up.
-    async fn create(&self, state: State, receipts: Receipts) -> Result<Seen, SessionError> {
+    async fn create(&self, version: u64, state: State, receipts: Receipts) -> Result<Seen, SessionError> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(|error| SessionError::Random(error.to_string()))?;
         let id = SessionId(bytes);
         let instance = self.instance();
         let created = self.now();
         let record = Arc::new(Record {
-            version: 1,
+            version,
             revision: 1,
             service: instance.service,
             owner: instance.owner(),

@@ -103,7 +103,7 @@ impl Sessions {
         let Plan::Make { state, receipts, created, made } = self.plan(None, terms, change)? else {
             unreachable!("a session that is not there has seen nothing");
         };
-        let seen = self.create(state, receipts).await?;
+        let seen = self.create(1, state, receipts).await?;
         Ok((Changed { seen, created, repeated: false }, Some(made)))
     }
 

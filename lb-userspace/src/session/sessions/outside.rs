@@ -57,7 +57,7 @@ impl Sessions {
     }
 
     /// Gives the session that a verified token names a new id, and ends the old one: for the moment when a session
-    /// gains rights, so that who planted the old id gains none. Its age counts anew. `None` when there is no such session.
+    /// gains rights, so that who planted the old id gains none. Its age counts anew, its versions go on. `None` when there is no such session.
     ///
     /// # Errors
     /// [`SessionError`] of the store. It is not certain then whether the old id still lives; the new one is not used.
@@ -77,7 +77,9 @@ impl Sessions {
                     Err(error) => return Err(error.into()),
                 };
                 // The new one first: a crash in between leaves a session that nobody has heard of, which expires.
-                let seen = sessions.create(base.state.clone(), base.receipts.clone()).await?;
+                // Its versions go on: receipts tell of some, and none of those may come again with another state.
+                let (state, receipts) = (base.state.clone(), base.receipts.clone());
+                let seen = sessions.create(base.version, state, receipts).await?;
                 work.forget();
                 match sessions.store.delete(token.session, base.revision).await {
                     Ok(()) => return Ok(Some(seen)),
@@ -100,7 +102,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{Instance, Limits, MemoryStore, Peers, SessionStore, Source, unix_millis};
+    use crate::session::{Instance, Limits, MemoryStore, Once, Peers, SessionStore, Source, unix_millis};
     use tokio::sync::watch;
 
     fn server(store: &Arc<MemoryStore>, peers: &Arc<Peers>, slot: u16) -> Arc<Sessions> {
@@ -160,9 +162,15 @@ mod tests {
         let peers = Arc::default();
         let (a, b) = (server(&store, &peers, 1), server(&store, &peers, 2));
         assert!(a.renew(None).await.unwrap().is_none());
-        let (old, ()) = a.write(None, put(1)).await.unwrap();
+        let (old, ()) = a.write(None, put(0)).await.unwrap();
+        let once = || Terms { once: Some(Once::new(b"k", &[b"put"], None)), ..Terms::default() };
+        let old = a.write_on(token(&old), once(), put(1)).await.unwrap().seen;
         let new = b.renew(token(&old)).await.unwrap().unwrap();
         assert!(new.id != old.id && new.owner.slot == 2);
+        // What a repetition is told has the tag of that state alone.
+        let (later, ()) = a.write(token(&new), put(1)).await.unwrap();
+        let repeated = a.write_on(token(&new), once(), put(1)).await.unwrap();
+        assert!(repeated.repeated && repeated.seen.tag() != later.tag());
         assert_eq!(new.record.state.get_as("n").unwrap(), Some(1));
         for server in [&a, &b] {
             assert!(server.find(token(&old)).await.unwrap().is_none());
