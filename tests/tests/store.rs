@@ -2,6 +2,7 @@
 //! fills the disk, takes the servers of the store away.
 
 use anyhow::{Context, Result, ensure};
+use lb_userspace::session::{RedisOptions, RedisStore, SessionStore};
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 use std::fs;
@@ -179,6 +180,50 @@ fn lbd_goes_on_without_redis_and_comes_back_with_it() -> Result<()> {
     redis.kill(0)?;
     let error = format!("{:#}", lbd.resume().err().context("it cannot start")?);
     ensure!(error.contains("lbd ended with exit status: 1") && error.contains(&node), "{error}");
+    Ok(())
+}
+
+/// An application behind a backend that lbd does not run begins its epochs itself, in the same store.
+#[test]
+fn epochs_that_others_begin_are_heard() -> Result<()> {
+    let town = Topology::new(Arms::Several, 1)?;
+    let _nginx = tests::nginx::Nginx::start(&town.backends[0])?;
+    let redis = redis(&town)?;
+    let servers = [Backend::Managed, Backend::Remote(&town.backends[0])];
+    let manner = Manner { store: Some(redis_store(&redis)), ..Manner::default() };
+    let mut lbd = Lbd::start_in(&town, &servers, manner)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let options = RedisOptions { nodes: redis.urls(), ..RedisOptions::default() };
+    // Its connections are made where it is opened.
+    let store = town.balancer.run(|| runtime.block_on(RedisStore::open(options)))?;
+    let service = lbd.service().to_owned();
+    let begin = |name: &str| -> Result<u64> {
+        let slot = runtime.block_on(store.slot(&service, name))?;
+        Ok(runtime.block_on(store.next_epoch(slot))?.into())
+    };
+    for _ in 0..3 {
+        let epoch = begin("b1")?;
+        eventually("lbd knows the application's epoch", || Ok(backend(&lbd, "b1")?.0 == epoch))?;
+    }
+    let own = backend(&lbd, "b0")?.0;
+    begin("b0")?;
+    // Heard in the order in which they were given out.
+    let last = begin("b1")?;
+    eventually("lbd has heard of both", || Ok(backend(&lbd, "b1")?.0 == last))?;
+    ensure!(backend(&lbd, "b0")?.0 == own, "lbd knows better about what it runs itself");
+    // What is begun while lbd is away counts, too.
+    ensure!(lbd.stop()?.success(), "{}", lbd.log());
+    let missed = begin("b1")?;
+    lbd.resume()?;
+    eventually("lbd knows what it has missed", || Ok(backend(&lbd, "b1")?.0 > missed))?;
+    // A slot that nobody has any more is freed by hand where others could have it.
+    let slot = runtime.block_on(store.slot(&service, "gone"))?;
+    let said = lbd.ctl(&["backend", "forget", &format!("{service}/gone")])?;
+    ensure!(said == format!("slot {slot} of {service}/gone is free\n"), "{said}");
+    for (name, why) in [("gone", "has no slot"), ("b1", "is configured here")] {
+        let (done, said) = lbctl(&lbd, &["backend", "forget", &format!("{service}/{name}")])?;
+        ensure!(!done && said.contains(why), "{said}");
+    }
     Ok(())
 }
 

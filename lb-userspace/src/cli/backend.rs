@@ -1,4 +1,4 @@
-//! `lbctl backend list|ready|drain|maint|restart|kill`
+//! `lbctl backend list|ready|drain|maint|restart|kill|forget`
 
 use super::table::Align::{Left, Right};
 use super::table::{span, table};
@@ -31,6 +31,12 @@ pub(super) enum Verb {
         #[arg(long, value_name = "TIME", value_parser = time)]
         down_for: Option<Duration>,
     },
+    /// Free the slot of a backend that is in no configuration any more, of this lbd or of others on the same store
+    Forget {
+        /// SERVICE/BACKEND, as it was configured.
+        #[arg(value_parser = full_name)]
+        name: (String, String),
+    },
 }
 
 #[derive(Debug, Args)]
@@ -43,6 +49,15 @@ fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "not a duration; write it like 500ms, 5s or 1m".to_owned())
 }
 
+fn full_name(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((service, backend)) if !service.is_empty() && !backend.is_empty() => {
+            Ok((service.to_owned(), backend.to_owned()))
+        }
+        _ => Err("write SERVICE/BACKEND".to_owned()),
+    }
+}
+
 impl Verb {
     pub(super) fn request(&self) -> Request {
         let set = |name: &Name, admin| Request::BackendSet { backend: name.name.clone(), admin };
@@ -52,6 +67,9 @@ impl Verb {
             Self::Drain(name) => set(name, Admin::Drain),
             Self::Maint(name) => set(name, Admin::Maint),
             Self::Restart(name) => Request::BackendRestart { backend: name.name.clone() },
+            Self::Forget { name: (service, backend) } => {
+                Request::BackendForget { service: service.clone(), backend: backend.clone() }
+            }
             Self::Kill { name, down_for } => Request::BackendKill {
                 backend: name.name.clone(),
                 down_for_ms: down_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),

@@ -126,6 +126,9 @@ fn answer(request: &Request) -> Response {
             why: "s1 is ready and in epoch 12".into(),
             counters: vec!["affinity_hit".into(), "stale_instance".into()],
         })),
+        Request::BackendForget { service, backend } => {
+            Response::Done { message: format!("{backend} of {service} is forgotten") }
+        }
         Request::SessionEnd { session } => Response::Done { message: format!("session {session} ended") },
         Request::KeysPrepare {} => Response::Done { message: "prepared".into() },
         Request::KeysReload {} => Response::Done { message: "reloaded".into() },
@@ -246,6 +249,7 @@ async fn verbs_say_one_line() {
     prints("backend kill s1", "s1 was killed for None\n").await;
     prints("backend kill s1 --down-for 1m5s", "s1 was killed for Some(65000)\n").await;
     prints("keys rotate", "key 3 signs new tokens; 2 keys verify\n").await;
+    prints("backend forget shop/s1", "s1 of shop is forgotten\n").await;
     prints("keys prepare", "prepared\n").await;
     prints("keys reload", "reloaded\n").await;
     prints("session end x", "session x ended\n").await;

@@ -42,6 +42,11 @@ pub enum Request {
         backend: String,
         down_for_ms: Option<u64>,
     },
+    /// Frees the slot of a backend that no configuration has any more.
+    BackendForget {
+        service: String,
+        backend: String,
+    },
     SessionShow {
         token: String,
     },

@@ -111,6 +111,7 @@ mod tests {
             Request::BackendSet { backend: backend(), admin: Admin::Drain },
             Request::BackendRestart { backend: backend() },
             Request::BackendKill { backend: backend(), down_for_ms: Some(5) },
+            Request::BackendForget { service: "shop".into(), backend: "s1".into() },
             Request::SessionShow { token: "t".into() },
             Request::FlowList { service: Some("shop".into()), backend: None, limit: 9 },
             Request::Stats { service: None },

@@ -35,6 +35,10 @@ impl Daemon {
                 self.show_session(&token, reply);
                 return Ok(());
             }
+            Request::BackendForget { service, backend } => {
+                self.forget_backend(service, backend, reply);
+                return Ok(());
+            }
             Request::SessionEnd { session } => {
                 self.end_session(&session, reply);
                 return Ok(());

@@ -1,4 +1,4 @@
-//! What lbctl asks of the database: one session shown or ended. Each answer is a task of its own, so that a slow
+//! What lbctl asks of the database: one session shown or ended, a slot freed. Each answer is a task of its own, so that a slow
 //! database keeps nobody else waiting.
 
 use super::Daemon;
@@ -41,6 +41,22 @@ impl Daemon {
                 let _ = reply.send(Response::Refused(refused));
             }
         }
+    }
+
+    pub(super) fn forget_backend(&self, service: String, backend: String, reply: oneshot::Sender<Response>) {
+        let name = format!("{service}/{backend}");
+        if self.backends.keys().any(|slot| self.registry.name_of(*slot).is_some_and(|known| known == name)) {
+            let refused = Refused::with_help(
+                format!("{name} is configured here"),
+                "take it out of the configuration first",
+            );
+            let _ = reply.send(Response::Refused(refused));
+            return;
+        }
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let _ = reply.send(forget(&*store, &service, &backend).await);
+        });
     }
 
     fn session_of(&self, text: &str) -> Result<(SessionView, SessionId), Refused> {
@@ -116,6 +132,21 @@ async fn erase(
     store.claim(id, record.revision, Owner::UNSETTLED, record.expires).await?;
     peers.void(id);
     store.delete(id, record.revision + 1).await
+}
+
+async fn forget(store: &dyn SessionStore, service: &str, backend: &str) -> Response {
+    let refused = |error: StoreError| Response::Refused(Refused::new(error.to_string()));
+    let slots = match store.slots().await {
+        Ok(slots) => slots,
+        Err(error) => return refused(error),
+    };
+    match slots.into_iter().find(|(s, b, _)| (s.as_str(), b.as_str()) == (service, backend)) {
+        None => Response::Refused(Refused::new(format!("{service}/{backend} has no slot"))),
+        Some((.., slot)) => match store.forget_slot(service, backend).await {
+            Ok(()) => Response::Done { message: format!("slot {slot} of {service}/{backend} is free") },
+            Err(error) => refused(error),
+        },
+    }
 }
 
 fn with_record(

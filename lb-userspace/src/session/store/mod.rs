@@ -268,3 +268,30 @@ pub async fn sweep_forever(store: Arc<dyn SessionStore>, clock: Clock, pause: Du
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::memory::MemoryStore;
+    use super::*;
+    use crate::session::{Receipts, State};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_expired_is_removed_slice_by_slice() {
+        let store = Arc::new(MemoryStore::new());
+        for n in 0..50u8 {
+            let expires = if n % 5 == 0 { 2_000 } else { 1_000 };
+            let (owner, receipts, state) = (Owner::UNSETTLED, Receipts::default(), State::default());
+            let record =
+                Record { version: 1, revision: 1, service: 1, owner, created: 0, expires, receipts, state };
+            store.save(SessionId([n; 16]), &record, None).await.unwrap();
+        }
+        let sweeper = sweep_forever(store.clone(), Arc::new(|| 1_500), Duration::from_secs(1), 10);
+        let sweeper = tokio::spawn(sweeper);
+        for left in [50, 42, 34, 26, 18, 10, 10] {
+            assert_eq!(store.count().await.unwrap(), left);
+            // The clock stands still but for this: the sweeper's first tick is at once.
+            tokio::time::sleep(Duration::from_millis(if left == 50 { 500 } else { 1_000 })).await;
+        }
+        sweeper.abort();
+    }
+}

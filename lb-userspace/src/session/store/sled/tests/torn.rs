@@ -192,13 +192,13 @@ async fn tear_last_batch(sessions: u32, bytes: usize, rounds: u64, images: u64) 
 
 #[tokio::test]
 async fn a_torn_last_batch_takes_nothing_else_with_it() {
-    tear_last_batch(60, 100, 4, 24).await;
+    tear_last_batch(60, 100, 3, 15).await;
 }
 
 /// The log wraps around: what is written takes the place of what was there before.
 #[tokio::test]
 async fn a_torn_last_batch_of_large_sessions_takes_nothing_else_with_it() {
-    tear_last_batch(100, 30_000, 4, 6).await;
+    tear_last_batch(100, 30_000, 3, 6).await;
 }
 
 /// A backup that was taken while others wrote has all that was acknowledged before it began.
