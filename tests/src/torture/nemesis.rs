@@ -97,6 +97,10 @@ impl Nemesis {
         if self.deck.is_empty() {
             self.deck.clone_from(&self.all);
             self.dice.shuffle(&mut self.deck);
+            if self.dealt.is_empty() {
+                // Begins with what takes back most, if anything is: the last card is dealt first.
+                self.deck.sort_by_key(|blow| matches!(blow, Blow::Betrayal));
+            }
         }
         let blow = self.deck.pop().expect("a new deck is not empty");
         let house = self.dice.below(town.houses.len());
