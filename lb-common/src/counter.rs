@@ -55,6 +55,8 @@ counters! {
     NewSession = "new_session" Steering,
     /// A token that does not verify; treated as absent, so new_session counts as well.
     InvalidToken = "invalid_token" Steering,
+    /// What the service steers by (the client's address, for one) was hashed to a backend.
+    Hashed = "hashed" Steering,
     /// The chosen backend refused or did not answer: the flow was offered to another one.
     Retried = "retried" Steering,
     /// SYN answered with a SYN cookie.
@@ -81,6 +83,8 @@ counters! {
     Spliced = "spliced" Packet,
     /// A backend that still knew the 4-tuple was reset and got the SYN again.
     ChallengeReset = "challenge_reset" Packet,
+    /// A flow bound at its SYN that its client had not confirmed made room for another one: the table was full there.
+    FlowEvicted = "flow_evicted" Packet,
     /// Forwarded from a client to its backend.
     FromClient = "from_client" Packet,
     /// Forwarded from a backend to its client.

@@ -27,6 +27,8 @@ pub enum FlowState {
     Established = 3,
     /// FIN seen from both sides, or RST from one.
     Closing = 4,
+    /// Bound at its SYN, and the client has not answered the backend's SYN-ACK: forged, for all we know.
+    Opening = 5,
 }
 
 impl FlowState {
@@ -38,6 +40,7 @@ impl FlowState {
             2 => Self::Binding,
             3 => Self::Established,
             4 => Self::Closing,
+            5 => Self::Opening,
             _ => Self::Free,
         }
     }
@@ -48,6 +51,7 @@ impl FlowState {
             Self::Binding => "binding",
             Self::Established => "established",
             Self::Closing => "closing",
+            Self::Opening => "opening",
         }
     }
 }
@@ -119,7 +123,7 @@ pub struct Flow {
     pub last_seen: u32,
     /// Index of its stash, or [`NO_STASH`].
     pub stash: u16,
-    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`]: written on the client's path (and by the joint before it
+    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`]: written on the client's path (and by the joint before it
     /// publishes the splice) alone.
     pub client_flags: u8,
     /// [`FIN_SEEN`]: written on the backend's path alone, so that neither path can lose the other's bit.
@@ -136,6 +140,8 @@ pub const SYN_REPEATED: u8 = 2;
 pub const MAYBE_REBORN: u8 = 8;
 /// Another backend has acknowledged the request already, so its client will not repeat it.
 pub const REPLAYED: u8 = 16;
+/// Bound at its first packet: client and backend speak to each other, nothing is stashed and nothing spliced.
+pub const PLAIN: u8 = 32;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
 pub const RESCALE_CLIENT: u8 = 4;
 

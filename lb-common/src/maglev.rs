@@ -1,5 +1,6 @@
 //! Maglev hashing (Eisenbud et al., NSDI 2016, §3.4), weighted: which backend gets what has no owner.
 
+use crate::addr::{Addr, Be16};
 use crate::hash::mix64;
 use crate::token::SessionId;
 use bytemuck::{Pod, Zeroable};
@@ -26,6 +27,13 @@ pub const fn session_hash(id: &SessionId) -> u32 {
     let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     let high = u64::from_le_bytes([i, j, k, l, m, n, o, p]);
     mix64(low ^ high) as u32
+}
+
+/// Where a client stands in a table, by its address alone (port 0) or with its port: the same on every node, so that a
+/// connection that a router moves to another node stays with its backend.
+#[inline(always)]
+pub const fn client_hash(client: Addr, port: Be16) -> u32 {
+    mix64(client.lo ^ client.hi.rotate_left(32) ^ (port.bits() as u64) << 16) as u32
 }
 
 /// The hash to try next when the backend that `hash` chose does not take the flow.

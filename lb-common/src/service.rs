@@ -36,7 +36,38 @@ pub struct Service {
     pub max_tries: u8,
     /// 1 when a safe request that its backend left unanswered goes to another one.
     pub replay: u8,
-    pub _pad: [u8; 5],
+    /// An [`Affinity`].
+    pub affinity: u8,
+    pub _pad: [u8; 4],
+}
+
+/// What a flow's backend depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Affinity {
+    /// A signed token in its first payload.
+    Signed = 0,
+    /// The client's address: bound at the SYN.
+    Source = 1,
+    /// The client's address and port, as good as chance: bound at the SYN.
+    None = 2,
+}
+
+impl Affinity {
+    /// From the byte in the map; an unknown value is [`Affinity::Signed`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::Source,
+            2 => Self::None,
+            _ => Self::Signed,
+        }
+    }
+    /// Whether a flow is bound when its first packet comes, whatever its payload says.
+    #[inline(always)]
+    pub const fn binds_at_once(self) -> bool {
+        matches!(self, Self::Source | Self::None)
+    }
 }
 
 pub const PROMISE_SACK: u8 = 1;

@@ -1,8 +1,9 @@
 //! The flow table: finding, claiming, expiring. See [`lb_common::flow`] for its shape.
 
 use crate::atomic::compare_exchange;
-use crate::maps::FLOWS;
+use crate::maps::{FLOWS, count};
 use lb_common::addr::{Addr, Be16};
+use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, GROUP, Head};
 use lb_common::hash::flow_hash;
 use lb_common::settings::Settings;
@@ -85,7 +86,7 @@ fn expired(settings: &Settings, head: Head, last_seen: u32, now: u32) -> bool {
         FlowState::Free => return true,
         // Some processor is filling it in, which takes less than a microsecond: two would share the entry.
         FlowState::Claimed => return false,
-        FlowState::Binding => settings.binding_ticks,
+        FlowState::Binding | FlowState::Opening => settings.binding_ticks,
         FlowState::Established => settings.idle_ticks,
         FlowState::Closing => settings.closing_ticks,
     };
@@ -99,8 +100,8 @@ pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
     now.wrapping_sub(then) as i32 > limit as i32
 }
 
-/// Takes an entry for a new flow: the flow's own former one, a free one, or one that has expired; failing that, a
-/// closing one. The entry is nobody's until its head is published. `None`: the group is full of live flows.
+/// Takes an entry for a new flow: the flow's own former one, a free one, or one that has expired; failing that, one that
+/// is closing or that its client has not confirmed. The entry is nobody's until its head is published. `None`: the group is full of live flows.
 #[inline(always)]
 pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
     const CLAIMED: u64 = Head {
@@ -129,7 +130,11 @@ pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
         let index = place(settings, hash, i);
         let flow = FLOWS.get_ptr_mut(index)?;
         let head = head_of(flow);
-        if Head::from_bits(head).state == FlowState::Closing as u8 {
+        let state = Head::from_bits(head).state;
+        if state == FlowState::Closing as u8 || state == FlowState::Opening as u8 {
+            if state == FlowState::Opening as u8 {
+                count(key.service, Counter::FlowEvicted as u32);
+            }
             choice = Some((Entry { flow, index }, head));
         }
         i += 1;

@@ -16,7 +16,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, NO_STASH, REPLAYED};
+use lb_common::flow::{Flow, FlowState, NO_STASH, PLAIN, REPLAYED};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
@@ -47,8 +47,8 @@ pub(crate) fn handle(
         return (id, abandoned(ctx, segment));
     }
     let verdict = match FlowState::from_bits(flow.head.state) {
-        FlowState::Established | FlowState::Closing => {
-            if segment.flags & SYN != 0 {
+        FlowState::Established | FlowState::Closing | FlowState::Opening => {
+            if segment.flags & SYN != 0 && flow.client_flags & PLAIN == 0 {
                 let again = segment.flags & ACK != 0;
                 if again && flow.stash != NO_STASH && flow.client_flags & REPLAYED != 0 {
                     // The request was lost, and the client will not repeat what a former backend acknowledged.

@@ -6,7 +6,7 @@ use crate::maps::{BACKENDS, count_backend};
 use crate::packet::{Frame, Packet, Segment};
 use crate::stash::is_exceeded;
 use crate::verdict::{Verdict, consume, leave};
-use crate::{handshake, rewrite, syn, unknown};
+use crate::{handshake, plain, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
@@ -26,7 +26,9 @@ pub(crate) fn handle(
 ) -> Verdict {
     let key = Key { client: client.0, port: client.1, service };
     if segment.flags & SYN != 0 {
-        return Verdict::from_bits(syn::lb_syn(ctx.ctx, u32::from(service)));
+        let bits = syn::lb_syn(ctx.ctx, u32::from(service));
+        let bits = if bits == plain::BEGIN { plain::lb_begin(ctx.ctx, u32::from(service)) } else { bits };
+        return Verdict::from_bits(bits);
     }
     if segment.flags & (ACK | RST) == 0 {
         return consume(Counter::DropNoAck);
@@ -57,6 +59,10 @@ pub(crate) fn handle(
             // The packet is as it was, but pointers into it end with a call that may have changed it.
             let Some(again) = ctx.frame() else { return consume(Counter::DropTruncated) };
             again
+        }
+        FlowState::Opening => {
+            plain::confirm(entry, flow.head);
+            frame
         }
         FlowState::Free | FlowState::Claimed => return consume(Counter::DropBusy),
     };

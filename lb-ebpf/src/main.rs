@@ -20,6 +20,7 @@ mod maps;
 mod offer;
 mod options;
 mod packet;
+mod plain;
 mod replay;
 mod rewrite;
 mod select;

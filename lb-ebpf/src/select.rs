@@ -59,13 +59,22 @@ pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 
         Counter::Redispatched
     };
     stash.reason = reason as u32;
-    by_hash(entry, id, stash)
+    let chosen = by_hash(entry, id, stash.hash, |slot| stash.tried.contains(slot));
+    stash.hash = chosen.hash;
+    chosen.slot
 }
 
-/// The ready backend that the Maglev table has at the stash's hash, or a next one that was not tried.
+/// A backend's slot, or [`NOBODY`], and the hash that led there.
+pub(crate) struct Chosen {
+    pub(crate) slot: u32,
+    pub(crate) hash: u32,
+}
+
+/// The ready backend that the Maglev table has at a hash, or a next one that is not ruled out.
 #[inline(always)]
-fn by_hash(service: &Service, id: u16, stash: &mut Stash) -> u32 {
-    let mut hash = stash.hash;
+pub(crate) fn by_hash(service: &Service, id: u16, hash: u32, ruled_out: impl Fn(u16) -> bool) -> Chosen {
+    let start = hash;
+    let mut hash = hash;
     let mut turn = 0;
     while turn < WALK && service.maglev_size != 0 {
         let entry = scale(hash, service.maglev_size);
@@ -74,13 +83,12 @@ fn by_hash(service: &Service, id: u16, stash: &mut Stash) -> u32 {
         if let Some(backend) = BACKENDS.get(u32::from(slot))
             && backend.service == id
             && backend.state == State::Ready as u8
-            && !stash.tried.contains(slot)
+            && !ruled_out(slot)
         {
-            stash.hash = hash;
-            return u32::from(slot);
+            return Chosen { slot: u32::from(slot), hash };
         }
         hash = next_hash(hash);
         turn += 1;
     }
-    u32::from(NOBODY)
+    Chosen { slot: u32::from(NOBODY), hash: start }
 }

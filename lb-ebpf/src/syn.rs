@@ -6,12 +6,13 @@ use crate::header::{self, End, Header, MAX_HEADER};
 use crate::maps::{SERVICES, settings};
 use crate::options;
 use crate::packet::{Frame, Packet, Segment, at};
+use crate::plain;
 use crate::verdict::{Verdict, consume, leave};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::Mac;
 use lb_common::counter::Counter;
-use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
+use lb_common::service::{Affinity, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
 use lb_common::syn_cookie::{self, Agreed, Peer};
 use lb_common::tcp::{ACK, NO_WINDOW_SCALE, SYN};
@@ -63,6 +64,9 @@ fn answer(
     }
     if service.enabled == 0 {
         return consume(Counter::DropNoService);
+    }
+    if Affinity::from_bits(service.affinity).binds_at_once() {
+        return Verdict::from_bits(plain::BEGIN);
     }
     let offer = options::offer(ctx, segment.header);
     let promised = |option: u8| service.promises & option != 0;

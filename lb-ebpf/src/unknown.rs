@@ -8,12 +8,14 @@ use crate::header::{Header, timestamp_options};
 use crate::maps::{FLOWS, SERVICES, settings};
 use crate::options::timestamps;
 use crate::packet::{Packet, Segment};
+use crate::plain;
 use crate::syn::{back, peer, send};
 use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, MAYBE_REBORN};
+use lb_common::flow::{Flow, FlowState, MAYBE_REBORN, PLAIN};
+use lb_common::service::Affinity;
 use lb_common::settings::Settings;
 use lb_common::stash::STASH_BYTES;
 use lb_common::syn_cookie::{self, Agreed, is_fresh};
@@ -40,7 +42,11 @@ const BIND: u64 = u64::MAX;
 #[inline(always)]
 pub(crate) fn handle(ctx: &XdpContext, service: u16) -> Verdict {
     let bits = lb_unknown(ctx.ctx, u32::from(service));
-    Verdict::from_bits(if bits == BIND { handshake::lb_bind(ctx.ctx, u32::from(service)) } else { bits })
+    Verdict::from_bits(match bits {
+        BIND => handshake::lb_bind(ctx.ctx, u32::from(service)),
+        plain::BEGIN => plain::lb_begin(ctx.ctx, u32::from(service)),
+        bits => bits,
+    })
 }
 
 /// What a segment without a flow gets. A global function (see [`crate::cold`]).
@@ -54,6 +60,10 @@ extern "C" fn lb_unknown(ctx: *mut xdp_md, service: u32) -> u64 {
     let Some(settings) = settings() else { return consume(Counter::DropNoService).to_bits() };
     if segment.flags & RST != 0 {
         return consume(Counter::DropUnknownRst).to_bits();
+    }
+    let Some(entry) = SERVICES.get(service) else { return consume(Counter::DropNoService).to_bits() };
+    if Affinity::from_bits(entry.affinity).binds_at_once() {
+        return plain::BEGIN;
     }
     let proof = prove(&ctx, settings, &key, &segment);
     match proof {
@@ -129,6 +139,9 @@ pub(crate) extern "C" fn lb_is_reborn(ctx: *mut xdp_md, service: u32, flow: u32)
     let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else { return 0 };
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*place };
+    if flow.client_flags & PLAIN != 0 {
+        return 0;
+    }
     if !is_reborn(&ctx, settings, &key, flow, &segment) {
         return 0;
     }

@@ -1,0 +1,165 @@
+//! Services that bind at the first packet: a plain layer 4 balancer. The client's own SYN goes to the backend that a hash
+//! of the client chooses, and whoever speaks first is heard. Nothing is stashed, nothing spliced.
+//!
+//! A segment in mid-stream that no flow is known for goes where the hash leads as well: the connection may have begun at
+//! another node that shares the address, or before the tables were lost.
+
+use crate::cold::{self, Parsed};
+use crate::flows::{self, Entry, Key};
+use crate::handshake::{count_choice, set_head};
+use crate::header::Header;
+use crate::maps::{BACKENDS, SERVICES, count_backend, settings};
+use crate::packet::{Frame, Packet, Segment};
+use crate::rewrite;
+use crate::select::by_hash;
+use crate::syn::{back, send};
+use crate::verdict::{Verdict, consume, leave};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::addr::Be16;
+use lb_common::backend::{Backend, State};
+use lb_common::counter::Counter;
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, PLAIN};
+use lb_common::maglev::{NOBODY, client_hash};
+use lb_common::service::{Affinity, Service};
+use lb_common::settings::Settings;
+use lb_common::tcp::{ACK, FIN, RST, SYN};
+
+/// Not a verdict: the service binds at the first packet, so [`lb_begin`] is to be asked. The caller does that, because a
+/// chain of calls shares 512 bytes of stack.
+pub(crate) const BEGIN: u64 = u64::MAX - 1;
+
+/// A client's segment that belongs to no live flow, or a SYN. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_begin(ctx: *mut xdp_md, service: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(settings), Some(entry)) = (settings(), SERVICES.get(service)) else {
+        return consume(Counter::DropNoService).to_bits();
+    };
+    let Some(Parsed { frame, key, segment }) = cold::parse(&ctx, service) else {
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    begin(&ctx, frame, settings, entry, &key, &segment).to_bits()
+}
+
+#[inline(always)]
+fn begin(
+    ctx: &XdpContext,
+    frame: Frame,
+    settings: &Settings,
+    service: &Service,
+    key: &Key,
+    segment: &Segment,
+) -> Verdict {
+    if service.enabled == 0 {
+        return consume(Counter::DropNoService);
+    }
+    if !rewrite::has_hop_left(frame) {
+        return consume(Counter::DropTtl);
+    }
+    if let Some(entry) = flows::find(settings, key) {
+        // SAFETY: a map value stays valid; its fields are plain integers.
+        let flow = unsafe { &*entry.flow };
+        if let Some(backend) = BACKENDS.get(u32::from(flow.head.backend))
+            && goes_on(flow, backend, key.service)
+        {
+            // A SYN that comes again, or a stranger's: the backend knows which, and what to answer (RFC 5961 §4).
+            return forward(ctx, frame, segment, flow, backend, Counter::SynRepeated);
+        }
+    }
+    let by_address = service.affinity == Affinity::Source as u8;
+    let port = if by_address { Be16::new(0) } else { key.port };
+    let chosen = by_hash(service, key.service, client_hash(key.client, port), |_| false).slot;
+    if chosen == u32::from(NOBODY) {
+        return refuse(ctx, segment);
+    }
+    let slot = chosen as u16;
+    let now = flows::now(settings);
+    let Some(entry) = flows::claim(settings, key, now) else { return consume(Counter::DropFlowTableFull) };
+    fill(ctx, entry, key, segment, now);
+    let state = if segment.flags & SYN != 0 { FlowState::Opening } else { FlowState::Established };
+    set_head(entry, key, slot, state);
+    count_choice(key.service, slot, if by_address { Counter::Hashed } else { Counter::NewSession } as u32);
+    let Some(backend) = BACKENDS.get(chosen) else { return consume(Counter::DropNoBackendEntry) };
+    // SAFETY: as above.
+    forward(ctx, frame, segment, unsafe { &*entry.flow }, backend, Counter::FromClient)
+}
+
+/// Whether a flow that a SYN names stays where it is: it lives, and its backend serves.
+#[inline(always)]
+fn goes_on(flow: &Flow, backend: &Backend, service: u16) -> bool {
+    let lives =
+        flow.head.state == FlowState::Opening as u8 || flow.head.state == FlowState::Established as u8;
+    lives && backend.service == service && State::from_bits(backend.state).serves_sessions()
+}
+
+/// Writes all of a claimed entry but its head.
+#[inline(always)]
+fn fill(ctx: &XdpContext, entry: Entry, key: &Key, segment: &Segment, now: u32) {
+    // SAFETY: the entry was claimed, nobody else reads or writes it before its head is published.
+    let flow = unsafe { &mut *entry.flow };
+    flow.client = key.client;
+    flow.seq_delta = 0;
+    flow.ts_delta = 0;
+    flow.cookie = 0;
+    flow.client_isn = segment.seq;
+    flow.client_mac = segment.src_mac;
+    flow.local_mac = segment.dst_mac;
+    flow.client_ifindex = ctx.ingress_ifindex() as u32;
+    flow.last_seen = now;
+    flow.stash = NO_STASH;
+    flow.client_flags = if segment.flags & FIN != 0 { PLAIN | FIN_SEEN } else { PLAIN };
+    flow.backend_flags = 0;
+}
+
+#[inline(always)]
+fn forward(
+    ctx: &XdpContext,
+    frame: Frame,
+    segment: &Segment,
+    flow: &Flow,
+    backend: &Backend,
+    counter: Counter,
+) -> Verdict {
+    if backend.has_next_hop == 0 {
+        return consume(Counter::DropNoNextHop);
+    }
+    rewrite::to_backend(ctx, frame, segment, flow, backend);
+    count_backend(flow.head.backend, |counters| {
+        counters.packets_from_client += 1;
+        counters.bytes_from_client += u64::from(segment.payload);
+    });
+    leave(backend.ifindex, counter)
+}
+
+/// The client has answered: what its SYN began is no forgery. Only a flow that is as it was seen; otherwise somebody
+/// else has the entry by now.
+#[inline(always)]
+pub(crate) fn confirm(entry: Entry, was: Head) {
+    let head = Head { state: FlowState::Established as u8, ..was };
+    // SAFETY: the head is an aligned word of a map value.
+    unsafe {
+        crate::atomic::compare_exchange((&raw mut (*entry.flow).head).cast(), was.to_bits(), head.to_bits());
+    }
+}
+
+/// Nobody serves: as a host answers on a port where nobody listens (RFC 9293 §3.10.7.1).
+#[inline(always)]
+fn refuse(ctx: &XdpContext, segment: &Segment) -> Verdict {
+    let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
+    let (from, to) = back(frame);
+    let acks = segment.flags & ACK != 0;
+    let length = segment.payload + u32::from(segment.flags & SYN != 0) + u32::from(segment.flags & FIN != 0);
+    let header = Header {
+        from,
+        to,
+        seq: if acks { segment.ack } else { 0 },
+        ack: if acks { 0 } else { segment.seq.wrapping_add(length) },
+        flags: if acks { RST } else { RST | ACK },
+        window: 0,
+        payload: 0,
+        payload_sum: 0,
+    };
+    send(ctx, &header, &[], ctx.ingress_ifindex() as u32, Counter::ResetNoBackend)
+}
