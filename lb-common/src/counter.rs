@@ -103,6 +103,8 @@ counters! {
     ResetNoBackend = "reset_no_backend" Packet,
     /// A late SYN-ACK from an abandoned backend was answered with RST.
     ResetLateSynAck = "reset_late_synack" Packet,
+    /// A datagram carried a token of its session's backend, and the flow moved there.
+    FlowMoved = "flow_moved" Packet,
     /// An IPv4 fragment: its ports are not in sight.
     DropFragment = "drop_fragment" Drop,
     /// An IPv4 header with options.
@@ -127,6 +129,8 @@ counters! {
     DropNoStash = "drop_no_stash" Drop,
     /// No room in the flow table.
     DropFlowTableFull = "drop_flow_table_full" Drop,
+    /// A datagram for which no backend is ready.
+    DropNoBackend = "drop_no_backend" Drop,
     /// The flow's backend is no longer in the map.
     DropNoBackendEntry = "drop_no_backend_entry" Drop,
     /// The backend's next hop is not known yet.

@@ -126,7 +126,7 @@ pub struct Flow {
     /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`]: written on the client's path (and by the joint before it
     /// publishes the splice) alone.
     pub client_flags: u8,
-    /// [`FIN_SEEN`]: written on the backend's path alone, so that neither path can lose the other's bit.
+    /// [`FIN_SEEN`], [`REPLIED`]: written on the backend's path alone, so that neither path can lose the other's bit.
     pub backend_flags: u8,
 }
 
@@ -142,6 +142,8 @@ pub const MAYBE_REBORN: u8 = 8;
 pub const REPLAYED: u8 = 16;
 /// Bound at its first packet: client and backend speak to each other, nothing is stashed and nothing spliced.
 pub const PLAIN: u8 = 32;
+/// The backend has sent something: the flow's client is heard.
+pub const REPLIED: u8 = 2;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
 pub const RESCALE_CLIENT: u8 = 4;
 

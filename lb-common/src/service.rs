@@ -12,7 +12,7 @@ pub const MAX_COOKIE_NAME: usize = 15;
 pub struct Service {
     pub addr: Addr,
     pub port: Be16,
-    /// IP protocol number: 6 (TCP).
+    /// IP protocol number: 6 (TCP) or 17 (UDP).
     pub protocol: u8,
     /// 1 when the service delivers.
     pub enabled: u8,
@@ -38,8 +38,47 @@ pub struct Service {
     pub replay: u8,
     /// An [`Affinity`].
     pub affinity: u8,
-    pub _pad: [u8; 4],
+    /// A [`Place`]: where in a datagram the key stands.
+    pub place: u8,
+    /// Bytes between that place and the key.
+    pub key_at: u8,
+    /// Bytes of the key: [`crate::token::TOKEN_LEN`] or [`crate::token::TOKEN_TEXT_LEN`] of a token, raw or as text.
+    pub key_len: u8,
+    pub _pad: [u8; 1],
+    /// The bytes that a key stands behind, the first one lowest, and the mask of those that count.
+    pub marker: [u64; 2],
 }
+
+/// Where in a datagram a key stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Place {
+    /// Counted from the beginning of the payload.
+    Offset = 0,
+    /// Counted back from its end, to the end of the key.
+    End = 1,
+    /// Behind the first occurrence of the marker within [`MARKER_ROOM`] bytes.
+    Marker = 2,
+}
+
+impl Place {
+    /// From the byte in the map; an unknown value is [`Place::Offset`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::End,
+            2 => Self::Marker,
+            _ => Self::Offset,
+        }
+    }
+}
+
+/// Longest marker, in bytes.
+pub const MAX_MARKER: usize = 8;
+/// Longest key that is hashed, in bytes.
+pub const MAX_KEY: usize = 64;
+/// Payload bytes in which a marker is looked for.
+pub const MARKER_ROOM: usize = 1500;
 
 /// What a flow's backend depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +90,8 @@ pub enum Affinity {
     Source = 1,
     /// The client's address and port, as good as chance: bound at the SYN.
     None = 2,
+    /// What the client sends at a certain place, hashed.
+    Hashed = 3,
 }
 
 impl Affinity {
@@ -60,6 +101,7 @@ impl Affinity {
         match bits {
             1 => Self::Source,
             2 => Self::None,
+            3 => Self::Hashed,
             _ => Self::Signed,
         }
     }
@@ -75,6 +117,25 @@ pub const PROMISE_TIMESTAMPS: u8 = 2;
 pub const PROMISE_WINDOW_SCALE: u8 = 4;
 
 impl Service {
+    /// Sets the marker: 1 to [`MAX_MARKER`] bytes. Returns whether the length is right.
+    pub fn set_marker(&mut self, marker: &[u8]) -> bool {
+        let n = marker.len();
+        if n == 0 || n > MAX_MARKER {
+            return false;
+        }
+        let (mut bytes, mut mask) = ([0; MAX_MARKER], [0; MAX_MARKER]);
+        bytes[..n].copy_from_slice(marker);
+        mask[..n].fill(0xff);
+        self.marker = [u64::from_le_bytes(bytes), u64::from_le_bytes(mask)];
+        true
+    }
+
+    /// Bytes of the marker.
+    #[inline(always)]
+    pub const fn marker_len(&self) -> u32 {
+        (self.marker[1].count_ones()) / 8
+    }
+
     /// Sets the cookie's name: 1 to [`MAX_COOKIE_NAME`] bytes. Returns whether the length is right.
     pub fn set_cookie_name(&mut self, name: &str) -> bool {
         let n = name.len();
@@ -92,7 +153,7 @@ impl Service {
     }
 }
 
-crate::map_types! { Service: 72 }
+crate::map_types! { Service: 88 }
 
 #[cfg(test)]
 mod tests {

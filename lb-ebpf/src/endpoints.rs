@@ -15,14 +15,19 @@ pub(crate) enum Direction {
     Other,
 }
 
-/// Looks at both ends of a TCP packet.
+/// Looks at both ends of a packet of a protocol.
 #[inline(always)]
-pub(crate) fn direction(settings: &Settings, src: (Addr, Be16), dst: (Addr, Be16)) -> Direction {
+pub(crate) fn direction(
+    settings: &Settings,
+    protocol: u8,
+    src: (Addr, Be16),
+    dst: (Addr, Be16),
+) -> Direction {
     let live = Live::of(settings);
-    if let Some(service) = live.find(dst.0, dst.1, KIND_SERVICE) {
+    if let Some(service) = live.find(dst.0, port_and_protocol(dst.1, protocol), KIND_SERVICE) {
         return Direction::FromClient(service);
     }
-    match live.find(src.0, src.1, KIND_BACKEND) {
+    match live.find(src.0, port_and_protocol(src.1, protocol), KIND_BACKEND) {
         Some(slot) => Direction::FromBackend(slot),
         None => Direction::Other,
     }
@@ -30,8 +35,8 @@ pub(crate) fn direction(settings: &Settings, src: (Addr, Be16), dst: (Addr, Be16
 
 /// The service or backend at an address.
 #[inline(always)]
-pub(crate) fn find(settings: &Settings, addr: Addr, port: Be16, kind: u16) -> Option<u16> {
-    Live::of(settings).find(addr, port, kind)
+pub(crate) fn find(settings: &Settings, protocol: u8, addr: Addr, port: Be16, kind: u16) -> Option<u16> {
+    Live::of(settings).find(addr, port_and_protocol(port, protocol), kind)
 }
 
 /// The half of the table that is live.
@@ -53,8 +58,7 @@ impl Live {
     }
 
     #[inline(always)]
-    fn find(self, addr: Addr, port: Be16, kind: u16) -> Option<u16> {
-        let port = port_and_protocol(port, lb_common::tcp::PROTOCOL);
+    fn find(self, addr: Addr, port: u32, kind: u16) -> Option<u16> {
         let bucket = ENDPOINTS.get(self.base.wrapping_add(bucket_of(self.seed, addr, port) & self.mask))?;
         let [a, b] = &bucket.0;
         if is_at(a, addr, port, kind) {

@@ -48,7 +48,7 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
     }
     let settings = settings()?;
     let (src, dst) = ends(frame);
-    let Direction::FromBackend(slot) = direction(settings, src, dst) else { return None };
+    let Direction::FromBackend(slot) = direction(settings, PROTOCOL, src, dst) else { return None };
     let backend = BACKENDS.get(u32::from(slot))?;
     let id = backend.service;
     let key = Key { client: dst.0, port: dst.1, service: id };

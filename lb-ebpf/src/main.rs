@@ -9,6 +9,7 @@
 
 mod atomic;
 mod cold;
+mod datagram;
 mod endpoints;
 mod flows;
 mod from_backend;

@@ -61,6 +61,10 @@ pub(crate) static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::
 #[map]
 pub(crate) static AREA: PerCpuArray<OptionArea> = PerCpuArray::with_max_entries(1, 0);
 
+/// 0 → what is looked at of a datagram. Of this processor.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Stash> = PerCpuArray::with_max_entries(1, 0);
+
 /// 0 → a header that the joint composes: on the stack the verifier would want every field aligned. Of this processor.
 #[map]
 pub(crate) static HEADER: PerCpuArray<[u8; MAX_HEADER]> = PerCpuArray::with_max_entries(1, 0);

@@ -19,6 +19,8 @@ pub(crate) mod at {
     pub(crate) const IP_CHECK: usize = 24;
     pub(crate) const IP_SRC: usize = 26;
     pub(crate) const IP_DST: usize = 30;
+    pub(crate) const UDP_LEN: usize = 38;
+    pub(crate) const UDP_CHECK: usize = 40;
     pub(crate) const TCP: usize = 34;
     pub(crate) const TCP_SRC: usize = 34;
     pub(crate) const TCP_DST: usize = 36;
@@ -33,6 +35,8 @@ pub(crate) mod at {
 
 /// Bytes of Ethernet, IPv4 and TCP headers without options.
 pub(crate) const BASE: usize = 54;
+/// Bytes of Ethernet, IPv4 and UDP headers.
+pub(crate) const SHORT: usize = 42;
 
 /// A program's packet: where it begins and ends.
 pub(crate) trait Packet {
@@ -55,6 +59,12 @@ pub(crate) trait Packet {
     #[inline(always)]
     fn len(&self) -> u32 {
         (self.end() - self.start()) as u32
+    }
+
+    /// The frame, if it has the headers of a datagram.
+    #[inline(always)]
+    fn short_frame(&self) -> Option<Frame<SHORT>> {
+        self.window(SHORT).map(Frame)
     }
 
     /// The frame, if it has the base headers.
@@ -108,15 +118,15 @@ impl Packet for TcContext {
     }
 }
 
-/// The first [`BASE`] bytes of a frame. Invalid after the packet was resized.
+/// The first `ROOM` bytes of a frame. Invalid after the packet was resized.
 #[derive(Clone, Copy)]
-pub(crate) struct Frame(*mut u8);
+pub(crate) struct Frame<const ROOM: usize = BASE>(*mut u8);
 
-impl Frame {
+impl<const ROOM: usize> Frame<ROOM> {
     /// Reads a field in the base headers; its place is checked when this is compiled.
     #[inline(always)]
     pub(crate) fn load<const AT: usize, T: bytemuck::Pod>(self) -> T {
-        const { assert!(AT + size_of::<T>() <= BASE) };
+        const { assert!(AT + size_of::<T>() <= ROOM) };
         // SAFETY: within the bytes that `Packet::frame` proved.
         unsafe { ptr::read_unaligned(self.0.add(AT).cast()) }
     }
@@ -124,7 +134,7 @@ impl Frame {
     /// Writes a field in the base headers.
     #[inline(always)]
     pub(crate) fn store<const AT: usize, T: bytemuck::Pod>(self, value: T) {
-        const { assert!(AT + size_of::<T>() <= BASE) };
+        const { assert!(AT + size_of::<T>() <= ROOM) };
         // SAFETY: within the bytes that `Packet::frame` proved.
         unsafe { ptr::write_unaligned(self.0.add(AT).cast(), value) }
     }

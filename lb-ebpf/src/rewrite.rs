@@ -60,7 +60,7 @@ pub(crate) fn to_client(
 
 /// What every router does: one hop less to live, new link addresses.
 #[inline(always)]
-fn forward(frame: Frame, ip_change: u64, from: Mac, to: Mac) {
+pub(crate) fn forward<const ROOM: usize>(frame: Frame<ROOM>, ip_change: u64, from: Mac, to: Mac) {
     let ttl = frame.load::<{ at::IP_TTL }, u16>();
     let lower = ttl.wrapping_sub(0x0100_u16.to_be());
     frame.store::<{ at::IP_TTL }, u16>(lower);
@@ -72,7 +72,7 @@ fn forward(frame: Frame, ip_change: u64, from: Mac, to: Mac) {
 
 /// Whether the packet has a hop left to live.
 #[inline(always)]
-pub(crate) fn has_hop_left(frame: Frame) -> bool {
+pub(crate) fn has_hop_left<const ROOM: usize>(frame: Frame<ROOM>) -> bool {
     frame.load::<{ at::IP_TTL }, u8>() > 1
 }
 

@@ -114,13 +114,13 @@ impl Setup {
     pub fn endpoints(&self) -> Vec<Endpoint> {
         let service = |(i, s): (usize, &Service)| Endpoint {
             addr: s.addr,
-            port: port_and_protocol(s.port, tcp::PROTOCOL),
+            port: port_and_protocol(s.port, s.protocol),
             kind: KIND_SERVICE,
             index: i as u16 + 1,
         };
         let backend = |(i, b): (usize, &Backend)| Endpoint {
             addr: b.addr,
-            port: port_and_protocol(b.port, tcp::PROTOCOL),
+            port: port_and_protocol(b.port, self.services[usize::from(b.service) - 1].protocol),
             kind: KIND_BACKEND,
             index: i as u16,
         };

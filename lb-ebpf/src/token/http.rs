@@ -38,7 +38,7 @@ const COOKIE: u64 = u64::from_le_bytes(*b"\ncookie:") | CASE;
 
 /// The bytes of a stash.
 #[derive(Clone, Copy)]
-struct Bytes {
+pub(super) struct Bytes {
     first: *const u8,
     /// How many there are.
     len: u64,
@@ -47,11 +47,11 @@ struct Bytes {
 /// An offset into a stash. Masked whenever it changes, before anything else is done with it: so the verifier knows the
 /// same of it whichever way it went.
 #[derive(Clone, Copy)]
-struct At(u64);
+pub(super) struct At(u64);
 
 impl At {
     #[inline(always)]
-    fn new(offset: u64) -> Self {
+    pub(super) fn new(offset: u64) -> Self {
         Self(launder(offset & MASK))
     }
     #[inline(always)]
@@ -62,13 +62,13 @@ impl At {
 
 impl Bytes {
     #[inline(always)]
-    fn of(stash: &Stash) -> Self {
+    pub(super) fn of(stash: &Stash) -> Self {
         Self { first: stash.bytes.as_ptr(), len: u64::from(stash.limit) }
     }
 
     /// The eight bytes that stand `n` behind an offset, the first one lowest.
     #[inline(always)]
-    fn word(self, at: At, n: usize) -> u64 {
+    pub(super) fn word(self, at: At, n: usize) -> u64 {
         // SAFETY: a masked offset, a block and 9 bytes lie within the stash.
         u64::from_le(unsafe { self.first.add(at.0 as usize + n).cast::<u64>().read_unaligned() })
     }
@@ -82,7 +82,7 @@ impl Bytes {
 
 /// The top bit of every byte that is zero; bytes above the lowest such may be wrong.
 #[inline(always)]
-const fn zeros(word: u64) -> u64 {
+pub(super) const fn zeros(word: u64) -> u64 {
     word.wrapping_sub(ONES) & !word & TOPS
 }
 
@@ -94,12 +94,12 @@ const fn lowest(tops: u64) -> u64 {
 }
 
 /// Not an offset: there is no further hit.
-const NOWHERE: u32 = u32::MAX;
+pub(super) const NOWHERE: u32 = u32::MAX;
 
 /// Where the first hit stands, from an offset on. `hits` gives the top bit of each byte that is one, of the eight that
 /// stand some way behind an offset.
 #[inline(always)]
-fn search(bytes: Bytes, from: u32, hits: impl Fn(At, usize) -> u64) -> u32 {
+pub(super) fn search(bytes: Bytes, from: u32, hits: impl Fn(At, usize) -> u64) -> u32 {
     let mut at = At::new(u64::from(from));
     let mut turn = 0;
     while turn < TURNS && at.0 < bytes.len {

@@ -1,5 +1,6 @@
 //! Tokens in payloads: one file per place where one can stand.
 
+pub(crate) mod datagram;
 pub(crate) mod http;
 
 use lb_common::maglev::session_hash;
@@ -15,6 +16,8 @@ pub(crate) const ABSENT: Found = 0;
 pub(crate) const INVALID: Found = 1;
 /// A token; what it says is in the stash.
 pub(crate) const VALID: Found = 2;
+/// A key; its hash is in the stash.
+pub(crate) const HASHED: Found = 4;
 
 static DECODE: [u8; 256] = BASE64URL;
 
@@ -39,6 +42,13 @@ pub(crate) unsafe fn verify(settings: &Settings, text: *const u8, stash: &mut St
         raw[3 * i + 2] = bits as u8;
         i += 1;
     }
+    verify_raw(settings, stash)
+}
+
+/// Verifies the token that stands in the stash.
+#[inline(always)]
+pub(crate) fn verify_raw(settings: &Settings, stash: &mut Stash) -> Found {
+    let (raw, _) = stash.token.split_first_chunk::<TOKEN_LEN>().expect("40 bytes begin with 33");
     let Ok(key_id) = Token::key_id(raw) else { return INVALID };
     let key_id = key_id & 15;
     if settings.token_key_mask >> key_id & 1 == 0 {

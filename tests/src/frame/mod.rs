@@ -2,9 +2,11 @@
 //! option code, so that a mistake there cannot hide itself here.
 
 mod build;
+mod datagram;
 mod options;
 mod parse;
 
+pub use datagram::Datagram;
 pub use options::Opt;
 pub use parse::Malformed;
 

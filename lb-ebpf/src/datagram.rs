@@ -1,0 +1,299 @@
+//! UDP. Every datagram is steered by itself, so a client whose address changes stays with the server that its token
+//! names; a flow remembers where one without a token belongs, and the way back.
+
+use crate::endpoints::{Direction, direction};
+use crate::flows::{self, Entry, Key};
+use crate::handshake::{count_choice, set_head};
+use crate::maps::{BACKENDS, SCRATCH, SERVICES, count, count_backend, settings};
+use crate::packet::{Frame, Packet, SHORT, at};
+use crate::plain;
+use crate::rewrite::{forward, has_hop_left};
+use crate::select::by_hash;
+use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
+use crate::token::datagram::lb_datagram_key;
+use crate::token::{ABSENT, HASHED, INVALID, VALID};
+use crate::verdict::{Verdict, consume, leave, pass};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::addr::{Addr, Be16, Mac};
+use lb_common::backend::{Backend, State};
+use lb_common::checksum::update;
+use lb_common::counter::Counter;
+use lb_common::flow::{FlowState, Head, NO_STASH, PLAIN, REPLIED};
+use lb_common::maglev::{NOBODY, client_hash};
+use lb_common::service::{Affinity, Service};
+use lb_common::settings::Settings;
+
+/// IP protocol number of UDP (RFC 768).
+pub(crate) const PROTOCOL: u8 = 17;
+
+/// What a datagram's headers say.
+struct Datagram {
+    frame: Frame<SHORT>,
+    /// Bytes of payload.
+    payload: u32,
+}
+
+/// Decides about what is no TCP segment: the service it is counted under and what becomes of it.
+#[inline(always)]
+pub(crate) fn handle(ctx: &XdpContext) -> (u16, Verdict) {
+    let bits = lb_datagram(ctx.ctx);
+    ((bits >> 16) as u16, Verdict::from_bits(bits & !0xffff_0000))
+}
+
+/// A global function (see [`crate::cold`]); the service stands in the third and fourth byte of the verdict, whose action
+/// is a small number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_datagram(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (service, verdict) = steer(&ctx);
+    verdict.to_bits() | u64::from(service) << 16
+}
+
+#[inline(always)]
+fn steer(ctx: &XdpContext) -> (u16, Verdict) {
+    let passed = (0, pass(Counter::Passed));
+    let Some(frame) = ctx.short_frame() else { return passed };
+    if frame.load::<{ at::ETH_TYPE }, u16>() != ETHERTYPE_IPV4
+        || frame.load::<{ at::IP_PROTOCOL }, u8>() != PROTOCOL
+    {
+        return passed;
+    }
+    let first = frame.load::<{ at::IP }, u8>();
+    if first != IPV4_20 {
+        return if first >> 4 == 4 { with_ip_options(ctx, frame).unwrap_or(passed) } else { passed };
+    }
+    let Some(settings) = settings() else { return passed };
+    let fragment = frame.load::<{ at::IP_FRAGMENT }, u16>();
+    if fragment & FRAGMENT_OFFSET != 0 {
+        return passed;
+    }
+    let (src, dst) = ends(frame);
+    match direction(settings, PROTOCOL, src, dst) {
+        Direction::Other => passed,
+        Direction::FromClient(service) => {
+            let verdict = match checked(ctx, frame, fragment) {
+                Ok(datagram) => from_client(ctx, settings, service, src, &datagram),
+                Err(counter) => consume(counter),
+            };
+            (service, verdict)
+        }
+        Direction::FromBackend(slot) => match checked(ctx, frame, fragment) {
+            Ok(datagram) => from_backend(settings, slot, dst, &datagram),
+            Err(counter) => (0, consume(counter)),
+        },
+    }
+}
+
+/// The datagram, or the name of what is wrong with it.
+#[inline(always)]
+fn checked(ctx: &XdpContext, frame: Frame<SHORT>, fragment: u16) -> Result<Datagram, Counter> {
+    if fragment & MORE_FRAGMENTS != 0 {
+        return Err(Counter::DropFragment);
+    }
+    let total = u32::from(u16::from_be(frame.load::<{ at::IP_LEN }, u16>()));
+    let length = u32::from(u16::from_be(frame.load::<{ at::UDP_LEN }, u16>()));
+    if total + 14 > ctx.len() || length < 8 || length + 20 > total {
+        return Err(Counter::DropTruncated);
+    }
+    if !has_hop_left(frame) {
+        return Err(Counter::DropTtl);
+    }
+    Ok(Datagram { frame, payload: length - 8 })
+}
+
+/// Where a datagram goes, and why.
+struct Choice {
+    slot: u32,
+    reason: Counter,
+}
+
+#[inline(always)]
+fn from_client(
+    ctx: &XdpContext,
+    settings: &Settings,
+    service: u16,
+    client: (Addr, Be16),
+    datagram: &Datagram,
+) -> Verdict {
+    let Some(entry) = SERVICES.get(u32::from(service)) else { return consume(Counter::DropNoService) };
+    if entry.enabled == 0 {
+        return consume(Counter::DropNoService);
+    }
+    let key = Key { client: client.0, port: client.1, service };
+    let known = flows::find(settings, &key);
+    let present = known.map_or(NOBODY, |known| {
+        // SAFETY: a map value stays valid; its fields are plain integers.
+        unsafe { (*known.flow).head.backend }
+    });
+    let choice = choose(ctx, entry, &key, present, datagram.payload);
+    if choice.slot == u32::from(NOBODY) {
+        return consume(Counter::DropNoBackend);
+    }
+    let slot = choice.slot as u16;
+    let now = flows::now(settings);
+    match known {
+        Some(flow) if present == slot => touch(flow, now),
+        Some(flow) => {
+            touch(flow, now);
+            give(flow, slot);
+            count_choice(service, slot, choice.reason as u32);
+            count(service, Counter::FlowMoved as u32);
+        }
+        None => {
+            let Some(flow) = flows::claim(settings, &key, now) else {
+                return consume(Counter::DropFlowTableFull);
+            };
+            fill(ctx, flow, &key, datagram, now);
+            set_head(flow, &key, slot, FlowState::Opening);
+            count_choice(service, slot, choice.reason as u32);
+        }
+    }
+    let Some(backend) = BACKENDS.get(choice.slot) else { return consume(Counter::DropNoBackendEntry) };
+    if backend.has_next_hop == 0 {
+        return consume(Counter::DropNoNextHop);
+    }
+    to_backend(datagram.frame, backend);
+    count_backend(slot, |counters| {
+        counters.packets_from_client += 1;
+        counters.bytes_from_client += u64::from(datagram.payload);
+    });
+    leave(backend.ifindex, Counter::FromClient)
+}
+
+/// The steering order, for a datagram of a flow whose backend is `present`, if there is one.
+#[inline(always)]
+fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u32) -> Choice {
+    let affinity = Affinity::from_bits(entry.affinity);
+    let id = u32::from(key.service);
+    let found = match affinity {
+        Affinity::Signed | Affinity::Hashed => lb_datagram_key(ctx.ctx, id, payload),
+        Affinity::Source | Affinity::None => ABSENT,
+    };
+    let Some(scratch) = SCRATCH.get(0) else {
+        return Choice { slot: u32::from(NOBODY), reason: Counter::NewSession };
+    };
+    let claim = scratch.claim;
+    if found == INVALID {
+        count(key.service, Counter::InvalidToken as u32);
+    }
+    let (hash, reason) = if found == VALID && claim.service == key.service {
+        if let Some(backend) = BACKENDS.get(u32::from(claim.slot))
+            && serves(backend, key.service)
+        {
+            let stale = backend.epoch != claim.epoch;
+            let reason = if stale { Counter::StaleInstance } else { Counter::AffinityHit };
+            return Choice { slot: u32::from(claim.slot), reason };
+        }
+        (claim.hash, Counter::Redispatched)
+    } else if found == HASHED {
+        (scratch.hash, Counter::Hashed)
+    } else {
+        if let Some(backend) = BACKENDS.get(u32::from(present))
+            && serves(backend, key.service)
+        {
+            return Choice { slot: u32::from(present), reason: Counter::AffinityHit };
+        }
+        let by_address = entry.affinity == Affinity::Source as u8;
+        let port = if by_address { Be16::new(0) } else { key.port };
+        let reason = if by_address { Counter::Hashed } else { Counter::NewSession };
+        (client_hash(key.client, port), reason)
+    };
+    Choice { slot: by_hash(entry, key.service, hash, |_| false).slot, reason }
+}
+
+#[inline(always)]
+fn serves(backend: &Backend, service: u16) -> bool {
+    backend.service == service && State::from_bits(backend.state).serves_sessions()
+}
+
+/// Notes that a flow lives; once its backend has answered, the client that goes on is none that was forged.
+#[inline(always)]
+fn touch(entry: Entry, now: u32) {
+    // SAFETY: a map value stays valid; a lost race writes the same time.
+    let flow = unsafe {
+        if (*entry.flow).last_seen != now {
+            (*entry.flow).last_seen = now;
+        }
+        &*entry.flow
+    };
+    if flow.head.state == FlowState::Opening as u8 && flow.backend_flags & REPLIED != 0 {
+        plain::confirm(entry, flow.head);
+    }
+}
+
+/// Gives a flow to another backend, unless somebody else has changed it.
+#[inline(always)]
+fn give(entry: Entry, slot: u16) {
+    // SAFETY: the head is an aligned word of a map value.
+    unsafe {
+        let was = (*entry.flow).head;
+        let head = Head { backend: slot, ..was };
+        crate::atomic::compare_exchange((&raw mut (*entry.flow).head).cast(), was.to_bits(), head.to_bits());
+    }
+}
+
+/// Writes all of a claimed entry but its head.
+#[inline(always)]
+fn fill(ctx: &XdpContext, entry: Entry, key: &Key, datagram: &Datagram, now: u32) {
+    // SAFETY: the entry was claimed, nobody else reads or writes it before its head is published.
+    let flow = unsafe { &mut *entry.flow };
+    flow.client = key.client;
+    flow.seq_delta = 0;
+    flow.ts_delta = 0;
+    flow.cookie = 0;
+    flow.client_isn = 0;
+    flow.client_mac = datagram.frame.load::<{ at::ETH_SRC }, Mac>();
+    flow.local_mac = datagram.frame.load::<{ at::ETH_DST }, Mac>();
+    flow.client_ifindex = ctx.ingress_ifindex() as u32;
+    flow.last_seen = now;
+    flow.stash = NO_STASH;
+    flow.client_flags = PLAIN;
+    flow.backend_flags = 0;
+}
+
+/// Backend → client: whichever of the service's backends sends it, for the flow may have moved in the meantime.
+#[inline(always)]
+fn from_backend(settings: &Settings, slot: u16, client: (Addr, Be16), datagram: &Datagram) -> (u16, Verdict) {
+    let Some(backend) = BACKENDS.get(u32::from(slot)) else { return (0, pass(Counter::PassedFromBackend)) };
+    let id = backend.service;
+    let key = Key { client: client.0, port: client.1, service: id };
+    let Some(entry) = flows::find(settings, &key) else { return (id, pass(Counter::PassedFromBackend)) };
+    let Some(service) = SERVICES.get(u32::from(id)) else { return (id, consume(Counter::DropNoService)) };
+    // SAFETY: a map value stays valid; the backend's path alone writes these flags.
+    let flow = unsafe {
+        if (*entry.flow).backend_flags & REPLIED == 0 {
+            (*entry.flow).backend_flags |= REPLIED;
+        }
+        &*entry.flow
+    };
+    let frame = datagram.frame;
+    frame.store::<{ at::TCP_SRC }, Be16>(service.port);
+    frame.store::<{ at::IP_SRC }, u32>(service.addr.v4_bits());
+    change_checksum(frame, u64::from(!backend.tcp_delta));
+    forward(frame, u64::from(!backend.ip_delta), flow.local_mac, flow.client_mac);
+    count_backend(slot, |counters| {
+        counters.packets_from_backend += 1;
+        counters.bytes_from_backend += u64::from(datagram.payload);
+    });
+    (id, leave(flow.client_ifindex, Counter::FromBackend))
+}
+
+#[inline(always)]
+fn to_backend(frame: Frame<SHORT>, backend: &Backend) {
+    frame.store::<{ at::TCP_DST }, Be16>(backend.port);
+    frame.store::<{ at::IP_DST }, u32>(backend.addr.v4_bits());
+    change_checksum(frame, u64::from(backend.tcp_delta));
+    forward(frame, u64::from(backend.ip_delta), backend.local_mac, backend.next_hop_mac);
+}
+
+/// Zero says that there is no checksum, and stays; one that comes out as zero is written as all ones (RFC 768).
+#[inline(always)]
+fn change_checksum(frame: Frame<SHORT>, change: u64) {
+    let check = frame.load::<{ at::UDP_CHECK }, u16>();
+    if check != 0 {
+        let changed = update(check, change);
+        frame.store::<{ at::UDP_CHECK }, u16>(if changed == 0 { 0xffff } else { changed });
+    }
+}
