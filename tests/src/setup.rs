@@ -120,7 +120,12 @@ impl Setup {
         };
         let backend = |(i, b): (usize, &Backend)| Endpoint {
             addr: b.addr,
-            port: port_and_protocol(b.port, self.services[usize::from(b.service) - 1].protocol),
+            port: port_and_protocol(
+                b.port,
+                self.services
+                    .get(usize::from(b.service).wrapping_sub(1))
+                    .map_or(tcp::PROTOCOL, |s| s.protocol),
+            ),
             kind: KIND_BACKEND,
             index: i as u16,
         };
