@@ -149,6 +149,31 @@ impl Protocol {
 pub enum Affinity {
     /// By the signed token in the cookie of that name.
     Signed { cookie: String },
+    /// By the client's address. Bound at the SYN, so a server may speak first.
+    Source,
+    /// Not at all: connections are spread by address and port. Bound at the SYN.
+    None,
+}
+
+impl Affinity {
+    /// The cookie in which managed servers hand out tokens, unless the rule has another.
+    pub const COOKIE: &str = "lb";
+
+    pub fn cookie(&self) -> &str {
+        match self {
+            Self::Signed { cookie } => cookie,
+            Self::Source | Self::None => Self::COOKIE,
+        }
+    }
+
+    /// The rule in a word or two.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Signed { cookie } => format!("signed ({cookie})"),
+            Self::Source => "source".to_owned(),
+            Self::None => "none".to_owned(),
+        }
+    }
 }
 
 /// When a backend counts as up or down.

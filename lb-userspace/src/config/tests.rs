@@ -344,8 +344,13 @@ fn what_is_wrong_is_told_with_its_place() {
                 6,
                 21,
                 "affinity `learned` is not there yet",
-                "this version has `signed` only: the token in a cookie that the managed servers set",
+                "this version has `signed`, `source` and `none`",
             )],
+        ),
+        (
+            "vip =",
+            "affinity = { kind = \"source\", cookie = \"lb\" }\nvip =",
+            &[(6, 40, "affinity `source` looks at no cookie", "leave `cookie` away, or use `signed`")],
         ),
         (
             "vip =",

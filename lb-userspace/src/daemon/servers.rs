@@ -1,6 +1,6 @@
 //! What the supervisor runs: session servers over the one database.
 
-use crate::config::{Affinity, Config};
+use crate::config::Config;
 use crate::server::{self, ServerContext};
 use crate::session::{Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
 use crate::supervisor::{ManagedSpec, Server};
@@ -32,8 +32,7 @@ impl SessionServers {
         peers: Arc<Peers>,
     ) -> Self {
         let services = config.services.iter().map(|service| {
-            let Affinity::Signed { cookie } = &service.affinity;
-            (service.name.clone(), (service.session.clone(), cookie.clone()))
+            (service.name.clone(), (service.session.clone(), service.affinity.cookie().to_owned()))
         });
         Self { store, keys, peers, services: services.collect(), runtime: Handle::current() }
     }

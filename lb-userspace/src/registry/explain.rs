@@ -1,6 +1,7 @@
 //! Where a request with a token would go, and why: the packet program's steering rules, told instead of done.
 
 use super::Registry;
+use crate::config::Affinity;
 use crate::control::{ExplainView, Refused, TokenView};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
@@ -22,7 +23,9 @@ impl Registry {
                     let reason = format!("the token names service {id}, and there is none with that id");
                     return Err(Refused::with_help(reason, "say which service it is sent to with --service"));
                 }
-                Ok(if id == token.service {
+                Ok(if let Some(rule) = self.bound_at_once(id) {
+                    self.explain_bound(id, Some(self.token_view(&token)), rule)
+                } else if id == token.service {
                     self.explain_valid(id, &token)
                 } else {
                     let why =
@@ -36,7 +39,10 @@ impl Registry {
                     let help = "say which service it is sent to with --service";
                     Refused::with_help(format!("{error}, so it names no service"), help)
                 })?;
-                Ok(self.explain_new(id, None, &error.to_string()))
+                Ok(match self.bound_at_once(id) {
+                    Some(rule) => self.explain_bound(id, None, rule),
+                    None => self.explain_new(id, None, &error.to_string()),
+                })
             }
         }
     }
@@ -64,6 +70,24 @@ impl Registry {
             epoch: token.epoch,
             key: token.key_id,
         }
+    }
+
+    /// What a service binds by that does not wait for a payload, and the counter.
+    fn bound_at_once(&self, id: u16) -> Option<(&'static str, Counter)> {
+        match self.services[&id].affinity {
+            Affinity::Signed { .. } => None,
+            Affinity::Source => Some(("the client's address", Counter::Hashed)),
+            Affinity::None => Some(("the client's address and port", Counter::NewSession)),
+        }
+    }
+
+    fn explain_bound(&self, id: u16, view: Option<TokenView>, (by, counter): (&str, Counter)) -> ExplainView {
+        let why = format!("this service looks at no token: a connection is bound at its SYN, by {by}");
+        if self.services[&id].table.is_empty() {
+            let why = format!("{why}; no backend is ready");
+            return self.explained(id, view, "reset", None, why, &[Counter::ResetNoBackend]);
+        }
+        self.explained(id, view, "new", None, why, &[counter])
     }
 
     fn explain_valid(&self, id: u16, token: &Token) -> ExplainView {

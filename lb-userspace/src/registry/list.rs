@@ -2,7 +2,6 @@
 
 use super::Registry;
 use super::backend::{Backend, Server};
-use crate::config::Affinity;
 use crate::control::{BackendView, Refused, ServiceView};
 use lb_common::backend::State;
 use std::time::Instant;
@@ -14,13 +13,12 @@ impl Registry {
                 let of = |backend: &&Backend| backend.service == service.id && backend.state == state;
                 self.backends.values().filter(of).count()
             };
-            let Affinity::Signed { cookie } = &service.affinity;
             ServiceView {
                 name: service.name.clone(),
                 id: service.id,
                 vip: service.vip.to_string(),
                 protocol: service.protocol.name().to_owned(),
-                affinity: format!("signed ({cookie})"),
+                affinity: service.affinity.describe(),
                 backends: self.backends.values().filter(|backend| backend.service == service.id).count(),
                 ready: count(State::Ready),
                 draining: count(State::Drain),

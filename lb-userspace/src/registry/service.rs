@@ -97,8 +97,13 @@ impl Service {
             replay: u8::from(self.replay),
             ..map::Service::default()
         };
-        let Affinity::Signed { cookie } = &self.affinity;
-        assert!(entry.set_cookie_name(cookie), "the configuration's check allows 1 to 15 bytes");
+        entry.affinity = match self.affinity {
+            Affinity::Signed { .. } => map::Affinity::Signed,
+            Affinity::Source => map::Affinity::Source,
+            Affinity::None => map::Affinity::None,
+        } as u8;
+        let named = entry.set_cookie_name(self.affinity.cookie());
+        assert!(named, "the configuration's check allows 1 to 15 bytes");
         entry
     }
 

@@ -112,21 +112,34 @@ impl Checker<'_, '_> {
     fn affinity(&mut self, raw: Option<RawAffinity>) -> Affinity {
         let raw = raw.unwrap_or_default();
         if let Some(kind) = raw.kind {
-            match kind.get_ref().as_str() {
-                "signed" => {}
-                later @ ("learned" | "hashed" | "quic" | "source" | "none") => self.faults.push(
-                    kind.span(),
-                    format!("affinity `{later}` is not there yet"),
-                    "this version has `signed` only: the token in a cookie that the managed servers set",
-                ),
-                other => {
-                    let help = suggest(other, &["signed"]);
-                    self.faults.push(kind.span(), format!("`{other}` is no affinity rule"), help);
+            let bound_at_once = match kind.get_ref().as_str() {
+                "signed" => None,
+                "source" => Some(Affinity::Source),
+                "none" => Some(Affinity::None),
+                later @ ("learned" | "hashed" | "quic") => {
+                    self.faults.push(
+                        kind.span(),
+                        format!("affinity `{later}` is not there yet"),
+                        "this version has `signed`, `source` and `none`",
+                    );
+                    None
                 }
+                other => {
+                    let help = suggest(other, &["signed", "source", "none"]);
+                    self.faults.push(kind.span(), format!("`{other}` is no affinity rule"), help);
+                    None
+                }
+            };
+            if let Some(affinity) = bound_at_once {
+                if let Some(cookie) = raw.cookie {
+                    let reason = format!("affinity `{}` looks at no cookie", kind.get_ref());
+                    self.faults.push(cookie.span(), reason, "leave `cookie` away, or use `signed`");
+                }
+                return affinity;
             }
         }
         let cookie = match raw.cookie {
-            None => "lb".to_owned(),
+            None => Affinity::COOKIE.to_owned(),
             Some(cookie) => {
                 let name = cookie.get_ref();
                 // RFC 6265 §4.1.1: a cookie's name is a token of RFC 2616 §2.2.
