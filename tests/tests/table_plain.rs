@@ -263,3 +263,32 @@ fn a_flood_of_syns_harms_no_connection() -> Result<()> {
     }
     Ok(())
 }
+
+/// With one backend more, no more clients move than the newcomer's share; with one less, only those that it had.
+#[test]
+fn few_clients_move_when_a_backend_comes_or_goes() -> Result<()> {
+    const CLIENTS: u32 = 600;
+    let mut scene = scene(5, Affinity::Source)?;
+    let homes = |scene: &mut Scene| -> Result<Vec<u16>> {
+        let mut homes = Vec::new();
+        for n in 0..CLIENTS {
+            scene.client = std::net::SocketAddrV4::new((0x0a63_0000 + n).into(), 5);
+            homes.push(begin(scene)?);
+        }
+        scene.runner.maps.forget()?;
+        Ok(homes)
+    };
+    scene.runner.change(|setup| setup.set_state(4, State::Gone))?;
+    let four = homes(&mut scene)?;
+    scene.runner.change(|setup| setup.set_state(4, State::Ready))?;
+    let five = homes(&mut scene)?;
+    let moved = four.iter().zip(&five).filter(|(before, after)| before != after).count();
+    let share = five.iter().filter(|slot| **slot == 4).count();
+    assert!(share > CLIENTS as usize / 7 && share < CLIENTS as usize / 4, "{share}");
+    // The newcomer's, and the few that the others' turns shift (Maglev, §5.3).
+    assert!(
+        moved >= share && moved <= share + CLIENTS as usize / 20,
+        "{moved} moved, {share} to the newcomer"
+    );
+    Ok(())
+}
