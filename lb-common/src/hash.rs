@@ -6,7 +6,9 @@ use crate::addr::Addr;
 /// A 128-bit secret as two little-endian words.
 pub type SipKey = [u64; 2];
 
-struct Sip {
+/// SipHash-2-4, one word at a time.
+#[derive(Clone, Copy)]
+pub struct Sip {
     v0: u64,
     v1: u64,
     v2: u64,
@@ -15,7 +17,7 @@ struct Sip {
 
 impl Sip {
     #[inline(always)]
-    const fn new(key: &SipKey) -> Self {
+    pub const fn new(key: &SipKey) -> Self {
         Self {
             v0: key[0] ^ 0x736f_6d65_7073_6575,
             v1: key[1] ^ 0x646f_7261_6e64_6f6d,
@@ -39,7 +41,7 @@ impl Sip {
     }
 
     #[inline(always)]
-    const fn absorb(&mut self, word: u64) {
+    pub const fn absorb(&mut self, word: u64) {
         self.v3 ^= word;
         self.round();
         self.round();
@@ -47,7 +49,7 @@ impl Sip {
     }
 
     #[inline(always)]
-    const fn finish(mut self) -> u64 {
+    pub const fn finish(mut self) -> u64 {
         self.v2 ^= 0xff;
         self.round();
         self.round();

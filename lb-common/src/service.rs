@@ -3,8 +3,10 @@
 use crate::addr::{Addr, Be16};
 use bytemuck::{Pod, Zeroable};
 
-/// Longest cookie name, in bytes.
+/// Longest name of a cookie or of a parameter in a query, in bytes.
 pub const MAX_COOKIE_NAME: usize = 15;
+/// Longest name of a header field, in bytes.
+pub const MAX_HEADER_NAME: usize = 14;
 
 /// Value of the service map. An id of 0 is no service.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -26,19 +28,19 @@ pub struct Service {
     pub window_scale: u8,
     /// [`PROMISE_SACK`] | [`PROMISE_TIMESTAMPS`] | [`PROMISE_WINDOW_SCALE`]: what every backend can do.
     pub promises: u8,
-    /// The two words that precede a token's first character in the `Cookie` header, `name=` right-aligned in 16 bytes...
-    pub cookie_name: [u64; 2],
+    /// The two words that precede a key's first character: right-aligned in 16 bytes, `name=` of a cookie or a parameter in a query, or a newline and `name:` of a header field, in lower case...
+    pub key_name: [u64; 2],
     /// ...and the masks of the bytes of them that count.
-    pub cookie_mask: [u64; 2],
-    /// Bytes of `name=`.
-    pub cookie_len: u8,
+    pub key_mask: [u64; 2],
+    /// Bytes of that.
+    pub key_name_len: u8,
     /// How many different backends a flow is offered to before its client is reset.
     pub max_tries: u8,
     /// 1 when a safe request that its backend left unanswered goes to another one.
     pub replay: u8,
     /// An [`Affinity`].
     pub affinity: u8,
-    /// A [`Place`]: where in a datagram the key stands.
+    /// A [`Place`]: where the key stands.
     pub place: u8,
     /// Bytes between that place and the key.
     pub key_at: u8,
@@ -49,26 +51,35 @@ pub struct Service {
     pub marker: [u64; 2],
 }
 
-/// Where in a datagram a key stands.
+/// Where a key stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Place {
-    /// Counted from the beginning of the payload.
-    Offset = 0,
-    /// Counted back from its end, to the end of the key.
-    End = 1,
-    /// Behind the first occurrence of the marker within [`MARKER_ROOM`] bytes.
-    Marker = 2,
+    /// In a cookie of an HTTP request.
+    Cookie = 0,
+    /// In a header field of an HTTP request.
+    Header = 1,
+    /// In a parameter of the query of an HTTP request's target.
+    Query = 2,
+    /// In a datagram, counted from the beginning of the payload.
+    Offset = 3,
+    /// In a datagram, counted back from its end, to the end of the key.
+    End = 4,
+    /// In a datagram, behind the first occurrence of the marker within [`MARKER_ROOM`] bytes.
+    Marker = 5,
 }
 
 impl Place {
-    /// From the byte in the map; an unknown value is [`Place::Offset`].
+    /// From the byte in the map; an unknown value is [`Place::Cookie`].
     #[inline(always)]
     pub const fn from_bits(bits: u8) -> Self {
         match bits {
-            1 => Self::End,
-            2 => Self::Marker,
-            _ => Self::Offset,
+            1 => Self::Header,
+            2 => Self::Query,
+            3 => Self::Offset,
+            4 => Self::End,
+            5 => Self::Marker,
+            _ => Self::Cookie,
         }
     }
 }
@@ -136,19 +147,44 @@ impl Service {
         (self.marker[1].count_ones()) / 8
     }
 
-    /// Sets the cookie's name: 1 to [`MAX_COOKIE_NAME`] bytes. Returns whether the length is right.
+    /// The key stands in the cookie of that name: 1 to [`MAX_COOKIE_NAME`] bytes. Returns whether the length is right.
     pub fn set_cookie_name(&mut self, name: &str) -> bool {
-        let n = name.len();
-        if n == 0 || n > MAX_COOKIE_NAME {
+        self.place = Place::Cookie as u8;
+        self.set_name(b"", name.as_bytes(), b'=')
+    }
+
+    /// The key stands in the parameter of that name, as it is written in the query: 1 to [`MAX_COOKIE_NAME`] bytes.
+    /// Returns whether the length is right.
+    pub fn set_query_name(&mut self, name: &str) -> bool {
+        self.place = Place::Query as u8;
+        self.set_name(b"", name.as_bytes(), b'=')
+    }
+
+    /// The key stands in the header field of that name, in any case: 1 to [`MAX_HEADER_NAME`] bytes. Returns whether the
+    /// length is right.
+    pub fn set_header_name(&mut self, name: &str) -> bool {
+        self.place = Place::Header as u8;
+        // The program sets the bit that tells the case of a letter, in every byte alike.
+        let mut lower = [0; MAX_HEADER_NAME];
+        let Some(lower) = lower.get_mut(..name.len()) else { return false };
+        lower.copy_from_slice(name.as_bytes());
+        lower.iter_mut().for_each(|byte| *byte |= 0x20);
+        self.set_name(&[b'\n' | 0x20], lower, b':')
+    }
+
+    fn set_name(&mut self, before: &[u8], name: &[u8], behind: u8) -> bool {
+        let n = before.len() + name.len();
+        if name.is_empty() || n > 15 {
             return false;
         }
         let (mut bytes, mut mask) = ([0u8; 16], [0u8; 16]);
-        bytes[15 - n..15].copy_from_slice(name.as_bytes());
-        bytes[15] = b'=';
+        bytes[15 - n..15 - name.len()].copy_from_slice(before);
+        bytes[15 - name.len()..15].copy_from_slice(name);
+        bytes[15] = behind;
         mask[15 - n..].fill(0xff);
-        self.cookie_name = bytemuck::cast(bytes);
-        self.cookie_mask = bytemuck::cast(mask);
-        self.cookie_len = n as u8 + 1;
+        self.key_name = bytemuck::cast(bytes);
+        self.key_mask = bytemuck::cast(mask);
+        self.key_name_len = n as u8 + 1;
         true
     }
 }
@@ -163,10 +199,14 @@ mod tests {
     fn a_cookie_name_is_right_aligned_before_its_token() {
         let mut service = Service::default();
         assert!(service.set_cookie_name("lb"));
-        assert_eq!(bytemuck::cast::<_, [u8; 16]>(service.cookie_name), *b"\0\0\0\0\0\0\0\0\0\0\0\0\0lb=");
+        assert_eq!(bytemuck::cast::<_, [u8; 16]>(service.key_name), *b"\0\0\0\0\0\0\0\0\0\0\0\0\0lb=");
         let mask: [u8; 16] = bytemuck::cast(service.cookie_mask);
-        assert_eq!((mask[12], mask[13], service.cookie_len), (0, 0xff, 3));
+        assert_eq!((mask[12], mask[13], service.key_name_len), (0, 0xff, 3));
         assert!(service.set_cookie_name("fifteen-letters"));
         assert!(!service.set_cookie_name("sixteen--letters") && !service.set_cookie_name(""));
+        assert!(service.set_header_name("X-Session") && service.place == Place::Header as u8);
+        assert_eq!(&bytemuck::cast::<_, [u8; 16]>(service.key_name)[5..], b"*x-session:");
+        assert!(service.set_header_name("fourteenbytes!"));
+        assert!(!service.set_header_name("fifteen-letters") && !service.set_header_name(""));
     }
 }

@@ -4,7 +4,7 @@ use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
 use crate::maps::{FLOWS, SERVICES, count, count_backend, settings};
-use crate::offer::{offer, offer_first, refuse};
+use crate::offer::{lb_refuse, offer};
 use crate::packet::Segment;
 use crate::select::{ANOTHER, choose, lb_choose};
 use crate::stash::{self, Slot};
@@ -21,39 +21,51 @@ use lb_common::stash::{STASH_BYTES, Stash, View};
 use lb_common::tcp::{FIN, RST};
 
 /// The first payload of a proven client: choose, stash, make a flow, and turn the packet into a SYN to the backend.
-/// A global function (see [`crate::cold`]).
+#[inline(always)]
+pub(crate) fn begin(ctx: &XdpContext, service: u16) -> Verdict {
+    let bits = lb_bind(ctx.ctx, u32::from(service));
+    if bits >> 32 == CHOSEN {
+        return offer(ctx, bits as u32, Counter::Bound);
+    }
+    Verdict::from_bits(if bits == NOBODY_READY { lb_refuse(ctx.ctx) } else { bits })
+}
+
+/// Not a verdict, in the high half of one: a backend was chosen for the flow whose index is in the low half.
+const CHOSEN: u64 = 0xffff_fffe;
+
+/// All of that but the SYN. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
+extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
     let Some(settings) = settings() else { return consume(Counter::DropNoService).to_bits() };
     let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else {
         return consume(Counter::DropTruncated).to_bits();
     };
-    let verdict = bind(&ctx, settings, &key, &segment);
-    if verdict.to_bits() == NOBODY_READY { refuse(&ctx, &segment) } else { verdict }.to_bits()
+    bind(&ctx, settings, &key, &segment)
 }
 
 #[inline(always)]
-fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> Verdict {
-    let Some(service) = SERVICES.get(u32::from(key.service)) else { return consume(Counter::DropNoService) };
+fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> u64 {
     let now = flows::now(settings);
-    let Some(entry) = flows::claim(settings, key, now) else { return consume(Counter::DropFlowTableFull) };
+    let Some(entry) = flows::claim(settings, key, now) else {
+        return consume(Counter::DropFlowTableFull).to_bits();
+    };
     let hash = key.hash(settings);
     let Some(slot) = stash::claim(settings, entry.index, hash, now) else {
         free(entry);
-        return consume(Counter::DropNoStash);
+        return consume(Counter::DropNoStash).to_bits();
     };
     if !stash::keep_first(ctx, slot, segment) {
         stash::release(slot);
         free(entry);
-        return consume(Counter::DropStashFull);
+        return consume(Counter::DropStashFull).to_bits();
     }
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *slot.stash };
     stash.hash = hash;
     let index = u32::from(slot.index);
-    let found = http::find(settings, service, u32::from(key.service), stash, index);
+    let found = http::find(u32::from(key.service), index);
     if found == INVALID {
         count(key.service, Counter::InvalidToken as u32);
     }
@@ -61,7 +73,7 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
     if chosen == u32::from(NOBODY) {
         stash::release(slot);
         free(entry);
-        return Verdict::from_bits(NOBODY_READY);
+        return NOBODY_READY;
     }
     let chosen = chosen as u16;
     stash::note_tried(slot.stash, chosen);
@@ -74,7 +86,7 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
     set_head(entry, key, chosen, FlowState::Binding);
     stash::unlock(slot);
     count_choice(key.service, chosen, stash.reason);
-    offer_first(ctx, flow, stash, Counter::Bound)
+    CHOSEN << 32 | u64::from(entry.index)
 }
 
 /// Not a verdict: no backend is ready, which the client is to be told.

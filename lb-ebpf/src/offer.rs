@@ -75,13 +75,17 @@ pub(crate) fn syn_header(flow: &Flow, stash: &Stash, backend: &Backend) -> (Head
     (header, syn_options(agreed.mss(), agreed.sack, timestamps, scale))
 }
 
-/// Tells the client with RST that nobody serves.
-#[inline(always)]
-pub(crate) fn refuse(ctx: &XdpContext, segment: &Segment) -> Verdict {
-    let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
+/// Tells the client with RST that nobody serves. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_refuse(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let truncated = consume(Counter::DropTruncated).to_bits();
+    let Some(frame) = ctx.frame() else { return truncated };
+    let Some(segment) = Segment::read(frame, ctx.len()) else { return truncated };
     let (from, to) = back(frame);
     let ack = segment.seq.wrapping_add(segment.payload);
     let header =
         Header { from, to, seq: segment.ack, ack, flags: RST | ACK, window: 0, payload: 0, payload_sum: 0 };
-    send(ctx, &header, &[], ctx.ingress_ifindex() as u32, Counter::ResetNoBackend)
+    send(&ctx, &header, &[], ctx.ingress_ifindex() as u32, Counter::ResetNoBackend).to_bits()
 }

@@ -1,7 +1,7 @@
 //! Which backend a new flow goes to: DESIGN of the steering order in `README.md`, "How a backend is chosen".
 
 use crate::maps::{BACKENDS, MAGLEV, SERVICES, STASHES};
-use crate::token::{Found, VALID};
+use crate::token::{Found, HASHED, VALID};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
@@ -50,6 +50,8 @@ pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 
     let reason = if found == ANOTHER {
         stash.hash = next_hash(stash.hash);
         Counter::Retried
+    } else if found == HASHED {
+        Counter::Hashed
     } else if found != VALID {
         Counter::NewSession
     } else if stash.claim.service != id {

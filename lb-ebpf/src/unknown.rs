@@ -34,7 +34,7 @@ const LATER: Proof = 3;
 /// It acknowledges a FIN of ours.
 const LAST: Proof = 4;
 
-/// Not a verdict: the segment is a first payload, to be given to [`crate::handshake::lb_bind`]. The caller does that,
+/// Not a verdict: the segment is a first payload, to be given to [`handshake::begin`]. The caller does that,
 /// not this function, because a chain of calls shares 512 bytes of stack.
 const BIND: u64 = u64::MAX;
 
@@ -42,11 +42,11 @@ const BIND: u64 = u64::MAX;
 #[inline(always)]
 pub(crate) fn handle(ctx: &XdpContext, service: u16) -> Verdict {
     let bits = lb_unknown(ctx.ctx, u32::from(service));
-    Verdict::from_bits(match bits {
-        BIND => handshake::lb_bind(ctx.ctx, u32::from(service)),
-        plain::BEGIN => plain::lb_begin(ctx.ctx, u32::from(service)),
-        bits => bits,
-    })
+    match bits {
+        BIND => handshake::begin(ctx, service),
+        plain::BEGIN => Verdict::from_bits(plain::lb_begin(ctx.ctx, u32::from(service))),
+        bits => Verdict::from_bits(bits),
+    }
 }
 
 /// What a segment without a flow gets. A global function (see [`crate::cold`]).

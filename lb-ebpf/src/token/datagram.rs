@@ -35,12 +35,12 @@ pub(crate) extern "C" fn lb_datagram_key(ctx: *mut xdp_md, service: u32, len: u3
     let key = u32::from(entry.key_len);
     let at = u32::from(entry.key_at);
     let from = match Place::from_bits(entry.place) {
-        Place::Offset => at,
         Place::End => len.wrapping_sub(key + at),
         Place::Marker => match behind_marker(&ctx, entry, service, scratch, len) {
             NOWHERE => return ABSENT,
             behind => behind + at,
         },
+        _ => at,
     };
     if from > len || key > len - from {
         return ABSENT;

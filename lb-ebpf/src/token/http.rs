@@ -1,14 +1,14 @@
-//! The token in the `Cookie` header of an HTTP/1.1 request (RFC 6265 §4.2): any header order, the header's name in any
-//! case, any place among other cookies.
+//! The token, or the key that is hashed, in an HTTP/1.1 request: in a cookie (RFC 6265 §4.2), in any other header field, or
+//! in a parameter of the target's query. Any order of fields, their names in any case, any place among other cookies.
 //!
 //! Works on the stash, where the payload has just been copied: eight bytes at a time, comparing all of them at once
 //! (SWAR), with masked offsets that the verifier accepts without a comparison.
 
-use super::{ABSENT, Found};
+use super::{ABSENT, Found, HASHED};
 use crate::atomic::launder;
-use crate::maps::{SERVICES, STASHES};
-use lb_common::service::Service;
-use lb_common::settings::Settings;
+use crate::maps::{SERVICES, STASHES, settings};
+use lb_common::hash::Sip;
+use lb_common::service::{Affinity, Place, Service};
 use lb_common::stash::{STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
 
@@ -23,6 +23,7 @@ const NAME_HITS: u32 = 64;
 
 /// Mask of offsets; what lies behind it in the stash covers a block and one more word, and a token.
 const MASK: u64 = 0xfff;
+const _: () = assert!(core::mem::offset_of!(Stash, bytes) >= 16);
 const _: () =
     assert!(MASK as usize + BLOCK + 16 <= STASH_ROOM && MASK as usize + 16 + TOKEN_TEXT_LEN <= STASH_ROOM);
 
@@ -30,6 +31,10 @@ const ONES: u64 = 0x0101_0101_0101_0101;
 const TOPS: u64 = 0x8080_8080_8080_8080;
 /// Bit that tells the case of a letter, in every byte.
 const CASE: u64 = 0x2020_2020_2020_2020;
+const SEMICOLONS: u64 = b';' as u64 * ONES;
+const SPACES: u64 = b' ' as u64 * ONES;
+const RETURNS: u64 = b'\r' as u64 * ONES;
+const ANDS: u64 = b'&' as u64 * ONES;
 const NEWLINES: u64 = b'\n' as u64 * ONES;
 const LOWER_C: u64 = b'c' as u64 * ONES;
 const LOWER_K: u64 = b'k' as u64 * ONES;
@@ -71,6 +76,17 @@ impl Bytes {
     pub(super) fn word(self, at: At, n: usize) -> u64 {
         // SAFETY: a masked offset, a block and 9 bytes lie within the stash.
         u64::from_le(unsafe { self.first.add(at.0 as usize + n).cast::<u64>().read_unaligned() })
+    }
+
+    /// The sixteen bytes before an offset, which may begin before the first one: what stands there in the stash is no name.
+    #[inline(always)]
+    fn before(self, at: At) -> (u64, u64) {
+        // SAFETY: a masked offset lies within the stash, and sixteen bytes of it stand before the first one.
+        unsafe {
+            let first = self.first.add(at.0 as usize);
+            let (low, high) = (first.sub(16).cast::<u64>(), first.sub(8).cast::<u64>());
+            (u64::from_le(low.read_unaligned()), u64::from_le(high.read_unaligned()))
+        }
     }
 
     #[inline(always)]
@@ -131,6 +147,119 @@ extern "C" fn lb_next_cookie(stash: u32, from: u32) -> u32 {
     })
 }
 
+/// Finds the service's key: the offset of its value, with [`TO_HASH`] where that is to be done, or [`NOWHERE`]. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_locate(stash: u32, service: u32) -> u32 {
+    let (Some(at), Some(entry)) = (STASHES.get(stash), SERVICES.get(service)) else { return NOWHERE };
+    let bytes = Bytes::of(at);
+    let found = match Place::from_bits(entry.place) {
+        Place::Header => header_value(bytes, stash, entry),
+        Place::Query => named_value(bytes, stash, entry, service, At::new(0), BEFORE_PARAMETER),
+        _ => match cookie_line(bytes, stash) {
+            Some(line) => named_value(bytes, stash, entry, service, line, BEFORE_COOKIE),
+            None => None,
+        },
+    };
+    match found {
+        Some(at) if entry.affinity == Affinity::Hashed as u8 => at.0 as u32 | TO_HASH,
+        Some(at) => at.0 as u32,
+        None => NOWHERE,
+    }
+}
+
+/// Offset of the value of the service's header field. Stops where the head ends.
+#[inline(always)]
+fn header_value(bytes: Bytes, stash: u32, entry: &Service) -> Option<At> {
+    let [name_low, name_high] = entry.key_name;
+    let [mask_low, mask_high] = entry.key_mask;
+    let mut from = 0;
+    let mut turn = 0;
+    while turn < LINE_HITS {
+        let hit = lb_next_line(stash, from);
+        if hit == NOWHERE {
+            return None;
+        }
+        let line = At::new(u64::from(hit));
+        // Sixteen bytes that end with the field's colon, if it is the one.
+        let behind = line.plus(u64::from(entry.key_name_len));
+        let (low, high) = bytes.before(behind);
+        if ((low | CASE) ^ name_low) & mask_low | ((high | CASE) ^ name_high) & mask_high == 0 {
+            let skip = 1 & !is_not_one_of(1 << b' ' | 1 << b'\t', bytes.byte(behind));
+            return Some(behind.plus(skip));
+        }
+        if bytes.byte(line.plus(1)) == b'\r' {
+            return None;
+        }
+        from = hit + 1;
+        turn += 1;
+    }
+    None
+}
+
+/// Finds the next newline. A global function, as [`lb_next_cookie`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_next_line(stash: u32, from: u32) -> u32 {
+    let Some(stash) = STASHES.get(stash) else { return NOWHERE };
+    let bytes = Bytes::of(stash);
+    search(bytes, from, |at, n| zeros(bytes.word(at, n) ^ NEWLINES))
+}
+
+/// Words of a value that are hashed; what is longer counts as one of that length.
+const VALUE_WORDS: u32 = 16;
+
+/// Hashes the value that stands at an offset, up to what ends a cookie, a parameter or a line. Leaves the hash in the
+/// stash: the same on every node.
+///
+/// A global function, as [`lb_next_cookie`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_hash_value(stash: u32, service: u32, at: u32) -> u32 {
+    let (Some(place), Some(entry)) = (STASHES.get_ptr_mut(stash), SERVICES.get(service)) else {
+        return ABSENT;
+    };
+    // SAFETY: a map value stays valid, and the caller has its lock.
+    let stash = unsafe { &mut *place };
+    let bytes = Bytes::of(stash);
+    // What ends a value, beside the end of its line: nothing else, in a header field.
+    let (first, second) = match Place::from_bits(entry.place) {
+        Place::Header => (RETURNS, RETURNS),
+        Place::Query => (ANDS, SPACES),
+        _ => (SEMICOLONS, SPACES),
+    };
+    let mut sip = Sip::new(&[0, 0]);
+    let mut at = At::new(u64::from(at));
+    let mut len = 0_u64;
+    let mut turn = 0;
+    while turn < VALUE_WORDS {
+        let word = bytes.word(at, 0);
+        let ends = zeros(word ^ first) | zeros(word ^ second) | zeros(word ^ RETURNS);
+        let within = bytes.len.wrapping_sub(at.0);
+        let mut n = if ends == 0 { 8 } else { lowest(ends) };
+        if at.0 >= bytes.len {
+            n = 0;
+        } else if n > within {
+            n = within;
+        }
+        if n < 8 {
+            sip.absorb(word & !(u64::MAX << (8 * n)));
+            len += n;
+            break;
+        }
+        sip.absorb(word);
+        len += 8;
+        at = at.plus(8);
+        turn += 1;
+    }
+    if len == 0 {
+        return ABSENT;
+    }
+    sip.absorb(len);
+    stash.hash = sip.finish() as u32;
+    HASHED
+}
+
 /// Finds the next newline, or the next equals sign behind the last letter of the service's cookie: that letter.
 ///
 /// A global function, as [`lb_next_cookie`].
@@ -139,25 +268,35 @@ extern "C" fn lb_next_cookie(stash: u32, from: u32) -> u32 {
 extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
     let (Some(stash), Some(service)) = (STASHES.get(stash), SERVICES.get(service)) else { return NOWHERE };
     let bytes = Bytes::of(stash);
-    let last = (service.cookie_name[1] >> 48 & 0xff).wrapping_mul(ONES);
+    let last = (service.key_name[1] >> 48 & 0xff).wrapping_mul(ONES);
     search(bytes, from, |at, n| {
         let word = bytes.word(at, n);
         zeros((word ^ last) | (bytes.word(at, n + 1) ^ EQUALS)) | zeros(word ^ NEWLINES)
     })
 }
 
-/// Looks for the service's cookie in a stash, up to its limit, and verifies what it holds.
+/// Looks for the service's key in a stash, up to its limit, and verifies or hashes what it holds.
 #[inline(always)]
-pub(crate) fn find(
-    settings: &Settings,
-    entry: &Service,
-    service: u32,
-    stash: &mut Stash,
-    index: u32,
-) -> Found {
+pub(crate) fn find(service: u32, stash: u32) -> Found {
+    match lb_locate(stash, service) {
+        NOWHERE => ABSENT,
+        at if at & TO_HASH != 0 => lb_hash_value(stash, service, at & !TO_HASH),
+        at => lb_verify(stash, at),
+    }
+}
+
+/// Stands beside the offset of a value that is hashed.
+const TO_HASH: u32 = 1 << 30;
+
+/// Verifies the token whose text stands at an offset of a stash. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_verify(stash: u32, at: u32) -> u32 {
+    let (Some(settings), Some(stash)) = (settings(), STASHES.get_ptr_mut(stash)) else { return ABSENT };
+    // SAFETY: a map value stays valid, and the caller has its lock.
+    let stash = unsafe { &mut *stash };
     let bytes = Bytes::of(stash);
-    let Some(line) = cookie_line(bytes, index) else { return ABSENT };
-    let Some(text) = cookie_value(bytes, index, entry, service, line) else { return ABSENT };
+    let text = At::new(u64::from(at));
     if text.0 + TOKEN_TEXT_LEN as u64 > bytes.len {
         return ABSENT;
     }
@@ -165,12 +304,16 @@ pub(crate) fn find(
     unsafe { super::verify(settings, bytes.first.add(text.0 as usize), stash) }
 }
 
-/// Not zero for a byte that cannot stand before a cookie's name. Without a branch for each that can.
+/// What can stand before a cookie's name...
+const BEFORE_COOKIE: u64 = 1 << b' ' | 1 << b';' | 1 << b':' | 1 << b'\t';
+/// ...and before that of a parameter.
+const BEFORE_PARAMETER: u64 = 1 << b'?' | 1 << b'&';
+
+/// Not zero for a byte that is not in a set of bytes below 64. Without a branch for each that is.
 #[inline(always)]
-fn not_before_a_name(byte: u8) -> u64 {
-    const CAN: u64 = 1 << b' ' | 1 << b';' | 1 << b':' | 1 << b'\t';
+fn is_not_one_of(set: u64, byte: u8) -> u64 {
     let byte = u64::from(byte);
-    launder(byte >> 6) | !(CAN >> (byte & 63)) & 1
+    launder(byte >> 6) | !(set >> (byte & 63)) & 1
 }
 
 /// Offset behind `Cookie:`.
@@ -193,12 +336,20 @@ fn cookie_line(bytes: Bytes, stash: u32) -> Option<At> {
     None
 }
 
-/// Offset of the cookie's value in the header line that goes on at `line`.
+/// Offset of a value in the line that goes on at `line`, behind the service's name and an equals sign. `stands_behind`
+/// is a set of bytes below 64, those before which the name may stand.
 #[inline(always)]
-fn cookie_value(bytes: Bytes, stash: u32, entry: &Service, service: u32, line: At) -> Option<At> {
-    let [name_low, name_high] = entry.cookie_name;
-    let [mask_low, mask_high] = entry.cookie_mask;
-    let before = 15_u64.wrapping_sub(u64::from(entry.cookie_len));
+fn named_value(
+    bytes: Bytes,
+    stash: u32,
+    entry: &Service,
+    service: u32,
+    line: At,
+    stands_behind: u64,
+) -> Option<At> {
+    let [name_low, name_high] = entry.key_name;
+    let [mask_low, mask_high] = entry.key_mask;
+    let before = u64::from(entry.key_name_len).wrapping_add(1);
     let mut from = line.0 as u32;
     let mut turn = 0;
     while turn < NAME_HITS {
@@ -207,14 +358,14 @@ fn cookie_value(bytes: Bytes, stash: u32, entry: &Service, service: u32, line: A
             return None;
         }
         // Sixteen bytes that end with the equals sign.
-        let name = At::new(u64::from(hit).wrapping_sub(14));
-        let (low, high) = (bytes.word(name, 0), bytes.word(name, 8));
+        let value = At::new(u64::from(hit).wrapping_add(2));
+        let (low, high) = bytes.before(value);
         if high >> 48 & 0xff == u64::from(b'\n') {
             return None;
         }
         let wrong = (low ^ name_low) & mask_low | (high ^ name_high) & mask_high;
-        if wrong | not_before_a_name(bytes.byte(name.plus(before))) == 0 {
-            return Some(name.plus(16));
+        if wrong | is_not_one_of(stands_behind, bytes.byte(At::new(value.0.wrapping_sub(before)))) == 0 {
+            return Some(value);
         }
         from = hit + 1;
         turn += 1;

@@ -194,7 +194,7 @@ fn a_map_entry_holds_all_that_a_packet_needs() {
     assert_ne!(entry.ip_delta, 0);
     let service = fixture.maps.services[&SHOP];
     assert_eq!((service.enabled, service.protocol, service.port.get()), (1, 6, 80));
-    assert_eq!((service.promises, service.mss, service.cookie_len), (ALL, 1448, 3));
+    assert_eq!((service.promises, service.mss, service.key_name_len), (ALL, 1448, 3));
 }
 
 #[test]
