@@ -200,7 +200,7 @@ mod tests {
         let mut service = Service::default();
         assert!(service.set_cookie_name("lb"));
         assert_eq!(bytemuck::cast::<_, [u8; 16]>(service.key_name), *b"\0\0\0\0\0\0\0\0\0\0\0\0\0lb=");
-        let mask: [u8; 16] = bytemuck::cast(service.cookie_mask);
+        let mask: [u8; 16] = bytemuck::cast(service.key_mask);
         assert_eq!((mask[12], mask[13], service.key_name_len), (0, 0xff, 3));
         assert!(service.set_cookie_name("fifteen-letters"));
         assert!(!service.set_cookie_name("sixteen--letters") && !service.set_cookie_name(""));
