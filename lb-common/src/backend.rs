@@ -80,11 +80,11 @@ pub struct Backend {
     pub _pad2: [u8; 12],
 }
 
-/// Learned by the joint from a backend's SYN-ACKs: which TCP options it has.
+/// Found by the joint in a backend's SYN-ACKs: which TCP options it has.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
-pub struct Learned {
-    /// 1 once something was learned.
+pub struct Abilities {
+    /// 1 once something is known.
     pub seen: u8,
     /// As [`crate::service::Service::promises`].
     pub promises: u8,
@@ -107,4 +107,4 @@ impl Backend {
     }
 }
 
-crate::map_types! { Backend: 64, Learned: 8 }
+crate::map_types! { Backend: 64, Abilities: 8 }

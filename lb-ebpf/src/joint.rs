@@ -6,7 +6,7 @@
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
 use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
-use crate::maps::{BACKENDS, HEADER, LEARNED, SERVICES, count, count_backend, settings};
+use crate::maps::{BACKENDS, HEADER, ABILITIES, SERVICES, count, count_backend, settings};
 use crate::offer::syn_header;
 use crate::options::{self, Offer, Timestamps};
 use crate::packet::{BASE, Packet, Segment, at};
@@ -16,7 +16,7 @@ use crate::verdict::Verdict;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
-use lb_common::backend::{Backend, Learned};
+use lb_common::backend::{Backend, Abilities};
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, Head, REPLAYED, RESCALE_CLIENT};
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
@@ -158,12 +158,12 @@ fn learn(slot: u16, agreed: Agreed, stash: &Stash, offer: &Offer) {
     let offered = bit(agreed.sack, PROMISE_SACK)
         | bit(stash.has_timestamps != 0, PROMISE_TIMESTAMPS)
         | bit(agreed.scales_windows(), PROMISE_WINDOW_SCALE);
-    if let Some(place) = LEARNED.get_ptr_mut(u32::from(slot)) {
+    if let Some(place) = ABILITIES.get_ptr_mut(u32::from(slot)) {
         // SAFETY: a map value stays valid; the daemon reads it as one word.
         unsafe {
             let lacks = (*place).lacks & !offered | offered & !promises;
             let window_scale = offer.window_scale;
-            *place = Learned { seen: 1, promises, window_scale, lacks, mss: offer.mss, _pad2: 0 };
+            *place = Abilities { seen: 1, promises, window_scale, lacks, mss: offer.mss, _pad2: 0 };
         }
     }
 }

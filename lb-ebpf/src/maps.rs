@@ -5,7 +5,7 @@ use crate::header::MAX_HEADER;
 use crate::packet::OptionArea;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
-use lb_common::backend::{Backend, Learned};
+use lb_common::backend::{Backend, Abilities};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
@@ -47,7 +47,7 @@ pub(crate) static STASHES: Array<Stash> = Array::with_max_entries(1024, MMAPABLE
 
 /// Slot → what the backend's SYN-ACKs offered. Written here, read by the daemon.
 #[map]
-pub(crate) static LEARNED: Array<Learned> = Array::with_max_entries(1024, 0);
+pub(crate) static ABILITIES: Array<Abilities> = Array::with_max_entries(1024, 0);
 
 /// Service id (0: none) → counters of this processor.
 #[map]

@@ -120,8 +120,8 @@ impl Daemon {
     fn handle(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Server(event) => self.server(event)?,
-            Event::Health(HealthEvent { slot, up, learned, reason }) => {
-                self.apply(Change::Health { slot, up, learned, reason })?;
+            Event::Health(HealthEvent { slot, up, abilities, reason }) => {
+                self.apply(Change::Health { slot, up, abilities, reason })?;
             }
             Event::NextHop(NextHopEvent { addr, next_hop }) => {
                 if next_hop.is_none() {
@@ -218,7 +218,7 @@ impl Daemon {
     /// Takes back what clients are promised when a backend's answers to them show that it is not so.
     fn heed_syn_acks(&mut self) -> Result<(), DatapathError> {
         for (slot, known) in self.registry.lacks() {
-            let lacks = self.datapath.learned(slot)?.map_or(0, |learned| learned.lacks);
+            let lacks = self.datapath.abilities(slot)?.map_or(0, |abilities| abilities.lacks);
             if lacks != known {
                 tracing::info!(slot, lacks, "a backend's SYN-ACKs to clients lack options");
                 self.apply(Change::Lacks { slot, lacks })?;

@@ -1,6 +1,6 @@
 //! Asks each backend for a TCP connection now and then, and learns from it which TCP options the backend has.
 
-use lb_common::backend::Learned;
+use lb_common::backend::Abilities;
 use lb_common::hash::mix64;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub struct HealthEvent {
     pub slot: u16,
     pub up: bool,
     /// What the last successful connection told; `seen` is 0 when there was none.
-    pub learned: Learned,
+    pub abilities: Abilities,
     /// Why it is down.
     pub reason: Option<String>,
 }
@@ -84,7 +84,7 @@ async fn check(
     events: mpsc::UnboundedSender<HealthEvent>,
 ) {
     let mut opinion = Opinion::default();
-    let mut learned = Learned::default();
+    let mut abilities = Abilities::default();
     let mut due = Instant::now();
     for round in 0.. {
         tokio::time::sleep_until(due).await;
@@ -92,21 +92,21 @@ async fn check(
             let _turn = at_once.acquire().await.expect("the semaphore is never closed");
             probe(addr, policy.timeout).await
         };
-        let before = learned;
+        let before = abilities;
         let reason = match &outcome {
             Ok(found) => {
-                learned = *found;
+                abilities = *found;
                 None
             }
             Err(reason) => Some(reason.clone()),
         };
         let changed = opinion.observe(outcome.is_ok(), &policy);
         if let Some(up) = opinion.up
-            && (changed || (up && learned != before))
+            && (changed || (up && abilities != before))
         {
             tracing::debug!(slot, %addr, up, reason = reason.as_deref().unwrap_or(""), "health");
             let reason = if up { None } else { reason };
-            if events.send(HealthEvent { slot, up, learned, reason }).is_err() {
+            if events.send(HealthEvent { slot, up, abilities, reason }).is_err() {
                 return;
             }
         }
@@ -148,19 +148,19 @@ impl Opinion {
 }
 
 /// Connects, looks at what was agreed, and hangs up.
-async fn probe(addr: SocketAddr, timeout: Duration) -> Result<Learned, String> {
+async fn probe(addr: SocketAddr, timeout: Duration) -> Result<Abilities, String> {
     let connected = tokio::time::timeout(timeout, TcpStream::connect(addr)).await;
     let stream = match connected {
         Err(_) => return Err(format!("no answer within {timeout:?}")),
         Ok(Err(error)) => return Err(error.to_string()),
         Ok(Ok(stream)) => stream,
     };
-    let learned = learn(&stream).map_err(|error| format!("connection without TCP_INFO: {error}"))?;
+    let abilities = learn(&stream).map_err(|error| format!("connection without TCP_INFO: {error}"))?;
     // With RST: thousands of checks must not leave thousands of sockets in TIME_WAIT.
     if let Err(error) = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "health check closes slowly");
     }
-    Ok(learned)
+    Ok(abilities)
 }
 
 /// Bits of `tcpi_options` (`linux/tcp.h`).
@@ -171,7 +171,7 @@ const TCPI_OPT_WSCALE: u8 = 4;
 const TIMESTAMPS_LEN: u16 = 12;
 
 /// What a connection says of the TCP at its other end.
-fn learn(stream: &TcpStream) -> io::Result<Learned> {
+fn learn(stream: &TcpStream) -> io::Result<Abilities> {
     // The head of `struct tcp_info`, which has grown at its end ever since; the kernel writes no more than asked for.
     let mut info = [0_u8; 8];
     option(stream, libc::TCP_INFO, &mut info)?;
@@ -195,7 +195,7 @@ fn option<const N: usize>(stream: &TcpStream, name: libc::c_int, value: &mut [u8
 
 /// Reads state, congestion state, retransmits, probes, backoff, options, window scales; `mss` is what fits in a
 /// segment beside the options of every segment.
-fn read_info(info: &[u8; 8], mss: u32) -> Learned {
+fn read_info(info: &[u8; 8], mss: u32) -> Abilities {
     let (options, scales) = (info[5], info[6]);
     let mut promises = 0;
     let mut full = u16::try_from(mss).unwrap_or(u16::MAX);
@@ -212,7 +212,7 @@ fn read_info(info: &[u8; 8], mss: u32) -> Learned {
         // Two bit fields in one byte, the other end's first; first is low on little-endian machines.
         window_scale = if cfg!(target_endian = "little") { scales & 15 } else { scales >> 4 };
     }
-    Learned { seen: 1, promises, window_scale, mss: full, ..Learned::default() }
+    Abilities { seen: 1, promises, window_scale, mss: full, ..Abilities::default() }
 }
 
 /// An option that we do not offer ourselves cannot be learned, and so is never promised to clients.
@@ -271,12 +271,12 @@ mod tests {
 
     #[test]
     fn tcp_info_is_read() {
-        let all = Learned { seen: 1, promises: 7, window_scale: 10, mss: 1460, ..Learned::default() };
+        let all = Abilities { seen: 1, promises: 7, window_scale: 10, mss: 1460, ..Abilities::default() };
         assert_eq!(read_info(&[1, 0, 0, 0, 0, 7 | 8, 0x7a, 0], 1448), all);
-        let none = Learned { seen: 1, promises: 0, window_scale: 0, mss: 1460, ..Learned::default() };
+        let none = Abilities { seen: 1, promises: 0, window_scale: 0, mss: 1460, ..Abilities::default() };
         assert_eq!(read_info(&[1, 0, 0, 0, 0, 0, 0xff, 0], 1460), none);
         let sack =
-            Learned { seen: 1, promises: PROMISE_SACK, window_scale: 0, mss: 536, ..Learned::default() };
+            Abilities { seen: 1, promises: PROMISE_SACK, window_scale: 0, mss: 536, ..Abilities::default() };
         assert_eq!(read_info(&[1, 0, 0, 0, 0, 2, 0, 0], 536), sack);
     }
 
@@ -290,11 +290,11 @@ mod tests {
         health.watch(5, addr, quick);
         let up = news.recv().await.unwrap();
         assert_eq!((up.slot, up.up, up.reason), (5, true, None));
-        assert_eq!((up.learned.seen, up.learned.promises & PROMISE_SACK), (1, PROMISE_SACK));
-        assert!(up.learned.mss > 1460, "{}", up.learned.mss);
+        assert_eq!((up.abilities.seen, up.abilities.promises & PROMISE_SACK), (1, PROMISE_SACK));
+        assert!(up.abilities.mss > 1460, "{}", up.abilities.mss);
         drop(listener);
         let down = news.recv().await.unwrap();
         assert!(!down.up && down.reason.unwrap().contains("refused"));
-        assert_eq!(down.learned, up.learned, "what it told while it was up");
+        assert_eq!(down.abilities, up.abilities, "what it told while it was up");
     }
 }

@@ -4,7 +4,7 @@ use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray};
-use lb_common::backend::{Backend, Learned};
+use lb_common::backend::{Backend, Abilities};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
 use lb_common::flow::{Flow, FlowState};
@@ -24,7 +24,7 @@ pub struct Maps {
     stashes: Array<MapData, Stash>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
-    learned: Array<MapData, Learned>,
+    abilities: Array<MapData, Abilities>,
     /// The half of the doubled tables that the next [`Maps::apply`] fills.
     half: u32,
 }
@@ -53,7 +53,7 @@ impl Maps {
             stashes: map(ebpf, "STASHES")?,
             service_counters: map(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: map(ebpf, "BACKEND_COUNTERS")?,
-            learned: map(ebpf, "LEARNED")?,
+            abilities: map(ebpf, "ABILITIES")?,
             half: 0,
         })
     }
@@ -147,8 +147,8 @@ impl Maps {
         self.fill_stashes(0)
     }
 
-    pub fn learned(&self, slot: u16) -> Result<Learned> {
-        Ok(self.learned.get(&u32::from(slot), 0)?)
+    pub fn abilities(&self, slot: u16) -> Result<Abilities> {
+        Ok(self.abilities.get(&u32::from(slot), 0)?)
     }
 
     /// All counters, of packets that belong to no service too.

@@ -50,7 +50,7 @@ pub fn load_lb_with<'a>(sizes: Sizes, loader: &mut EbpfLoader<'a>) -> Result<Ebp
         .map_max_entries("STASHES", sizes.stashes)
         .map_max_entries("SERVICE_COUNTERS", sizes.services)
         .map_max_entries("BACKEND_COUNTERS", sizes.backends)
-        .map_max_entries("LEARNED", sizes.backends)
+        .map_max_entries("ABILITIES", sizes.backends)
         .load_file(&path)
         .with_context(|| format!("loading {}", path.display()))
 }

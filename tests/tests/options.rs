@@ -75,7 +75,7 @@ fn what_the_backends_lack_is_not_negotiated() -> Result<()> {
     Ok(())
 }
 
-/// A backend that was changed after it was learned: promises are broken, and still every byte arrives in time.
+/// A backend that was changed after its abilities were found out: promises are broken, and still every byte arrives in time.
 #[test]
 fn broken_promises_cost_no_byte() -> Result<()> {
     let world = World::new(Arms::Several, 1)?;
@@ -87,10 +87,10 @@ fn broken_promises_cost_no_byte() -> Result<()> {
             client.upload(2_000_000)
         };
         run().with_context(|| format!("backend with {has:?}; {}", world.counts()))?;
-        let learned = world.balancer.maps.learned(0)?;
-        assert_eq!(learned.promises & PROMISE_SACK != 0, has.sack, "{learned:?}");
-        assert_eq!(learned.promises & PROMISE_TIMESTAMPS != 0, has.timestamps, "{learned:?}");
-        assert_eq!(learned.promises & PROMISE_WINDOW_SCALE != 0, has.window_scaling, "{learned:?}");
+        let abilities = world.balancer.maps.abilities(0)?;
+        assert_eq!(abilities.promises & PROMISE_SACK != 0, has.sack, "{abilities:?}");
+        assert_eq!(abilities.promises & PROMISE_TIMESTAMPS != 0, has.timestamps, "{abilities:?}");
+        assert_eq!(abilities.promises & PROMISE_WINDOW_SCALE != 0, has.window_scaling, "{abilities:?}");
     }
     Ok(())
 }

@@ -265,9 +265,9 @@ fn a_syn_ack_becomes_the_request() -> Result<()> {
         // The client was promised scale 7, the backend has 9.
         assert_eq!(flow.head.window_shift, 2);
         assert_eq!(scene.runner.maps.backend_counts(slot)?.spliced, 1);
-        let learned = scene.runner.maps.learned(slot)?;
-        assert_eq!((learned.seen, learned.mss, learned.window_scale), (1, 1460, 9));
-        assert_eq!(learned.lacks, 0);
+        let abilities = scene.runner.maps.abilities(slot)?;
+        assert_eq!((abilities.seen, abilities.mss, abilities.window_scale), (1, 1460, 9));
+        assert_eq!(abilities.lacks, 0);
     }
     Ok(())
 }
@@ -287,7 +287,7 @@ fn missing_options_of_a_backend_are_noticed() -> Result<()> {
         let answer = scene.syn_ack(slot).options(options);
         scene.xdp(&answer)?;
         scene.joint(&answer)?;
-        assert_eq!(scene.runner.maps.learned(slot)?.lacks, lacks, "{answer}");
+        assert_eq!(scene.runner.maps.abilities(slot)?.lacks, lacks, "{answer}");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use super::limits::{ENDPOINT_BUCKETS, Limits};
 use super::pins::Pins;
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray};
-use lb_common::backend::{Backend, Learned};
+use lb_common::backend::{Backend, Abilities};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
@@ -37,7 +37,7 @@ const SHAPES: [Shape; 10] = [
     shape::<Stash>("STASHES", |limits| limits.pending),
     shape::<ServiceCounters>("SERVICE_COUNTERS", |limits| limits.services),
     shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),
-    shape::<Learned>("LEARNED", |limits| limits.backends),
+    shape::<Abilities>("ABILITIES", |limits| limits.backends),
 ];
 
 /// What a map must be: the object says type and flags, the limits say how many entries.
@@ -132,7 +132,7 @@ pub(super) struct Maps {
     pub(super) flows: MapData,
     pub(super) service_counters: PerCpuArray<MapData, ServiceCounters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
-    pub(super) learned: Array<MapData, Learned>,
+    pub(super) abilities: Array<MapData, Abilities>,
 }
 
 impl Maps {
@@ -156,7 +156,7 @@ impl Maps {
             },
             service_counters: take(ebpf, path, "SERVICE_COUNTERS")?,
             backend_counters: take(ebpf, path, "BACKEND_COUNTERS")?,
-            learned: take(ebpf, path, "LEARNED")?,
+            abilities: take(ebpf, path, "ABILITIES")?,
         })
     }
 }

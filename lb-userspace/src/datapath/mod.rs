@@ -26,7 +26,7 @@ pub use write::MapWrite;
 
 use crate::net::{Rtnl, check_peer};
 use attach::{Attached, Attacher};
-use lb_common::backend::Learned;
+use lb_common::backend::Abilities;
 use lb_common::hash::FlowSeed;
 use lb_common::settings::Settings;
 use load::Loaded;
@@ -200,14 +200,14 @@ impl Datapath {
         counters::read(&self.loaded.maps)
     }
 
-    /// What the programs learned of a backend's TCP from its SYN-ACKs; `None` when nothing yet.
+    /// What the programs found out about a backend's TCP from its SYN-ACKs; `None` when nothing yet.
     ///
     /// # Errors
     /// The slot is beyond the limit.
-    pub fn learned(&self, slot: u16) -> Result<Option<Learned>, DatapathError> {
-        let learned = self.loaded.maps.learned.get(&u32::from(slot), 0);
-        let learned = learned.map_err(DatapathError::system(format!("cannot read map LEARNED at {slot}")))?;
-        Ok((learned.seen != 0).then_some(learned))
+    pub fn abilities(&self, slot: u16) -> Result<Option<Abilities>, DatapathError> {
+        let abilities = self.loaded.maps.abilities.get(&u32::from(slot), 0);
+        let abilities = abilities.map_err(DatapathError::system(format!("cannot read map ABILITIES at {slot}")))?;
+        Ok((abilities.seen != 0).then_some(abilities))
     }
 
     /// The flow table.

@@ -6,7 +6,7 @@ use crate::config::{self, Config};
 use crate::control::Admin;
 use crate::net::NextHop;
 use lb_common::addr::{Addr, Be16};
-use lb_common::backend::{self as map, Learned, State};
+use lb_common::backend::{self as map, Abilities, State};
 use lb_common::endpoint::{Endpoint, KIND_BACKEND, port_and_protocol};
 use lb_common::hash::mix64;
 use lb_common::maglev::Candidate;
@@ -25,7 +25,7 @@ pub(super) struct Backend {
     pub(super) server: Server,
     pub(super) health: Health,
     pub(super) next_hop: Option<NextHop>,
-    pub(super) learned: Learned,
+    pub(super) abilities: Abilities,
     /// Promises that its SYN-ACKs to clients did not take up.
     pub(super) lacks: u8,
     pub(super) epoch: u32,
@@ -90,7 +90,7 @@ impl Backend {
             server: if config.managed { Server::Starting } else { Server::Elsewhere },
             health: Health::Unknown,
             next_hop: None,
-            learned: Learned::default(),
+            abilities: Abilities::default(),
             lacks: 0,
             epoch: 0,
             spent: 0,
@@ -135,11 +135,11 @@ impl Backend {
         }
     }
 
-    pub(super) fn checked(&mut self, up: bool, learned: Learned, reason: Option<String>) {
+    pub(super) fn checked(&mut self, up: bool, abilities: Abilities, reason: Option<String>) {
         self.health =
             if up { Health::Up } else { Health::Down(reason.unwrap_or_else(|| "no connection".to_owned())) };
-        if learned.seen != 0 {
-            self.learned = learned;
+        if abilities.seen != 0 {
+            self.abilities = abilities;
         }
     }
 

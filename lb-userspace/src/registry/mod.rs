@@ -15,7 +15,7 @@ use crate::control::{Admin, Refused};
 use crate::datapath::{Left, MapWrite};
 use crate::net::NextHop;
 use backend::{Backend, Server};
-use lb_common::backend::{Learned, State};
+use lb_common::backend::{Abilities, State};
 use lb_common::hash::SipKey;
 use lb_common::settings::Settings;
 use lb_common::token::MAX_KEYS;
@@ -49,8 +49,8 @@ pub struct Ids {
 /// One thing that has changed.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Change {
-    /// A health check has decided. `learned.seen` is 0 when it learned nothing of the backend's TCP.
-    Health { slot: u16, up: bool, learned: Learned, reason: Option<String> },
+    /// A health check has decided. `abilities.seen` is 0 when it found out nothing of the backend's TCP.
+    Health { slot: u16, up: bool, abilities: Abilities, reason: Option<String> },
     /// What a backend's SYN-ACKs to clients did not take up of what they were offered.
     Lacks { slot: u16, lacks: u8 },
     /// Where frames for an address go; `None`: nobody knows any more.
@@ -159,9 +159,9 @@ impl Registry {
     pub fn apply(&mut self, change: Change, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
         match change {
-            Change::Health { slot, up, learned, reason } => {
+            Change::Health { slot, up, abilities, reason } => {
                 if let Some(backend) = self.backends.get_mut(&slot) {
-                    backend.checked(up, learned, reason);
+                    backend.checked(up, abilities, reason);
                 }
             }
             Change::Lacks { slot, lacks } => {

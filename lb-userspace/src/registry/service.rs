@@ -75,13 +75,13 @@ impl Service {
 
     /// Clients are told what all backends can do that may get them.
     fn promise(&mut self, serving: &[&Backend]) {
-        let learned: Vec<_> = serving.iter().map(|b| b.learned).filter(|l| l.seen != 0).collect();
-        if learned.is_empty() {
+        let abilities: Vec<_> = serving.iter().map(|b| b.abilities).filter(|l| l.seen != 0).collect();
+        if abilities.is_empty() {
             return;
         }
         let lacks = serving.iter().fold(0, |lacks, b| lacks | b.lacks);
-        self.promises = learned.iter().fold(ALL, |all, l| all & l.promises) & !lacks;
-        self.mss = learned.iter().map(|l| l.mss).filter(|mss| *mss > 0).min().unwrap_or(MSS).min(MSS);
+        self.promises = abilities.iter().fold(ALL, |all, l| all & l.promises) & !lacks;
+        self.mss = abilities.iter().map(|l| l.mss).filter(|mss| *mss > 0).min().unwrap_or(MSS).min(MSS);
     }
 
     fn entry(&self) -> map::Service {

@@ -109,13 +109,13 @@ impl Fixture {
     }
 
     fn up(&mut self, slot: u16) {
-        let learned = Learned { seen: 1, promises: ALL, mss: 1448, ..Learned::default() };
-        self.apply(Change::Health { slot, up: true, learned, reason: None });
+        let abilities = Abilities { seen: 1, promises: ALL, mss: 1448, ..Abilities::default() };
+        self.apply(Change::Health { slot, up: true, abilities, reason: None });
     }
 
     fn down(&mut self, slot: u16) {
         let reason = Some("connection refused".to_owned());
-        self.apply(Change::Health { slot, up: false, learned: Learned::default(), reason });
+        self.apply(Change::Health { slot, up: false, abilities: Abilities::default(), reason });
     }
 
     fn hop(&mut self, slot: u16) {
@@ -338,8 +338,8 @@ fn drain_keeps_epoch_and_sessions() {
 #[test]
 fn promises_are_what_every_backend_keeps() {
     let mut fixture = Fixture::all_ready();
-    let learned = Learned { seen: 1, promises: PROMISE_SACK, mss: 1200, ..Learned::default() };
-    fixture.apply(Change::Health { slot: WEB1, up: true, learned, reason: None });
+    let abilities = Abilities { seen: 1, promises: PROMISE_SACK, mss: 1200, ..Abilities::default() };
+    fixture.apply(Change::Health { slot: WEB1, up: true, abilities, reason: None });
     let service = fixture.maps.services[&SHOP];
     assert_eq!((service.promises, service.mss), (PROMISE_SACK, 1200));
     fixture.down(WEB1);
@@ -546,7 +546,7 @@ fn change() -> impl Strategy<Value = Change> {
     let admin = proptest::sample::select(vec![Admin::Ready, Admin::Drain, Admin::Maint]);
     prop_oneof![
         4 => (slot(), any::<bool>(), 0u8..8, 0u16..1500).prop_map(|(slot, up, promises, mss)| Change::Health {
-            slot, up, learned: Learned { seen: u8::from(up), promises, mss, ..Learned::default() }, reason: None,
+            slot, up, abilities: Abilities { seen: u8::from(up), promises, mss, ..Abilities::default() }, reason: None,
         }),
         2 => (10u8..14, any::<bool>()).prop_map(|(host, known)| Change::NextHop {
             addr: IpAddr::from([192, 0, 2, host]),

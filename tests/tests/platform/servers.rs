@@ -305,7 +305,7 @@ fn health_learns_what_a_backend_can_do() -> Result<()> {
         health.watch(1, spec.addr, policy);
         let event = next(&mut opinions).await?;
         assert!(event.up);
-        assert_eq!((event.learned.seen, event.learned.promises, event.learned.mss), (1, 7, 1460));
+        assert_eq!((event.abilities.seen, event.abilities.promises, event.abilities.mss), (1, 7, 1460));
         // A server without SACK and timestamps: found out by the next check.
         let netns = Netns::open(&namespace_name("t", &name))?;
         netns.run(|| -> Result<()> {
@@ -314,12 +314,12 @@ fn health_learns_what_a_backend_can_do() -> Result<()> {
             Ok(())
         })??;
         let mut event = next(&mut opinions).await?;
-        if event.learned.promises & PROMISE_TIMESTAMPS != 0 {
+        if event.abilities.promises & PROMISE_TIMESTAMPS != 0 {
             // A check came between the two changes.
             event = next(&mut opinions).await?;
         }
         assert!(event.up, "{event:?}");
-        assert_eq!((event.learned.promises, event.learned.mss), (PROMISE_WINDOW_SCALE, 1460));
+        assert_eq!((event.abilities.promises, event.abilities.mss), (PROMISE_WINDOW_SCALE, 1460));
         // Silence instead of a refusal.
         let eth0 = netns.run(|| Rtnl::open()?.link("eth0"))??.context("there")?;
         netns.run(|| Rtnl::open()?.set_down(eth0.index))??;
