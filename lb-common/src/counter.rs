@@ -57,6 +57,12 @@ counters! {
     InvalidToken = "invalid_token" Steering,
     /// What the service steers by (the client's address, for one) was hashed to a backend.
     Hashed = "hashed" Steering,
+    /// A key that no backend is known to have handed out (or that was forgotten): hashed, so that every node chooses the same.
+    UnknownKey = "unknown_key" Steering,
+    /// A QUIC connection id that names no server of the service: by the flow, or else hashed.
+    Unroutable = "unroutable" Steering,
+    /// The session's backend does not serve, and the service gives its sessions to no other one: refused.
+    Rejected = "rejected" Steering,
     /// The chosen backend refused or did not answer: the flow was offered to another one.
     Retried = "retried" Steering,
     /// SYN answered with a SYN cookie.
@@ -69,6 +75,20 @@ counters! {
     FinAnswered = "fin_answered" Packet,
     /// First payload: a backend was chosen and received a SYN.
     Bound = "bound" Packet,
+    /// The first segment was full and its head goes on in the next one, which was waited for.
+    HeadAwaited = "head_awaited" Packet,
+    /// A head longer than what is stashed: what is steered by may stand behind that, and counts as absent.
+    HeadTooLong = "head_too_long" Packet,
+    /// A key was read from a backend's response, and its sessions belong there from now on.
+    Learned = "learned" Packet,
+    /// A backend deleted its cookie, and the session was forgotten.
+    Forgotten = "forgotten" Packet,
+    /// A learned session had to make room for another one: the table was full there.
+    LearnedEvicted = "learned_evicted" Packet,
+    /// A key in a response was cut by the end of its segment and could not be learned.
+    LearnedCut = "learned_cut" Packet,
+    /// A steering decision that `lbctl trace` could not be told: its ring buffer was full.
+    TraceLost = "trace_lost" Packet,
     /// More payload was stashed while the backend had not answered.
     Stashed = "stashed" Packet,
     /// A retransmission from the client repeated the SYN to the backend.
@@ -159,7 +179,7 @@ counters! {
 pub struct ServiceCounters(pub [u64; COUNTER_ROOM]);
 
 /// Room for counters in a map value; larger than their number so that adding one keeps the maps.
-pub const COUNTER_ROOM: usize = 64;
+pub const COUNTER_ROOM: usize = 128;
 const _: () = assert!(COUNTERS <= COUNTER_ROOM);
 
 /// Counters of one backend. One such value for each processor.
@@ -184,7 +204,7 @@ pub struct BackendCounters {
     pub bytes_from_backend: u64,
 }
 
-crate::map_types! { ServiceCounters: 512, BackendCounters: 80 }
+crate::map_types! { ServiceCounters: 1024, BackendCounters: 80 }
 
 #[cfg(test)]
 mod tests {

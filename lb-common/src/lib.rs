@@ -14,6 +14,7 @@ pub mod counter;
 pub mod endpoint;
 pub mod flow;
 pub mod hash;
+pub mod home;
 pub mod maglev;
 pub mod service;
 pub mod settings;
@@ -21,10 +22,11 @@ pub mod stash;
 pub mod syn_cookie;
 pub mod tcp;
 pub mod token;
+pub mod trace;
 
 /// Version of the layout of every map in this crate. It names the directory of the pinned maps, so a daemon never
 /// takes over maps that it would misread. Grows with any change to a map type.
-pub const MAP_LAYOUT_VERSION: u32 = 1;
+pub const MAP_LAYOUT_VERSION: u32 = 2;
 
 /// Declares that types may cross into the kernel as map values, once `aya` is there to ask for it.
 macro_rules! map_types {

@@ -3,10 +3,12 @@
 use crate::addr::{Addr, Be16};
 use bytemuck::{Pod, Zeroable};
 
+/// Bytes of a name with what stands around it.
+pub const NAME_ROOM: usize = 32;
 /// Longest name of a cookie or of a parameter in a query, in bytes.
-pub const MAX_COOKIE_NAME: usize = 15;
+pub const MAX_COOKIE_NAME: usize = 31;
 /// Longest name of a header field, in bytes.
-pub const MAX_HEADER_NAME: usize = 14;
+pub const MAX_HEADER_NAME: usize = 30;
 
 /// Value of the service map. An id of 0 is no service.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -28,10 +30,11 @@ pub struct Service {
     pub window_scale: u8,
     /// [`PROMISE_SACK`] | [`PROMISE_TIMESTAMPS`] | [`PROMISE_WINDOW_SCALE`]: what every backend can do.
     pub promises: u8,
-    /// The two words that precede a key's first character: right-aligned in 16 bytes, `name=` of a cookie or a parameter in a query, or a newline and `name:` of a header field, in lower case...
-    pub key_name: [u64; 2],
+    /// The words that precede a key's first character: right-aligned in [`NAME_ROOM`] bytes, `name=` of a cookie or a parameter
+    /// in a query, or a newline and `name:` of a header field, in lower case...
+    pub key_name: [u64; NAME_ROOM / 8],
     /// ...and the masks of the bytes of them that count.
-    pub key_mask: [u64; 2],
+    pub key_mask: [u64; NAME_ROOM / 8],
     /// Bytes of that.
     pub key_name_len: u8,
     /// How many different backends a flow is offered to before its client is reset.
@@ -46,9 +49,26 @@ pub struct Service {
     pub key_at: u8,
     /// Bytes of the key: [`crate::token::TOKEN_LEN`] or [`crate::token::TOKEN_TEXT_LEN`] of a token, raw or as text.
     pub key_len: u8,
-    pub _pad: [u8; 1],
+    /// A [`Balance`].
+    pub balance: u8,
     /// The bytes that a key stands behind, the first one lowest, and the mask of those that count.
     pub marker: [u64; 2],
+    /// Ticks after which a learned session that nobody asked for is forgotten.
+    pub learned_ticks: u32,
+    /// 1 when a session whose backend does not serve is refused rather than given to another one.
+    pub strict: u8,
+    pub _pad: [u8; 3],
+}
+
+/// How a backend is chosen for what belongs to none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Balance {
+    /// By the Maglev table: every node chooses the same.
+    Maglev = 0,
+    /// Of two that the Maglev table names at random, the one with fewer live flows for its weight (Mitzenmacher, "The Power
+    /// of Two Choices in Randomized Load Balancing").
+    Least = 1,
 }
 
 /// Where a key stands.
@@ -67,6 +87,8 @@ pub enum Place {
     End = 4,
     /// In a datagram, behind the first occurrence of the marker within [`MARKER_ROOM`] bytes.
     Marker = 5,
+    /// The server's name in a TLS ClientHello (RFC 6066 §3).
+    Sni = 6,
 }
 
 impl Place {
@@ -79,6 +101,7 @@ impl Place {
             3 => Self::Offset,
             4 => Self::End,
             5 => Self::Marker,
+            6 => Self::Sni,
             _ => Self::Cookie,
         }
     }
@@ -103,6 +126,10 @@ pub enum Affinity {
     None = 2,
     /// What the client sends at a certain place, hashed.
     Hashed = 3,
+    /// What the backend itself handed out: its cookie, or the key in its first datagram.
+    Learned = 4,
+    /// The server id in a QUIC connection id (draft-ietf-quic-load-balancers).
+    Quic = 5,
 }
 
 impl Affinity {
@@ -113,6 +140,8 @@ impl Affinity {
             1 => Self::Source,
             2 => Self::None,
             3 => Self::Hashed,
+            4 => Self::Learned,
+            5 => Self::Quic,
             _ => Self::Signed,
         }
     }
@@ -173,15 +202,16 @@ impl Service {
     }
 
     fn set_name(&mut self, before: &[u8], name: &[u8], behind: u8) -> bool {
+        const END: usize = NAME_ROOM - 1;
         let n = before.len() + name.len();
-        if name.is_empty() || n > 15 {
+        if name.is_empty() || n > END {
             return false;
         }
-        let (mut bytes, mut mask) = ([0u8; 16], [0u8; 16]);
-        bytes[15 - n..15 - name.len()].copy_from_slice(before);
-        bytes[15 - name.len()..15].copy_from_slice(name);
-        bytes[15] = behind;
-        mask[15 - n..].fill(0xff);
+        let (mut bytes, mut mask) = ([0u8; NAME_ROOM], [0u8; NAME_ROOM]);
+        bytes[END - n..END - name.len()].copy_from_slice(before);
+        bytes[END - name.len()..END].copy_from_slice(name);
+        bytes[END] = behind;
+        mask[END - n..].fill(0xff);
         self.key_name = bytemuck::cast(bytes);
         self.key_mask = bytemuck::cast(mask);
         self.key_name_len = n as u8 + 1;
@@ -189,7 +219,7 @@ impl Service {
     }
 }
 
-crate::map_types! { Service: 88 }
+crate::map_types! { Service: 128 }
 
 #[cfg(test)]
 mod tests {
@@ -199,14 +229,14 @@ mod tests {
     fn a_cookie_name_is_right_aligned_before_its_token() {
         let mut service = Service::default();
         assert!(service.set_cookie_name("lb"));
-        assert_eq!(bytemuck::cast::<_, [u8; 16]>(service.key_name), *b"\0\0\0\0\0\0\0\0\0\0\0\0\0lb=");
-        let mask: [u8; 16] = bytemuck::cast(service.key_mask);
-        assert_eq!((mask[12], mask[13], service.key_name_len), (0, 0xff, 3));
-        assert!(service.set_cookie_name("fifteen-letters"));
-        assert!(!service.set_cookie_name("sixteen--letters") && !service.set_cookie_name(""));
+        assert_eq!(&bytemuck::cast::<_, [u8; NAME_ROOM]>(service.key_name)[28..], b"\0lb=");
+        let mask: [u8; NAME_ROOM] = bytemuck::cast(service.key_mask);
+        assert_eq!((mask[28], mask[29], service.key_name_len), (0, 0xff, 3));
+        assert!(service.set_cookie_name(&"c".repeat(MAX_COOKIE_NAME)));
+        assert!(!service.set_cookie_name(&"c".repeat(MAX_COOKIE_NAME + 1)) && !service.set_cookie_name(""));
         assert!(service.set_header_name("X-Session") && service.place == Place::Header as u8);
-        assert_eq!(&bytemuck::cast::<_, [u8; 16]>(service.key_name)[5..], b"*x-session:");
-        assert!(service.set_header_name("fourteenbytes!"));
-        assert!(!service.set_header_name("fifteen-letters") && !service.set_header_name(""));
+        assert_eq!(&bytemuck::cast::<_, [u8; NAME_ROOM]>(service.key_name)[21..], b"*x-session:");
+        assert!(service.set_header_name(&"h".repeat(MAX_HEADER_NAME)));
+        assert!(!service.set_header_name(&"h".repeat(MAX_HEADER_NAME + 1)) && !service.set_header_name(""));
     }
 }

@@ -1,5 +1,6 @@
 //! What all packets share: keys, sizes, timeouts, the clock. One value, written by the daemon alone, word by word.
 
+use crate::addr::Addr;
 use crate::hash::{FlowSeed, SipKey};
 use bytemuck::{Pod, Zeroable};
 
@@ -40,7 +41,16 @@ pub struct Settings {
     pub token_keys: [SipKey; 16],
     /// ...and a bit for each that is alive.
     pub token_key_mask: u32,
-    pub _pad: u32,
+    /// Groups in the table of learned sessions − 1 (their number is a power of two).
+    pub home_group_mask: u32,
+    /// Secret under which the keys of learned sessions are hashed; for the life of the maps.
+    pub home_key: SipKey,
+    /// 1 while somebody listens to steering decisions...
+    pub trace: u32,
+    /// ...of this service alone (0: of all)...
+    pub trace_service: u32,
+    /// ...and of this client alone (all zero: of all).
+    pub trace_client: Addr,
 }
 
 impl Settings {
@@ -52,4 +62,4 @@ impl Settings {
     }
 }
 
-crate::map_types! { Settings: 424 }
+crate::map_types! { Settings: 464 }

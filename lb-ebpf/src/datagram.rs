@@ -169,7 +169,7 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
     let id = u32::from(key.service);
     let found = match affinity {
         Affinity::Signed | Affinity::Hashed => lb_datagram_key(ctx.ctx, id, payload),
-        Affinity::Source | Affinity::None => ABSENT,
+        Affinity::Source | Affinity::None | Affinity::Learned | Affinity::Quic => ABSENT,
     };
     let Some(scratch) = SCRATCH.get(0) else {
         return Choice { slot: u32::from(NOBODY), reason: Counter::NewSession };

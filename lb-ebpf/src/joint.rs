@@ -6,7 +6,7 @@
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
 use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
-use crate::maps::{BACKENDS, HEADER, ABILITIES, SERVICES, count, count_backend, settings};
+use crate::maps::{ABILITIES, BACKENDS, HEADER, SERVICES, count, count_backend, settings};
 use crate::offer::syn_header;
 use crate::options::{self, Offer, Timestamps};
 use crate::packet::{BASE, Packet, Segment, at};
@@ -16,7 +16,7 @@ use crate::verdict::Verdict;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
-use lb_common::backend::{Backend, Abilities};
+use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, Head, REPLAYED, RESCALE_CLIENT};
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};

@@ -4,11 +4,12 @@ use crate::atomic::launder;
 use crate::header::MAX_HEADER;
 use crate::packet::OptionArea;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray};
-use lb_common::backend::{Backend, Abilities};
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
+use lb_common::home::Home;
 use lb_common::maglev::Block;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -40,6 +41,23 @@ pub(crate) static MAGLEV: Array<Block> = Array::with_max_entries(16 * 2 * 2049, 
 /// Flow index → flow. Entries are created here; the daemon frees expired ones.
 #[map]
 pub(crate) static FLOWS: Array<Flow> = Array::with_max_entries(131_072, MMAPABLE);
+
+/// Flow index → tag of the learned session that the flow's client asked for last, or 0. Written here alone.
+#[map]
+pub(crate) static FLOW_KEYS: Array<u64> = Array::with_max_entries(131_072, 0);
+
+/// Index → where a learned session is at home (see [`lb_common::home`]). Created here; the daemon forgets those of a backend
+/// that is removed.
+#[map]
+pub(crate) static HOMES: Array<Home> = Array::with_max_entries(65_536, MMAPABLE);
+
+/// Slot → flows that live there. Counted here, corrected by the daemon when it frees expired ones.
+#[map]
+pub(crate) static LIVE: Array<u64> = Array::with_max_entries(1024, MMAPABLE);
+
+/// Steering decisions ([`lb_common::trace::Decision`]) for whoever listens. Written here, read by the daemon.
+#[map]
+pub(crate) static TRACE: RingBuf = RingBuf::with_byte_size(262_144, 0);
 
 /// Stash index → what a client sent before its backend answered. Written here alone.
 #[map]

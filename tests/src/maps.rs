@@ -4,7 +4,7 @@ use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray};
-use lb_common::backend::{Backend, Abilities};
+use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
 use lb_common::flow::{Flow, FlowState};

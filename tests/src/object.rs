@@ -18,11 +18,13 @@ pub struct Sizes {
     pub stashes: u32,
     /// Entries of a Maglev table, a prime.
     pub maglev: u32,
+    /// Groups of the table of learned sessions, a power of two.
+    pub homes: u32,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { services: 4, backends: 16, buckets: 64, groups: 8, stashes: 16, maglev: 251 }
+        Self { services: 4, backends: 16, buckets: 64, groups: 8, stashes: 16, maglev: 251, homes: 8 }
     }
 }
 
@@ -47,6 +49,9 @@ pub fn load_lb_with<'a>(sizes: Sizes, loader: &mut EbpfLoader<'a>) -> Result<Ebp
         .map_max_entries("BACKENDS", sizes.backends)
         .map_max_entries("MAGLEV", sizes.services * 2 * lb_common::maglev::blocks(sizes.maglev))
         .map_max_entries("FLOWS", sizes.groups * lb_common::flow::GROUP as u32)
+        .map_max_entries("FLOW_KEYS", sizes.groups * lb_common::flow::GROUP as u32)
+        .map_max_entries("HOMES", sizes.homes * lb_common::home::GROUP as u32)
+        .map_max_entries("LIVE", sizes.backends)
         .map_max_entries("STASHES", sizes.stashes)
         .map_max_entries("SERVICE_COUNTERS", sizes.services)
         .map_max_entries("BACKEND_COUNTERS", sizes.backends)

@@ -45,6 +45,8 @@ impl Setup {
             flow_seed: std::array::from_fn(|i| mix64(i as u64 + 99)),
             flow_group_mask: sizes.groups - 1,
             stash_mask: sizes.stashes - 1,
+            home_group_mask: sizes.homes - 1,
+            home_key: [21, 22],
             cookie_keys: [[11, 12], [13, 14]],
             slot_base: SLOT,
             // The clock stands still, so a cookie made by a test is of the program's present slot.

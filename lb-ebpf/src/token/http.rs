@@ -8,7 +8,7 @@ use super::{ABSENT, Found, HASHED};
 use crate::atomic::launder;
 use crate::maps::{SERVICES, STASHES, settings};
 use lb_common::hash::Sip;
-use lb_common::service::{Affinity, Place, Service};
+use lb_common::service::{Affinity, NAME_ROOM, Place, Service};
 use lb_common::stash::{STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
 
@@ -23,7 +23,7 @@ const NAME_HITS: u32 = 64;
 
 /// Mask of offsets; what lies behind it in the stash covers a block and one more word, and a token.
 const MASK: u64 = 0xfff;
-const _: () = assert!(core::mem::offset_of!(Stash, bytes) >= 16);
+const _: () = assert!(core::mem::offset_of!(Stash, bytes) >= NAME_ROOM);
 const _: () =
     assert!(MASK as usize + BLOCK + 16 <= STASH_ROOM && MASK as usize + 16 + TOKEN_TEXT_LEN <= STASH_ROOM);
 
@@ -78,15 +78,20 @@ impl Bytes {
         u64::from_le(unsafe { self.first.add(at.0 as usize + n).cast::<u64>().read_unaligned() })
     }
 
-    /// The sixteen bytes before an offset, which may begin before the first one: what stands there in the stash is no name.
+    /// The bytes before an offset, which may begin before the first one: what stands there in the stash is no name.
+    /// The last one is the highest of the last word.
     #[inline(always)]
-    fn before(self, at: At) -> (u64, u64) {
-        // SAFETY: a masked offset lies within the stash, and sixteen bytes of it stand before the first one.
-        unsafe {
-            let first = self.first.add(at.0 as usize);
-            let (low, high) = (first.sub(16).cast::<u64>(), first.sub(8).cast::<u64>());
-            (u64::from_le(low.read_unaligned()), u64::from_le(high.read_unaligned()))
+    fn before(self, at: At) -> [u64; NAME_ROOM / 8] {
+        let mut words = [0; NAME_ROOM / 8];
+        let mut i = 0;
+        while i < NAME_ROOM / 8 {
+            // SAFETY: a masked offset lies within the stash, and a longest name stands before the first byte of it.
+            words[i] = u64::from_le(unsafe {
+                self.first.add(at.0 as usize).sub(NAME_ROOM - 8 * i).cast::<u64>().read_unaligned()
+            });
+            i += 1;
         }
+        words
     }
 
     #[inline(always)]
@@ -171,8 +176,6 @@ extern "C" fn lb_locate(stash: u32, service: u32) -> u32 {
 /// Offset of the value of the service's header field. Stops where the head ends.
 #[inline(always)]
 fn header_value(bytes: Bytes, stash: u32, entry: &Service) -> Option<At> {
-    let [name_low, name_high] = entry.key_name;
-    let [mask_low, mask_high] = entry.key_mask;
     let mut from = 0;
     let mut turn = 0;
     while turn < LINE_HITS {
@@ -181,10 +184,9 @@ fn header_value(bytes: Bytes, stash: u32, entry: &Service) -> Option<At> {
             return None;
         }
         let line = At::new(u64::from(hit));
-        // Sixteen bytes that end with the field's colon, if it is the one.
+        // The bytes that end with the field's colon, if it is the one.
         let behind = line.plus(u64::from(entry.key_name_len));
-        let (low, high) = bytes.before(behind);
-        if ((low | CASE) ^ name_low) & mask_low | ((high | CASE) ^ name_high) & mask_high == 0 {
+        if differs(entry, &bytes.before(behind), CASE) == 0 {
             let skip = 1 & !is_not_one_of(1 << b' ' | 1 << b'\t', bytes.byte(behind));
             return Some(behind.plus(skip));
         }
@@ -195,6 +197,18 @@ fn header_value(bytes: Bytes, stash: u32, entry: &Service) -> Option<At> {
         turn += 1;
     }
     None
+}
+
+/// Not zero when the bytes before a key are not those of the service's name. `case` is set in all of them first.
+#[inline(always)]
+fn differs(entry: &Service, words: &[u64; NAME_ROOM / 8], case: u64) -> u64 {
+    let mut wrong = 0;
+    let mut i = 0;
+    while i < NAME_ROOM / 8 {
+        wrong |= ((words[i] | case) ^ entry.key_name[i]) & entry.key_mask[i];
+        i += 1;
+    }
+    wrong
 }
 
 /// Finds the next newline. A global function, as [`lb_next_cookie`].
@@ -268,7 +282,7 @@ extern "C" fn lb_hash_value(stash: u32, service: u32, at: u32) -> u32 {
 extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
     let (Some(stash), Some(service)) = (STASHES.get(stash), SERVICES.get(service)) else { return NOWHERE };
     let bytes = Bytes::of(stash);
-    let last = (service.key_name[1] >> 48 & 0xff).wrapping_mul(ONES);
+    let last = (service.key_name[3] >> 48 & 0xff).wrapping_mul(ONES);
     search(bytes, from, |at, n| {
         let word = bytes.word(at, n);
         zeros((word ^ last) | (bytes.word(at, n + 1) ^ EQUALS)) | zeros(word ^ NEWLINES)
@@ -347,8 +361,6 @@ fn named_value(
     line: At,
     stands_behind: u64,
 ) -> Option<At> {
-    let [name_low, name_high] = entry.key_name;
-    let [mask_low, mask_high] = entry.key_mask;
     let before = u64::from(entry.key_name_len).wrapping_add(1);
     let mut from = line.0 as u32;
     let mut turn = 0;
@@ -357,14 +369,16 @@ fn named_value(
         if hit == NOWHERE {
             return None;
         }
-        // Sixteen bytes that end with the equals sign.
+        // The bytes that end with the equals sign.
         let value = At::new(u64::from(hit).wrapping_add(2));
-        let (low, high) = bytes.before(value);
-        if high >> 48 & 0xff == u64::from(b'\n') {
+        let words = bytes.before(value);
+        if words[NAME_ROOM / 8 - 1] >> 48 & 0xff == u64::from(b'\n') {
             return None;
         }
-        let wrong = (low ^ name_low) & mask_low | (high ^ name_high) & mask_high;
-        if wrong | is_not_one_of(stands_behind, bytes.byte(At::new(value.0.wrapping_sub(before)))) == 0 {
+        if differs(entry, &words, 0)
+            | is_not_one_of(stands_behind, bytes.byte(At::new(value.0.wrapping_sub(before))))
+            == 0
+        {
             return Some(value);
         }
         from = hit + 1;

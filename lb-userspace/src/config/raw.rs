@@ -65,7 +65,9 @@ table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
     kind: String, path: String, nodes: Vec<Spanned<String>>, replicas: u64, prefix: String,
     lease: String, deadline: String, volatile: bool,
 });
-table!(RawLimits "[limits]" { services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64 });
+table!(RawLimits "[limits]" {
+    services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, learned: u64, trace_bytes: Size,
+});
 table!(RawTimeouts "[timeouts]" { idle: String, closing: String, binding: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {

@@ -1,6 +1,7 @@
 //! How large the maps are. Fixed when they are created: another size needs new maps.
 
 use lb_common::flow::GROUP;
+use lb_common::home;
 use lb_common::maglev::{blocks, is_prime};
 use serde::{Deserialize, Serialize};
 
@@ -18,11 +19,23 @@ pub struct Limits {
     pub pending: u32,
     /// Entries of a Maglev table; a prime.
     pub maglev_size: u32,
+    /// Learned sessions that are remembered.
+    pub learned: u32,
+    /// Bytes of the trace's ring buffer; a power of two, in whole pages.
+    pub trace_bytes: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { services: 16, backends: 1024, flows: 65_536, pending: 1024, maglev_size: 65_537 }
+        Self {
+            services: 16,
+            backends: 1024,
+            flows: 65_536,
+            pending: 1024,
+            maglev_size: 65_537,
+            learned: 65_536,
+            trace_bytes: 256 << 10,
+        }
     }
 }
 
@@ -60,6 +73,13 @@ impl Limits {
                 is_prime(self.maglev_size) && self.maglev_size <= 5_000_011,
                 "a prime up to 5000011",
             ),
+            ("learned", self.learned, (8..=1 << 26).contains(&self.learned), "8 to 67108864"),
+            (
+                "trace_bytes",
+                self.trace_bytes,
+                self.trace_bytes.is_power_of_two() && (4096..=1 << 30).contains(&self.trace_bytes),
+                "a power of two from 4096 to 1073741824",
+            ),
         ];
         match rules.into_iter().find(|(_, _, holds, _)| !holds) {
             Some((name, value, _, rule)) => Err(LimitError { name, value, rule }),
@@ -70,6 +90,11 @@ impl Limits {
     /// Entries of the flow table: half as many again as flows at most, in whole groups, their number a power of two.
     pub fn flow_entries(&self) -> u32 {
         (self.flows * 2).next_power_of_two().max(GROUP as u32)
+    }
+
+    /// Entries of the table of learned sessions: room for half as many again at least, because groups do not fill evenly.
+    pub fn home_entries(&self) -> u32 {
+        (self.learned + self.learned / 2).next_power_of_two().max(home::GROUP as u32)
     }
 
     /// Blocks of one half of one service's Maglev table.
@@ -97,6 +122,8 @@ mod tests {
             ("flows", Limits { flows: 0, ..d }),
             ("pending", Limits { pending: 1000, ..d }),
             ("maglev_size", Limits { maglev_size: 65_536, ..d }),
+            ("learned", Limits { learned: 7, ..d }),
+            ("trace_bytes", Limits { trace_bytes: 5000, ..d }),
         ] {
             assert_eq!(limits.check().unwrap_err().name, name);
         }

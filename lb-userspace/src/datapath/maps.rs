@@ -5,10 +5,11 @@ use super::limits::{ENDPOINT_BUCKETS, Limits};
 use super::pins::Pins;
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray};
-use lb_common::backend::{Backend, Abilities};
+use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
+use lb_common::home::Home;
 use lb_common::maglev::Block;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -27,13 +28,17 @@ const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
     Shape { name, value: size_of::<V>(), entries }
 }
 
-const SHAPES: [Shape; 10] = [
+const SHAPES: [Shape; 14] = [
     shape::<Settings>("SETTINGS", |_| 1),
     shape::<Bucket>("ENDPOINTS", |_| 2 * ENDPOINT_BUCKETS),
     shape::<Service>("SERVICES", |limits| limits.services),
     shape::<Backend>("BACKENDS", |limits| limits.backends),
     shape::<Block>("MAGLEV", |limits| limits.services * 2 * limits.maglev_blocks()),
     shape::<Flow>("FLOWS", Limits::flow_entries),
+    shape::<u64>("FLOW_KEYS", Limits::flow_entries),
+    shape::<Home>("HOMES", Limits::home_entries),
+    shape::<u64>("LIVE", |limits| limits.backends),
+    Shape { name: "TRACE", value: 0, entries: |limits| limits.trace_bytes },
     shape::<Stash>("STASHES", |limits| limits.pending),
     shape::<ServiceCounters>("SERVICE_COUNTERS", |limits| limits.services),
     shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),

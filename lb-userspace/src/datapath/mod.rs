@@ -206,7 +206,8 @@ impl Datapath {
     /// The slot is beyond the limit.
     pub fn abilities(&self, slot: u16) -> Result<Option<Abilities>, DatapathError> {
         let abilities = self.loaded.maps.abilities.get(&u32::from(slot), 0);
-        let abilities = abilities.map_err(DatapathError::system(format!("cannot read map ABILITIES at {slot}")))?;
+        let abilities =
+            abilities.map_err(DatapathError::system(format!("cannot read map ABILITIES at {slot}")))?;
         Ok((abilities.seen != 0).then_some(abilities))
     }
 

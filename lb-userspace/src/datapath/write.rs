@@ -8,6 +8,7 @@ use super::tables::{Endpoints, MaglevTables};
 use lb_common::backend::Backend;
 use lb_common::endpoint::Endpoint;
 use lb_common::flow::GROUP;
+use lb_common::home;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub enum MapWrite {
     /// Keys and timeouts. The fields that describe the maps and the clock (`live`, `endpoint_seed`, `flow_seed`,
-    /// `flow_group_mask`, `stash_mask`, `slot_*`, `tick_shift`) are the data path's own: whatever stands in them is
+    /// `flow_group_mask`, `stash_mask`, `home_group_mask`, `home_key`, `slot_*`, `tick_shift`) are the data path's own: whatever stands in them is
     /// replaced. See [`Clock::ticks`] for the timeouts.
     Settings(Box<Settings>),
     /// The whole table of who a packet is for, replacing the previous one at once.
@@ -52,6 +53,10 @@ impl Writer {
         if settings.flow_seed == [0; 7] {
             settings.flow_seed = random()?;
         }
+        if settings.home_key == [0; 2] {
+            settings.home_key = random()?;
+        }
+        settings.home_group_mask = limits.home_entries() / home::GROUP as u32 - 1;
         settings.flow_group_mask = limits.flow_entries() / GROUP as u32 - 1;
         settings.stash_mask = limits.pending - 1;
         clock.fill(&mut settings);
@@ -205,6 +210,8 @@ fn own_fields(own: &Settings, asked: &Settings) -> Settings {
         flow_seed: own.flow_seed,
         flow_group_mask: own.flow_group_mask,
         stash_mask: own.stash_mask,
+        home_group_mask: own.home_group_mask,
+        home_key: own.home_key,
         slot_base: own.slot_base,
         slot_jiffies: own.slot_jiffies,
         slot_mult: own.slot_mult,

@@ -61,6 +61,7 @@ impl Rig {
             groups: groups.max(1024),
             stashes: 1024,
             maglev: 65_537,
+            homes: 64,
         };
         let (mut lb, mut testbed) = load(sizes, count)?;
         let mut maps = Maps::take(&mut lb)?;

@@ -71,7 +71,14 @@ impl Town {
         DatapathOptions {
             object,
             run_dir: self.run_dir.clone(),
-            limits: Limits { services: 4, backends: 8, flows: 512, pending: 16, maglev_size: 251 },
+            limits: Limits {
+                services: 4,
+                backends: 8,
+                flows: 512,
+                pending: 16,
+                maglev_size: 251,
+                ..Limits::default()
+            },
             interfaces: vec![LAN.to_owned()],
             mode: Mode::Auto,
         }

@@ -142,6 +142,8 @@ impl Checker<'_, '_> {
             flows: self.number(raw.flows, "flows", 8..=1 << 26, default.flows),
             pending: self.number(raw.pending, "pending", 1..=32_768, default.pending).next_power_of_two(),
             maglev_size: self.maglev_size(raw.maglev_size, default.maglev_size),
+            learned: self.number(raw.learned, "learned", 8..=1 << 26, default.learned),
+            trace_bytes: default.trace_bytes,
         }
     }
 

@@ -1,0 +1,81 @@
+//! Where the sessions are at home whose keys the backends themselves hand out: the value of the table of learned sessions.
+//!
+//! The table is an array of our own, in groups of [`GROUP`] entries: a session stands anywhere in the group that its tag
+//! names. In a full group the entry that was not asked for longest makes room. The program creates and touches entries,
+//! and forgets those whose cookie is deleted; the daemon forgets those of a backend that is removed, with the same
+//! compare-and-swap on [`Home::tag`] by which the program claims them.
+
+use crate::hash::{Sip, SipKey};
+use bytemuck::{Pod, Zeroable};
+
+/// Entries in a group.
+pub const GROUP: usize = 8;
+
+/// [`Home::tag`] of an entry that is free.
+pub const FREE: u64 = 0;
+/// [`Home::tag`] of an entry that some processor is filling in.
+pub const CLAIMED: u64 = 1;
+
+/// One entry.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Home {
+    /// Keyed hash of service and key, see [`tag`]; or [`FREE`] or [`CLAIMED`].
+    pub tag: u64,
+    /// Slot of the backend.
+    pub slot: u16,
+    /// Id of the service.
+    pub service: u16,
+    /// When it was asked for last, in [`crate::settings::Settings`] ticks.
+    pub last_used: u32,
+}
+
+/// Words of a key that are hashed; what is longer counts as one of that length.
+pub const KEY_WORDS: usize = 16;
+
+/// The tag of a key: SipHash-2-4 under [`crate::settings::Settings::home_key`] over the service id as a word, the key's whole
+/// little-endian words up to [`KEY_WORDS`] of them, what is left of it as one word with zeros behind it (not there when that
+/// is empty or the key is cut), and the number of hashed bytes. Never [`FREE`] or [`CLAIMED`].
+pub fn tag(key: &SipKey, service: u16, bytes: &[u8]) -> u64 {
+    let bytes = &bytes[..bytes.len().min(KEY_WORDS * 8)];
+    let mut sip = Sip::new(key);
+    sip.absorb(u64::from(service));
+    for chunk in bytes.chunks(8) {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        sip.absorb(u64::from_le_bytes(word));
+    }
+    sip.absorb(bytes.len() as u64);
+    usable(sip.finish())
+}
+
+/// A hash as a tag: those with a meaning of their own give way.
+#[inline(always)]
+pub const fn usable(hash: u64) -> u64 {
+    if hash <= CLAIMED { hash + 2 } else { hash }
+}
+
+crate::map_types! { Home: 16 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_tell_services_and_keys_apart() {
+        let key = [1, 2];
+        let tags = [
+            tag(&key, 1, b"a"),
+            tag(&key, 2, b"a"),
+            tag(&key, 1, b"a\0"),
+            tag(&key, 1, b""),
+            tag(&[2, 1], 1, b"a"),
+        ];
+        for (i, tag) in tags.iter().enumerate() {
+            assert!(!tags[..i].contains(tag), "{i}");
+        }
+        let long = [b'x'; KEY_WORDS * 8 + 1];
+        assert_eq!(tag(&key, 1, &long), tag(&key, 1, &long[1..]), "cut at its longest");
+        assert!(usable(FREE) > CLAIMED && usable(CLAIMED) > CLAIMED);
+    }
+}
