@@ -35,6 +35,8 @@ pub struct Manner {
     pub prefix: Option<&'static str>,
     /// `store` of the configuration, as TOML.
     pub store: Option<String>,
+    /// `affinity` of the service, as TOML.
+    pub affinity: Option<String>,
     /// The file of the token keys.
     pub keys: Option<PathBuf>,
     /// A promise that this lbd breaks; it is the one that `cargo xtask torture --fault` builds.
@@ -93,7 +95,8 @@ impl Lbd {
     fn text(&self, town: &Topology, backends: &[Backend<'_>]) -> Result<String> {
         let dir = self.dir.display();
         let interfaces: Vec<String> = town.ports().into_iter().map(|port| port.name).collect();
-        let Manner { store, keys, prefix, .. } = &self.manner;
+        let Manner { store, keys, prefix, affinity, .. } = &self.manner;
+        let affinity = affinity.as_deref().unwrap_or("{ kind = \"signed\", cookie = \"lb\" }");
         let store = store.clone().unwrap_or_else(|| format!("\"{dir}/sessions\""));
         let keys = keys.clone().unwrap_or_else(|| self.dir.join("keys.toml"));
         let prefix = prefix.unwrap_or("b");
@@ -101,7 +104,7 @@ impl Lbd {
             "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = {store}\n\
              keys = \"{}\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
              [limits]\nmaglev_size = 251\n\
-             [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {{ kind = \"signed\", cookie = \"lb\" }}\n\
+             [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {affinity}\n\
              [service.health]\ninterval = \"200ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 2\n",
             keys.display(),
             path_of("lb")?.display(),
