@@ -42,6 +42,7 @@ pub(crate) fn perform(step: &Step, machine: &mut Machine) -> Result<()> {
             }
             Ok(())
         }
+        Step::Library(library) => library.install(),
     }
 }
 
@@ -54,7 +55,8 @@ fn apt() -> Command {
 
 /// Packages that come with a service, and its name. The tests start servers of their own; Debian's would take their
 /// ports at the next boot.
-const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("redis-server", "redis-server")];
+const SERVICES: [(&str, &str); 3] =
+    [("nginx-light", "nginx"), ("redis-server", "redis-server"), ("openssh-server", "ssh")];
 
 fn install(packages: &[&str]) -> Result<()> {
     let services: Vec<_> = SERVICES.iter().filter(|(package, _)| packages.contains(package)).collect();

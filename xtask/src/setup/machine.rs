@@ -1,5 +1,6 @@
 //! The facts about this machine that setup decides on. Gathering them changes nothing and takes a moment.
 
+use super::library::Library;
 use super::plan::{self, COMMANDS};
 use crate::toolchain::{self, Compiler, TARGET, Toolchain};
 use crate::{steps, workspace};
@@ -19,6 +20,8 @@ pub(crate) struct Machine {
     pub(crate) host_lints: bool,
     /// Commands of plan.rs that are not on the PATH.
     pub(crate) absent_commands: BTreeSet<&'static str>,
+    /// Those of which something is missing, or is of another version.
+    pub(crate) absent_libraries: BTreeSet<Library>,
     /// rustup's nightly, when it can compile for BPF at all: with rust-src.
     pub(crate) nightly: Option<Nightly>,
     pub(crate) debian: Debian,
@@ -88,7 +91,13 @@ impl Machine {
     /// Gathers all facts anew, except what install.rs has tried.
     pub(crate) fn look_again(&mut self) -> Result<()> {
         let nightly = look_for_nightly()?;
-        let tools = COMMANDS.iter().map(|(command, ..)| *command);
+        let commands = COMMANDS.iter().map(|(command, ..)| *command);
+        let mut absent_libraries = BTreeSet::new();
+        for library in Library::ALL {
+            if !library.installed()? {
+                absent_libraries.insert(library);
+            }
+        }
         *self = Self {
             root: workspace::is_root(),
             rustup: workspace::command("rustup").is_some(),
@@ -96,7 +105,8 @@ impl Machine {
                 let mut cargo = toolchain::host_cargo();
                 read(cargo.args([verb, "--version"])).is_some()
             }),
-            absent_commands: tools.filter(|command| workspace::command(command).is_none()).collect(),
+            absent_commands: commands.filter(|command| !has(command)).collect(),
+            absent_libraries,
             linker_seen: !linkers().is_empty(),
             llvm_dev: (18..40).filter(|version| has_llvm_dev(*version)).collect(),
             debian: look_for_debian(nightly.as_ref().is_none_or(|nightly| nightly.linker.is_none()))?,
@@ -111,6 +121,14 @@ impl Machine {
 
     pub(crate) fn ask_apt(&mut self) {
         self.apt = look_at_apt();
+    }
+}
+
+/// Whether there is that command of plan.rs.
+fn has(command: &str) -> bool {
+    match command.strip_prefix("python3 -m ") {
+        Some(module) => read(Command::new("python3").args(["-m", module, "--version"])).is_some(),
+        None => workspace::command(command).is_some(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `cargo xtask setup`: looks at the machine, names what is missing, installs just that, and looks again.
-//! machine.rs gathers facts, plan.rs decides on them, install.rs acts.
+//! machine.rs gathers facts, plan.rs decides on them, install.rs and library.rs act.
 
 mod install;
+mod library;
 mod machine;
 mod plan;
 
@@ -15,7 +16,7 @@ use plan::Plan;
 pub(crate) enum Need {
     /// Namespaces, network cards and an HTTP client: what runs lbd and the demonstration.
     Run,
-    /// Servers that the tests put behind the balancer, and beside it.
+    /// Servers that the tests put behind the balancer, and beside it, and clients that they put in front of it.
     Peers,
     /// Clippy and rustfmt, for the host and for BPF.
     Lint,

@@ -1,16 +1,27 @@
 //! What to do about a machine: facts in, plan out. Pure; the table in plan/tests.rs shows what it decides for whom.
 
 use super::Need;
+use super::library::Library;
 use super::machine::{Apt, Debian, Machine, Nightly, OLDEST_RUST};
 use crate::toolchain::{Compiler, Toolchain};
 
-/// Commands that verbs run, the Debian package of each, and who needs it.
-pub(crate) const COMMANDS: [(&str, &str, Need); 5] = [
+/// Commands that verbs run, the Debian package of each, and who needs it. `python3 -m X` asks whether Python has that
+/// module.
+pub(crate) const COMMANDS: [(&str, &str, Need); 14] = [
     ("ip", "iproute2", Need::Run),
     ("ethtool", "ethtool", Need::Run),
     ("curl", "curl", Need::Run),
     ("nginx", "nginx-light", Need::Peers),
     ("redis-server", "redis-server", Need::Peers),
+    ("php-cgi", "php-cgi", Need::Peers),
+    ("node", "nodejs", Need::Peers),
+    ("npm", "npm", Need::Peers),
+    ("python3", "python3", Need::Peers),
+    ("python3 -m ensurepip", "python3-venv", Need::Peers),
+    ("sshd", "openssh-server", Need::Peers),
+    ("ssh", "openssh-client", Need::Peers),
+    ("wget", "wget", Need::Peers),
+    ("chromium", "chromium", Need::Peers),
 ];
 
 /// The linker's version, and the versions of LLVM that it can be built with, with Debian's packages of each. The LLVM has
@@ -47,6 +58,8 @@ pub(crate) enum Step {
         toolchain: &'static str,
         components: &'static [&'static str],
     },
+    /// Bring a library to what its lock file says.
+    Library(Library),
 }
 
 /// Every package that a plan may name.
@@ -67,6 +80,9 @@ pub(crate) fn decide(machine: &Machine, needs: &[Need]) -> Plan {
         if needs.contains(&need) && machine.absent_commands.contains(command) {
             shopping.packages(command, &[package]);
         }
+    }
+    if needs.contains(&Need::Peers) {
+        machine.absent_libraries.iter().for_each(|library| shopping.library(*library));
     }
     if needs.contains(&Need::Lint) && !machine.host_lints {
         shopping.components("rustfmt and clippy", "stable", &["rustfmt", "clippy"]);
@@ -209,6 +225,12 @@ impl Shopping {
         let plural = if packages.len() == 1 { "" } else { "s" };
         self.missing.push(format!("{what} → Debian package{plural} {}", packages.join(" ")));
         self.packages.extend(packages);
+    }
+
+    fn library(&mut self, library: Library) {
+        let (contents, lock, name) = (library.contents(), library.lock(), library.name());
+        self.missing.push(format!("{contents} → as {lock} says, into target/tools/{name}"));
+        self.steps.push(Step::Library(library));
     }
 
     fn components(&mut self, what: &str, toolchain: &'static str, components: &'static [&'static str]) {

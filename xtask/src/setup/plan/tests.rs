@@ -13,6 +13,7 @@ fn fresh() -> Machine {
         rustup: true,
         host_lints: true,
         absent_commands: COMMANDS.iter().map(|(command, ..)| *command).collect(),
+        absent_libraries: Library::ALL.into(),
         apt: Some(Apt { offered: offered(), rustc: Some((1, 96)) }),
         ..Machine::default()
     }
@@ -33,7 +34,13 @@ fn complete() -> Machine {
         llvm: 22,
         linker: Some("/linker".into()),
     };
-    Machine { debian, linker_seen: true, absent_commands: BTreeSet::new(), ..fresh() }
+    Machine {
+        debian,
+        linker_seen: true,
+        absent_commands: BTreeSet::new(),
+        absent_libraries: BTreeSet::new(),
+        ..fresh()
+    }
 }
 
 fn nightly(linker: Option<&str>) -> Option<Nightly> {
@@ -77,8 +84,19 @@ fn each_machine_gets_just_what_it_lacks() {
             "curl",
             "nginx-light",
             "redis-server",
+            "php-cgi",
+            "nodejs",
+            "npm",
+            "python3",
+            "python3-venv",
+            "openssh-server",
+            "openssh-client",
+            "wget",
+            "chromium",
         ]),
         Step::BuildLinker(22),
+        Step::Library(Library::Npm),
+        Step::Library(Library::PyPi),
     ];
     let no_lists = Some(Apt::default());
     let old_lists = Some(Apt { rustc: Some((1, 85)), offered: offered() });
@@ -113,6 +131,12 @@ fn each_machine_gets_just_what_it_lacks() {
             vec![Step::AptInstall(vec!["ethtool"])],
         ),
         (
+            "an old version of a library",
+            Machine { absent_libraries: [Library::PyPi].into(), ..complete() },
+            &[Need::Peers],
+            vec![Step::Library(Library::PyPi)],
+        ),
+        (
             "linker there, compiler not",
             Machine { linker_seen: true, absent_commands: BTreeSet::new(), ..fresh() },
             &[],
@@ -132,7 +156,7 @@ fn each_machine_gets_just_what_it_lacks() {
         ),
         (
             "nightly without a linker",
-            Machine { nightly: nightly(None), absent_commands: BTreeSet::new(), ..fresh() },
+            Machine { nightly: nightly(None), linker_seen: false, debian: Debian::default(), ..complete() },
             &ALL,
             vec![Step::AptInstall(vec!["llvm-22-dev", "libpolly-22-dev"]), Step::BuildLinker(22)],
         ),
