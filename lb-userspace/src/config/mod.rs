@@ -1,6 +1,7 @@
 //! The configuration: [`raw`] is what was typed, [`Config`] what it means; [`check`] leads from one to the other and
 //! tells every error with its line. Touches nothing but the file.
 
+mod affinity;
 mod check;
 mod fault;
 mod raw;
@@ -12,6 +13,7 @@ mod tests;
 
 pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
+pub use affinity::{Affinity, Anchor, Place};
 pub use fault::{ConfigError, Fault};
 pub use store::{Redis, Store};
 pub use values::{Subnet, parse_duration, show_duration};
@@ -112,6 +114,8 @@ pub struct Service {
     pub vip: SocketAddr,
     pub protocol: Protocol,
     pub affinity: Affinity,
+    pub balance: Balance,
+    pub on_unavailable: OnUnavailable,
     /// Window scale that the SYN-ACK promises.
     pub window_scale: u8,
     /// Backends that a flow is offered to before its client is reset.
@@ -124,9 +128,10 @@ pub struct Service {
     pub backends: Vec<Backend>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Protocol {
     Tcp,
+    Udp,
 }
 
 impl Protocol {
@@ -134,50 +139,38 @@ impl Protocol {
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
+            Self::Udp => 17,
         }
     }
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 }
 
-/// By which rule a session comes home.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Affinity {
-    /// By the signed token in the cookie of that name.
-    Signed { cookie: String },
-    /// By the client's address. Bound at the SYN, so a server may speak first.
-    Source,
-    /// Not at all: connections are spread by address and port. Bound at the SYN.
-    None,
+/// How a backend is chosen for what belongs to none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Balance {
+    /// By the Maglev table: every balancer chooses the same.
+    Maglev,
+    /// The one of two with fewer live flows.
+    Least,
 }
 
-impl Affinity {
-    /// The cookie in which managed servers hand out tokens, unless the rule has another.
-    pub const COOKIE: &str = "lb";
-
-    pub fn cookie(&self) -> &str {
-        match self {
-            Self::Signed { cookie } => cookie,
-            Self::Source | Self::None => Self::COOKIE,
-        }
-    }
-
-    /// The rule in a word or two.
-    pub fn describe(&self) -> String {
-        match self {
-            Self::Signed { cookie } => format!("signed ({cookie})"),
-            Self::Source => "source".to_owned(),
-            Self::None => "none".to_owned(),
-        }
-    }
+/// What becomes of a session whose backend does not serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnUnavailable {
+    /// Another backend gets it.
+    Redispatch,
+    /// It is refused.
+    Reject,
 }
 
 /// When a backend counts as up or down.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Health {
     pub interval: Duration,
     pub timeout: Duration,
@@ -185,11 +178,22 @@ pub struct Health {
     pub rise: u32,
     /// Failures in a row until it is down.
     pub fall: u32,
+    /// What a UDP backend is sent; without it nothing, and only a closed port is a failure.
+    pub send: Option<Vec<u8>>,
+    /// What its answer to that must contain; without it any answer will do.
+    pub expect: Option<Vec<u8>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
+        Self {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            send: None,
+            expect: None,
+        }
     }
 }
 

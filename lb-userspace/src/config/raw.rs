@@ -71,11 +71,16 @@ table!(RawLimits "[limits]" {
 table!(RawTimeouts "[timeouts]" { idle: String, closing: String, binding: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
-    name: String, vip: String, protocol: String, affinity: RawAffinity, window_scale: u64, max_tries: u64,
-    replay: bool, health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
+    name: String, vip: String, protocol: String, affinity: RawAffinity, balance: String, on_unavailable: String,
+    window_scale: u64, max_tries: u64, replay: bool, health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
 });
-table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" { kind: String, cookie: String });
-table!(RawHealth "[service.health]" { interval: String, timeout: String, rise: u64, fall: u64 });
+table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {
+    kind: String, cookie: String, header: String, query: String, sni: bool, offset: u64, end: u64, marker: String,
+    encoding: String, bytes: u64, idle: String,
+});
+table!(RawHealth "[service.health]" {
+    interval: String, timeout: String, rise: u64, fall: u64, send: String, expect: String,
+});
 table!(RawSession "[service.session]" {
     max_keys: u64, max_key_bytes: Size, max_value_bytes: Size, max_session_bytes: Size, idle: String, absolute: String,
     cache_entries: u64, cache_bytes: Size,

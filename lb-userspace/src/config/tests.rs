@@ -1,3 +1,5 @@
+mod affinity;
+
 use super::raw;
 use super::*;
 
@@ -37,7 +39,7 @@ fn defaults_are_what_was_promised() {
     assert_eq!(config.lbd.mode, Mode::Auto);
     assert!(config.lbd.announce);
     let service = &config.services[0];
-    assert_eq!(service.affinity, Affinity::Signed { cookie: "lb".into() });
+    assert_eq!(service.affinity, Affinity::Signed(Place::Cookie("lb".into())));
     assert_eq!((service.window_scale, service.max_tries), (7, 3));
     assert_eq!(service.health, Health::default());
     assert_eq!(service.session, SessionLimits::default());
@@ -329,23 +331,8 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         (
             "vip =",
-            "protocol = \"udp\"\nvip =",
-            &[(6, 12, "protocol `udp` is not there yet", "this version balances `tcp` only")],
-        ),
-        (
-            "vip =",
             "protocol = \"tpc\"\nvip =",
             &[(6, 12, "`tpc` is no protocol known here", "did you mean `tcp`?")],
-        ),
-        (
-            "vip =",
-            "affinity = { kind = \"learned\" }\nvip =",
-            &[(
-                6,
-                21,
-                "affinity `learned` is not there yet",
-                "this version has `signed`, `source` and `none`",
-            )],
         ),
         (
             "vip =",
@@ -359,12 +346,12 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         (
             "vip =",
-            "affinity = { cookie = \"a-name-of-sixteen\" }\nvip =",
+            "affinity = { cookie = \"a-name-of-more-than-thirty-one-x\" }\nvip =",
             &[(
                 6,
                 23,
-                "the cookie's name `a-name-of-sixteen` has 17 characters",
-                "use 1 to 15: the program looks for it in one step",
+                "the cookie's name `a-name-of-more-than-thirty-one-x` has 32 characters",
+                "use 1 to 31: the program looks for it in one step",
             )],
         ),
         (
@@ -374,7 +361,7 @@ fn what_is_wrong_is_told_with_its_place() {
                 6,
                 23,
                 "the cookie's name `` has 0 characters",
-                "use 1 to 15: the program looks for it in one step",
+                "use 1 to 31: the program looks for it in one step",
             )],
         ),
         (

@@ -115,6 +115,14 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(unit)
 }
 
+/// Reads bytes: text as it stands, or `hex:` with two digits for each byte, spaces between them allowed.
+pub(super) fn parse_bytes(text: &str) -> Option<Vec<u8>> {
+    let Some(hex) = text.strip_prefix("hex:") else { return Some(text.as_bytes().to_vec()) };
+    let digits: Vec<u8> = hex.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    digits.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +164,21 @@ mod tests {
             ("99999999999 GiB", None),
         ] {
             assert_eq!(parse_size(text), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes() {
+        for (text, bytes) in [
+            ("ping\n", Some(&b"ping\n"[..])),
+            ("", Some(b"")),
+            ("hex:", Some(b"")),
+            ("hex:00ff 7F", Some(b"\x00\xff\x7f")),
+            ("hex:0", None),
+            ("hex:0g", None),
+            ("hex:é0", None),
+        ] {
+            assert_eq!(parse_bytes(text).as_deref(), bytes, "{text}");
         }
     }
 

@@ -55,8 +55,9 @@ impl Daemon {
             mode: config.lbd.mode,
         })?;
         let left = datapath.left()?;
-        let settings = settings(&config, &keys, datapath.inherited(), datapath.clock())?;
-        let (registry, outcome) = Registry::new(&config, &ids, &left, settings, Instant::now());
+        let clock = datapath.clock();
+        let settings = settings(&config, &keys, datapath.inherited(), clock)?;
+        let (registry, outcome) = Registry::new(&config, &ids, &left, settings, &clock, Instant::now());
         if config.lbd.announce {
             announce(&config, &left)?;
         }
@@ -207,7 +208,7 @@ async fn ids(config: &Config, store: &dyn SessionStore) -> anyhow::Result<Ids> {
 fn known(config: &Config, ids: &Ids) -> BTreeMap<u16, Known> {
     let mut known = BTreeMap::new();
     for (service, slots) in config.services.iter().zip(&ids.slots) {
-        let crate::config::Health { interval, timeout, rise, fall } = service.health;
+        let crate::config::Health { interval, timeout, rise, fall, .. } = service.health;
         for (backend, slot) in service.backends.iter().zip(slots) {
             let own = || SocketAddr::new(config.managed.server(*slot).into(), Managed::PORT);
             let addr = backend.addr.unwrap_or_else(own);

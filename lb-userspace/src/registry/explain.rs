@@ -1,13 +1,19 @@
 //! Where a request with a token would go, and why: the packet program's steering rules, told instead of done.
 
 use super::Registry;
-use crate::config::Affinity;
+use crate::config::{Affinity, OnUnavailable, Protocol};
 use crate::control::{ExplainView, Refused, TokenView};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
 use lb_common::maglev::{WALK, next_hash, session_hash};
 use lb_common::token::{self, Token, TokenError};
+
+/// The steering of a service that looks at no token: in a few words, and the counter.
+struct Blind {
+    how: String,
+    counter: Counter,
+}
 
 impl Registry {
     /// Explains what would become of a first payload with this token, sent to `service` (or to the one it names).
@@ -23,8 +29,8 @@ impl Registry {
                     let reason = format!("the token names service {id}, and there is none with that id");
                     return Err(Refused::with_help(reason, "say which service it is sent to with --service"));
                 }
-                Ok(if let Some(rule) = self.bound_at_once(id) {
-                    self.explain_bound(id, Some(self.token_view(&token)), rule)
+                Ok(if let Some(rule) = self.blind(id) {
+                    self.explain_blind(id, Some(self.token_view(&token)), &rule)
                 } else if id == token.service {
                     self.explain_valid(id, &token)
                 } else {
@@ -39,8 +45,8 @@ impl Registry {
                     let help = "say which service it is sent to with --service";
                     Refused::with_help(format!("{error}, so it names no service"), help)
                 })?;
-                Ok(match self.bound_at_once(id) {
-                    Some(rule) => self.explain_bound(id, None, rule),
+                Ok(match self.blind(id) {
+                    Some(rule) => self.explain_blind(id, None, &rule),
                     None => self.explain_new(id, None, &error.to_string()),
                 })
             }
@@ -72,22 +78,53 @@ impl Registry {
         }
     }
 
-    /// What a service binds by that does not wait for a payload, and the counter.
-    fn bound_at_once(&self, id: u16) -> Option<(&'static str, Counter)> {
-        match self.services[&id].affinity {
-            Affinity::Signed { .. } => None,
-            Affinity::Source => Some(("the client's address", Counter::Hashed)),
-            Affinity::None => Some(("the client's address and port", Counter::NewSession)),
-        }
+    /// How a service steers that looks at no token.
+    fn blind(&self, id: u16) -> Option<Blind> {
+        let service = &self.services[&id];
+        let first = match service.protocol {
+            Protocol::Tcp => "a connection is bound at its SYN",
+            Protocol::Udp => "a flow is bound by its first datagram",
+        };
+        let (how, counter) = match &service.affinity {
+            Affinity::Signed(_) => return None,
+            Affinity::Hashed(place) => {
+                (format!("what stands at its place ({place}) is hashed"), Counter::Hashed)
+            }
+            Affinity::Learned { place, .. } => {
+                let how = format!(
+                    "a key that a backend handed out ({place}) leads to that backend, any other one is hashed, and \
+                     who has none begins a new session"
+                );
+                (how, Counter::NewSession)
+            }
+            Affinity::Source => (format!("{first}, by the client's address"), Counter::Hashed),
+            Affinity::None => (format!("{first}, by the client's address and port"), Counter::NewSession),
+        };
+        Some(Blind { how, counter })
     }
 
-    fn explain_bound(&self, id: u16, view: Option<TokenView>, (by, counter): (&str, Counter)) -> ExplainView {
-        let why = format!("this service looks at no token: a connection is bound at its SYN, by {by}");
+    fn explain_blind(&self, id: u16, view: Option<TokenView>, Blind { how, counter }: &Blind) -> ExplainView {
+        let why = format!("this service looks at no token: {how}");
         if self.services[&id].table.is_empty() {
-            let why = format!("{why}; no backend is ready");
-            return self.explained(id, view, "reset", None, why, &[Counter::ResetNoBackend]);
+            return self.explain_nobody(id, view, &why, &[]);
         }
-        self.explained(id, view, "new", None, why, &[counter])
+        self.explained(id, view, "new", None, why, &[*counter])
+    }
+
+    /// Nobody is ready, which a TCP client is told.
+    fn explain_nobody(
+        &self,
+        id: u16,
+        view: Option<TokenView>,
+        why: &str,
+        counters: &[Counter],
+    ) -> ExplainView {
+        let (verdict, counter) = match self.services[&id].protocol {
+            Protocol::Tcp => ("reset", Counter::ResetNoBackend),
+            Protocol::Udp => ("dropped", Counter::DropNoBackend),
+        };
+        let counters = [counters, &[counter]].concat();
+        self.explained(id, view, verdict, None, format!("{why}; no backend is ready"), &counters)
     }
 
     fn explain_valid(&self, id: u16, token: &Token) -> ExplainView {
@@ -122,30 +159,27 @@ impl Registry {
     }
 
     fn explain_redispatch(&self, id: u16, token: &Token, view: Option<TokenView>, why: &str) -> ExplainView {
+        if self.services[&id].on_unavailable == OnUnavailable::Reject {
+            let why = format!("{why}, and this service gives its sessions to no other backend");
+            let verdict = match self.services[&id].protocol {
+                Protocol::Tcp => "reset",
+                Protocol::Udp => "dropped",
+            };
+            return self.explained(id, view, verdict, None, why, &[Counter::Rejected]);
+        }
         match self.substitute(id, token) {
             Some(name) => {
                 let why = format!("{why}; {name} takes its place and reloads the session from the database");
                 self.explained(id, view, "redispatched", Some(name), why, &[Counter::Redispatched])
             }
-            None => {
-                let why = format!("{why}, and no other backend is ready");
-                self.explained(id, view, "reset", None, why, &[Counter::ResetNoBackend])
-            }
+            None => self.explain_nobody(id, view, why, &[]),
         }
     }
 
     fn explain_new(&self, id: u16, view: Option<TokenView>, why: &str) -> ExplainView {
         let service = &self.services[&id];
         if service.table.is_empty() {
-            let counters = [Counter::InvalidToken, Counter::ResetNoBackend];
-            return self.explained(
-                id,
-                view,
-                "reset",
-                None,
-                format!("{why}, and no backend is ready"),
-                &counters,
-            );
+            return self.explain_nobody(id, view, why, &[Counter::InvalidToken]);
         }
         let why = format!("{why}: a new session begins, at a ready backend chosen by weight");
         self.explained(id, view, "new", None, why, &[Counter::InvalidToken, Counter::NewSession])

@@ -12,7 +12,7 @@ mod tests;
 
 use crate::config::Config;
 use crate::control::{Admin, Refused};
-use crate::datapath::{Left, MapWrite};
+use crate::datapath::{Clock, Left, MapWrite};
 use crate::net::NextHop;
 use backend::{Backend, Server};
 use lb_common::backend::{Abilities, State};
@@ -121,8 +121,15 @@ impl Registry {
     ///
     /// A backend that lbd does not run starts in the state it was left in, so that no packet is lost while it is checked
     /// again. It goes on in a new epoch: whether it crashed and came back while no lbd watched, nobody knows. `settings`
-    /// holds keys and timeouts.
-    pub fn new(config: &Config, ids: &Ids, left: &Left, settings: Settings, now: Instant) -> (Self, Outcome) {
+    /// holds keys and timeouts; `clock` tells how long a tick is.
+    pub fn new(
+        config: &Config,
+        ids: &Ids,
+        left: &Left,
+        settings: Settings,
+        clock: &Clock,
+        now: Instant,
+    ) -> (Self, Outcome) {
         let mut registry = Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -135,7 +142,7 @@ impl Registry {
                 let backend = Backend::new(backend, *id, *slot, config, left.backends.get(slot), now);
                 registry.backends.insert(*slot, backend);
             }
-            registry.services.insert(*id, Service::new(service, *id, left.services.get(id)));
+            registry.services.insert(*id, Service::new(service, *id, clock, left.services.get(id)));
         }
         let mut outcome = Outcome::default();
         outcome.writes.push(registry.settings_write());

@@ -1,8 +1,8 @@
 //! One service: its Maglev table and what it may promise, both following from its backends.
 
 use super::backend::Backend;
-use crate::config::{self, Affinity, Protocol};
-use crate::datapath::MapWrite;
+use crate::config::{self, Affinity, Anchor, Balance, OnUnavailable, Place, Protocol};
+use crate::datapath::{Clock, MapWrite};
 use lb_common::addr::Be16;
 use lb_common::backend::State;
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
@@ -20,6 +20,10 @@ pub(super) struct Service {
     pub(super) vip: SocketAddr,
     pub(super) protocol: Protocol,
     pub(super) affinity: Affinity,
+    balance: Balance,
+    pub(super) on_unavailable: OnUnavailable,
+    /// Ticks for which a learned key is remembered.
+    learned_ticks: u32,
     window_scale: u8,
     max_tries: u8,
     replay: bool,
@@ -33,13 +37,19 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(config: &config::Service, id: u16, left: Option<&map::Service>) -> Self {
+    pub(super) fn new(config: &config::Service, id: u16, clock: &Clock, left: Option<&map::Service>) -> Self {
         Self {
             id,
             name: config.name.clone(),
             vip: config.vip,
             protocol: config.protocol,
             affinity: config.affinity.clone(),
+            balance: config.balance,
+            on_unavailable: config.on_unavailable,
+            learned_ticks: match config.affinity {
+                Affinity::Learned { idle, .. } => clock.ticks(idle),
+                _ => 0,
+            },
             window_scale: config.window_scale,
             max_tries: config.max_tries,
             replay: config.replay,
@@ -98,12 +108,22 @@ impl Service {
             ..map::Service::default()
         };
         entry.affinity = match self.affinity {
-            Affinity::Signed { .. } => map::Affinity::Signed,
+            Affinity::Signed(_) => map::Affinity::Signed,
+            Affinity::Hashed(_) => map::Affinity::Hashed,
+            Affinity::Learned { .. } => map::Affinity::Learned,
             Affinity::Source => map::Affinity::Source,
             Affinity::None => map::Affinity::None,
         } as u8;
-        let named = entry.set_cookie_name(self.affinity.cookie());
-        assert!(named, "the configuration's check allows 1 to 15 bytes");
+        entry.balance = match self.balance {
+            Balance::Maglev => map::Balance::Maglev,
+            Balance::Least => map::Balance::Least,
+        } as u8;
+        entry.strict = u8::from(self.on_unavailable == OnUnavailable::Reject);
+        entry.learned_ticks = self.learned_ticks;
+        if let Some(place) = self.affinity.place() {
+            let fits = set_place(&mut entry, place);
+            assert!(fits, "the configuration's check allows no name or marker that is too long");
+        }
         entry
     }
 
@@ -129,3 +149,26 @@ impl Service {
 const ALL: u8 = PROMISE_SACK | PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE;
 const PROMISES: [(u8, &str); 3] =
     [(PROMISE_WINDOW_SCALE, "window_scale"), (PROMISE_SACK, "sack"), (PROMISE_TIMESTAMPS, "timestamps")];
+
+/// Writes down where the key stands. Returns whether its name or marker has room.
+fn set_place(entry: &mut map::Service, place: &Place) -> bool {
+    match place {
+        Place::Cookie(name) => entry.set_cookie_name(name),
+        Place::Header(name) => entry.set_header_name(name),
+        Place::Query(name) => entry.set_query_name(name),
+        Place::Sni => {
+            entry.place = map::Place::Sni as u8;
+            true
+        }
+        Place::Datagram { from, bytes } => {
+            entry.key_len = *bytes;
+            let (place, at) = match from {
+                Anchor::Offset(at) => (map::Place::Offset, *at),
+                Anchor::End(at) => (map::Place::End, *at),
+                Anchor::Marker(_) => (map::Place::Marker, 0),
+            };
+            (entry.place, entry.key_at) = (place as u8, at);
+            !matches!(from, Anchor::Marker(marker) if !entry.set_marker(marker))
+        }
+    }
+}

@@ -1,3 +1,5 @@
+mod rules;
+
 use super::*;
 use crate::control::{BackendView, ExplainView};
 use lb_common::backend as map;
@@ -93,7 +95,8 @@ impl Fixture {
         let mut settings = Settings { token_key_mask: 1 << 3, ..Settings::default() };
         settings.token_keys[3] = KEY;
         let now = Instant::now();
-        let (registry, outcome) = Registry::new(&config, &ids(), left, settings, now);
+        let (registry, outcome) =
+            Registry::new(&config, &ids(), left, settings, &Clock::measure().unwrap(), now);
         let mut fixture = Self { registry, maps: Maps::default(), effects: Vec::new(), now };
         fixture.maps.perform(&outcome.writes);
         fixture.effects = outcome.effects;

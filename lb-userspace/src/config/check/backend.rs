@@ -3,18 +3,19 @@
 use super::{Checker, inner};
 use crate::config::fault::Span;
 use crate::config::raw::RawBackend;
-use crate::config::{Backend, Managed};
+use crate::config::{Backend, Managed, Protocol};
 use serde_spanned::Spanned;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 
-/// Names of what takes an address and port, and where in the file it does.
-pub(super) type Taken = HashMap<SocketAddr, String>;
+/// Names of what takes an address and port of a protocol.
+pub(super) type Taken = HashMap<(Protocol, SocketAddr), String>;
 
 /// What a backend is checked against.
 pub(super) struct Context<'a> {
     pub(super) service: &'a str,
+    pub(super) protocol: Protocol,
     pub(super) managed: &'a Managed,
     pub(super) vips: &'a [IpAddr],
 }
@@ -77,7 +78,7 @@ impl Checker<'_, '_> {
         let addr = self.socket_addr(text, "addr")?;
         self.outside(context.managed, addr.ip(), text.span(), "addr");
         let who = format!("backend `{}/{name}`", context.service);
-        if !self.take(taken, addr, who, text.span()) {
+        if !self.take(taken, (context.protocol, addr), who, text.span()) {
             return None;
         }
         if context.vips.contains(&addr.ip()) {
@@ -88,15 +89,21 @@ impl Checker<'_, '_> {
         Some(addr)
     }
 
-    /// Claims an address and port. Returns whether it was free.
-    pub(super) fn take(&mut self, taken: &mut Taken, addr: SocketAddr, who: String, span: Span) -> bool {
-        match taken.entry(addr) {
+    /// Claims an address and port of a protocol. Returns whether it was free.
+    pub(super) fn take(
+        &mut self,
+        taken: &mut Taken,
+        place: (Protocol, SocketAddr),
+        who: String,
+        span: Span,
+    ) -> bool {
+        match taken.entry(place) {
             Entry::Vacant(free) => {
                 free.insert(who);
                 true
             }
             Entry::Occupied(other) => {
-                let reason = format!("{who} is at {addr}, where {} is already", other.get());
+                let reason = format!("{who} is at {}, where {} is already", place.1, other.get());
                 self.faults.push(span, reason, "an address and port belong to one service or backend alone");
                 false
             }

@@ -1,12 +1,13 @@
 //! From the configuration as typed to the one as meant. Goes on after an error, so that one run tells all of them.
 
+mod affinity;
 mod backend;
 mod scalar;
 mod service;
 mod store;
 
 use super::fault::{ConfigError, Faults, Span, suggest};
-use super::raw::{FromToml, RawConfig, RawLbd, RawLimits, RawManaged, RawTimeouts};
+use super::raw::{FromToml, RawConfig, RawLbd, RawLimits, RawManaged, RawTimeouts, Size};
 use super::values::Subnet;
 use super::{Config, Lbd, Limits, Managed, Mode, Timeouts};
 use lb_common::maglev::is_prime;
@@ -143,8 +144,19 @@ impl Checker<'_, '_> {
             pending: self.number(raw.pending, "pending", 1..=32_768, default.pending).next_power_of_two(),
             maglev_size: self.maglev_size(raw.maglev_size, default.maglev_size),
             learned: self.number(raw.learned, "learned", 8..=1 << 26, default.learned),
-            trace_bytes: default.trace_bytes,
+            trace_bytes: self.trace_bytes(raw.trace_bytes, default.trace_bytes),
         }
+    }
+
+    fn trace_bytes(&mut self, raw: Option<Spanned<Size>>, default: u32) -> u32 {
+        let span = raw.as_ref().map_or(0..0, Spanned::span);
+        let bytes = self.size(raw, "trace_bytes", 4096..=1 << 30, default as usize);
+        if !bytes.is_power_of_two() {
+            let reason = format!("`trace_bytes` is {bytes} bytes, which is not a power of two");
+            let help = format!("the next one is {} KiB", bytes.next_power_of_two() >> 10);
+            self.faults.push(span, reason, help);
+        }
+        u32::try_from(bytes).unwrap_or(default)
     }
 
     fn maglev_size(&mut self, raw: Option<Spanned<u64>>, default: u32) -> u32 {

@@ -3,15 +3,21 @@
 use super::backend::{Context, Taken};
 use super::{Checker, SECOND, inner};
 use crate::config::fault::{Span, suggest};
-use crate::config::raw::{RawAffinity, RawHealth, RawService, RawSession};
-use crate::config::{Affinity, Health, Limits, Managed, Protocol, Service, SessionLimits, show_duration};
+use crate::config::raw::{RawHealth, RawService, RawSession};
+use crate::config::values::parse_bytes;
+use crate::config::{
+    Affinity, Balance, Health, Limits, Managed, OnUnavailable, Protocol, Service, SessionLimits,
+    show_duration,
+};
 use crate::session::store::MAX_STATE_BYTES;
-use lb_common::service::MAX_COOKIE_NAME;
 use lb_common::stash::TRIED;
 use serde_spanned::Spanned;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+/// Longest datagram of a health check, in bytes: it fits in any packet.
+const MAX_PROBE: usize = 512;
 
 impl Checker<'_, '_> {
     pub(super) fn services(
@@ -47,22 +53,36 @@ impl Checker<'_, '_> {
         let mut names = HashMap::new();
         let mut taken = Taken::new();
         // VIPs first, so that a backend that takes one of a later service is told of, too.
-        let vips: Vec<_> = raw.iter().map(|raw| self.vip(raw, managed, &mut taken)).collect();
+        let protocols: Vec<_> =
+            raw.iter().map(|raw| self.protocol(raw.get_ref().protocol.as_ref())).collect();
+        let vips: Vec<_> = raw
+            .iter()
+            .zip(&protocols)
+            .map(|(raw, protocol)| self.vip(raw, *protocol, managed, &mut taken))
+            .collect();
         let addrs: Vec<IpAddr> = vips.iter().flatten().map(SocketAddr::ip).collect();
         let mut services = Vec::new();
-        for (raw, vip) in raw.into_iter().zip(vips) {
+        for ((raw, vip), protocol) in raw.into_iter().zip(vips).zip(protocols) {
             let span = raw.span();
             let raw = raw.into_inner();
+            self.only_tcp(&raw, protocol);
             let name = self.name(&raw.name, "service", (&span, raw.mistyped), &mut names);
-            let context = Context { service: &name, managed, vips: &addrs };
+            let context = Context { service: &name, protocol, managed, vips: &addrs };
             let backends = self.backends(raw.backend, (&span, raw.mistyped), &context, &mut taken);
+            let affinity_span = raw.affinity.as_ref().map_or(span.clone(), Spanned::span);
+            let affinity = self.affinity(raw.affinity, protocol, &span);
+            if backends.iter().any(|backend| backend.managed) {
+                self.managed_affinity(&affinity, protocol, affinity_span);
+            }
             services.push(Service {
-                protocol: self.protocol(raw.protocol),
-                affinity: self.affinity(raw.affinity.map(Spanned::into_inner)),
+                protocol,
+                balance: self.balance(raw.balance, &affinity),
+                on_unavailable: self.on_unavailable(raw.on_unavailable, &affinity),
+                affinity,
                 window_scale: self.number(raw.window_scale, "window_scale", 0..=14, 7),
                 max_tries: self.number(raw.max_tries, "max_tries", 1..=TRIED as u8, 3),
                 replay: raw.replay.is_none_or(Spanned::into_inner),
-                health: self.health(&inner(raw.health)),
+                health: self.health(&inner(raw.health), protocol),
                 session: self.session(inner(raw.session)),
                 // Without one there is a fault already, and the service goes nowhere.
                 vip: vip.unwrap_or(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0)),
@@ -73,7 +93,13 @@ impl Checker<'_, '_> {
         services
     }
 
-    fn vip(&mut self, raw: &Spanned<RawService>, managed: &Managed, taken: &mut Taken) -> Option<SocketAddr> {
+    fn vip(
+        &mut self,
+        raw: &Spanned<RawService>,
+        protocol: Protocol,
+        managed: &Managed,
+        taken: &mut Taken,
+    ) -> Option<SocketAddr> {
         let service = raw.get_ref().name.as_ref().map_or("?", |name| name.get_ref());
         let Some(text) = &raw.get_ref().vip else {
             let reason = format!("service `{service}` has no `vip`");
@@ -87,21 +113,17 @@ impl Checker<'_, '_> {
         };
         let vip = self.socket_addr(text, "vip")?;
         self.outside(managed, vip.ip(), text.span(), "vip");
-        self.take(taken, vip, format!("the vip of service `{service}`"), text.span());
+        self.take(taken, (protocol, vip), format!("the vip of service `{service}`"), text.span());
         Some(vip)
     }
 
-    fn protocol(&mut self, raw: Option<Spanned<String>>) -> Protocol {
+    fn protocol(&mut self, raw: Option<&Spanned<String>>) -> Protocol {
         if let Some(protocol) = raw {
             match protocol.get_ref().as_str() {
                 "tcp" => {}
-                "udp" => self.faults.push(
-                    protocol.span(),
-                    "protocol `udp` is not there yet",
-                    "this version balances `tcp` only",
-                ),
+                "udp" => return Protocol::Udp,
                 other => {
-                    let help = suggest(other, &["tcp"]);
+                    let help = suggest(other, &["tcp", "udp"]);
                     self.faults.push(protocol.span(), format!("`{other}` is no protocol known here"), help);
                 }
             }
@@ -109,67 +131,109 @@ impl Checker<'_, '_> {
         Protocol::Tcp
     }
 
-    fn affinity(&mut self, raw: Option<RawAffinity>) -> Affinity {
-        let raw = raw.unwrap_or_default();
-        if let Some(kind) = raw.kind {
-            let bound_at_once = match kind.get_ref().as_str() {
-                "signed" => None,
-                "source" => Some(Affinity::Source),
-                "none" => Some(Affinity::None),
-                later @ ("learned" | "hashed" | "quic") => {
-                    self.faults.push(
-                        kind.span(),
-                        format!("affinity `{later}` is not there yet"),
-                        "this version has `signed`, `source` and `none`",
-                    );
-                    None
+    /// How a backend is chosen for what belongs to none.
+    fn balance(&mut self, raw: Option<Spanned<String>>, affinity: &Affinity) -> Balance {
+        let Some(raw) = raw else { return Balance::Maglev };
+        match raw.get_ref().as_str() {
+            "maglev" => return Balance::Maglev,
+            "least" => match affinity {
+                Affinity::Signed(_) | Affinity::Learned { .. } | Affinity::None => return Balance::Least,
+                Affinity::Hashed(_) | Affinity::Source => {
+                    let reason = format!("affinity `{}` leaves `least` nothing to choose", affinity.kind());
+                    let help = "leave `balance` away: the hash decides, so that the same comes home";
+                    self.faults.push(raw.span(), reason, help);
                 }
-                other => {
-                    let help = suggest(other, &["signed", "source", "none"]);
-                    self.faults.push(kind.span(), format!("`{other}` is no affinity rule"), help);
-                    None
-                }
-            };
-            if let Some(affinity) = bound_at_once {
-                if let Some(cookie) = raw.cookie {
-                    let reason = format!("affinity `{}` looks at no cookie", kind.get_ref());
-                    self.faults.push(cookie.span(), reason, "leave `cookie` away, or use `signed`");
-                }
-                return affinity;
+            },
+            other => {
+                let help = suggest(other, &["maglev", "least"]);
+                self.faults.push(raw.span(), format!("`{other}` is no way to balance"), help);
             }
         }
-        let cookie = match raw.cookie {
-            None => Affinity::COOKIE.to_owned(),
-            Some(cookie) => {
-                let name = cookie.get_ref();
-                // RFC 6265 §4.1.1: a cookie's name is a token of RFC 2616 §2.2.
-                let legal = |c: char| c.is_ascii_graphic() && !"()<>@,;:\\\"/[]?={}".contains(c);
-                if name.is_empty() || name.len() > MAX_COOKIE_NAME {
-                    let reason =
-                        format!("the cookie's name `{name}` has {} characters", name.chars().count());
-                    let help = format!("use 1 to {MAX_COOKIE_NAME}: the program looks for it in one step");
-                    self.faults.push(cookie.span(), reason, help);
-                } else if let Some(bad) = name.chars().find(|c| !legal(*c)) {
-                    let reason = format!("the cookie's name `{name}` contains {bad:?}");
-                    let help =
-                        "a cookie's name has no spaces, separators or letters outside ASCII (RFC 6265)";
-                    self.faults.push(cookie.span(), reason, help);
-                }
-                cookie.into_inner()
-            }
-        };
-        Affinity::Signed { cookie }
+        Balance::Maglev
     }
 
-    fn health(&mut self, raw: &RawHealth) -> Health {
+    /// What becomes of a session whose backend does not serve.
+    fn on_unavailable(&mut self, raw: Option<Spanned<String>>, affinity: &Affinity) -> OnUnavailable {
+        let Some(raw) = raw else { return OnUnavailable::Redispatch };
+        match raw.get_ref().as_str() {
+            "redispatch" => return OnUnavailable::Redispatch,
+            "reject" => match affinity {
+                Affinity::Signed(_) | Affinity::Learned { .. } => return OnUnavailable::Reject,
+                Affinity::Hashed(_) | Affinity::Source | Affinity::None => {
+                    let reason = format!(
+                        "affinity `{}` does not know whose a session is, so none is ever rejected",
+                        affinity.kind()
+                    );
+                    let help = "leave `on_unavailable` away, or use affinity `signed` or `learned`";
+                    self.faults.push(raw.span(), reason, help);
+                }
+            },
+            other => {
+                let help = suggest(other, &["redispatch", "reject"]);
+                let reason = format!("`{other}` is nothing to do when a backend is unavailable");
+                self.faults.push(raw.span(), reason, help);
+            }
+        }
+        OnUnavailable::Redispatch
+    }
+
+    /// Keys of a service that speak of TCP alone.
+    fn only_tcp(&mut self, raw: &RawService, protocol: Protocol) {
+        if protocol == Protocol::Tcp {
+            return;
+        }
+        let keys = [
+            ("window_scale", raw.window_scale.as_ref().map(Spanned::span)),
+            ("max_tries", raw.max_tries.as_ref().map(Spanned::span)),
+            ("replay", raw.replay.as_ref().map(Spanned::span)),
+        ];
+        for (key, span) in keys {
+            if let Some(span) = span {
+                let reason = format!("a udp service has no `{key}`");
+                self.faults.push(span, reason, "leave it away: every datagram is steered by itself");
+            }
+        }
+    }
+
+    fn health(&mut self, raw: &RawHealth, protocol: Protocol) -> Health {
         let default = Health::default();
+        let mut bytes = |raw: &Option<Spanned<String>>, key| self.probe_bytes(raw.as_ref()?, key, protocol);
+        let (send, expect) = (bytes(&raw.send, "send"), bytes(&raw.expect, "expect"));
+        if let (Some(expect), None, false) = (&raw.expect, &raw.send, raw.mistyped)
+            && protocol == Protocol::Udp
+        {
+            let help = "add send = \"...\": a backend that is asked nothing answers nothing";
+            self.faults.push(expect.span(), "`expect` without `send`", help);
+        }
         let (shortest, hour) = (Duration::from_millis(50), Duration::from_secs(3600));
         Health {
             interval: self.duration(&raw.interval, "interval", shortest..=hour, default.interval),
             timeout: self.duration(&raw.timeout, "timeout", shortest..=hour, default.timeout),
             rise: self.number(raw.rise.clone(), "rise", 1..=100, default.rise),
             fall: self.number(raw.fall.clone(), "fall", 1..=100, default.fall),
+            send,
+            expect,
         }
+    }
+
+    /// What a UDP backend is asked, or shall answer.
+    fn probe_bytes(&mut self, raw: &Spanned<String>, key: &str, protocol: Protocol) -> Option<Vec<u8>> {
+        let (reason, help) = match parse_bytes(raw.get_ref()) {
+            _ if protocol == Protocol::Tcp => (
+                format!("a tcp service has no `{key}`"),
+                "leave it away: a backend is up when it takes a connection".to_owned(),
+            ),
+            Some(bytes) if (1..=MAX_PROBE).contains(&bytes.len()) => return Some(bytes),
+            Some(bytes) => {
+                (format!("`{key}` has {} bytes", bytes.len()), format!("write 1 to {MAX_PROBE} bytes"))
+            }
+            None => (
+                format!("`{key}` \"{}\" is no hexadecimal number of whole bytes", raw.get_ref()),
+                "write text, or two digits for each byte, like hex:0a0b".to_owned(),
+            ),
+        };
+        self.faults.push(raw.span(), reason, help);
+        None
     }
 
     fn session(&mut self, raw: RawSession) -> SessionLimits {
