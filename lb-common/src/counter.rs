@@ -77,8 +77,8 @@ counters! {
     Bound = "bound" Packet,
     /// The first segment was full and its head goes on in the next one, which was waited for.
     HeadAwaited = "head_awaited" Packet,
-    /// A head longer than what is stashed: what is steered by may stand behind that, and counts as absent.
-    HeadTooLong = "head_too_long" Packet,
+    /// What is steered by was not found in what is stashed, and may stand behind that: it counts as absent.
+    HeadIncomplete = "head_incomplete" Packet,
     /// A key was read from a backend's response, and its sessions belong there from now on.
     Learned = "learned" Packet,
     /// A backend deleted its cookie, and the session was forgotten.

@@ -29,6 +29,8 @@ pub enum FlowState {
     Closing = 4,
     /// Bound at its SYN, and the client has not answered the backend's SYN-ACK: forged, for all we know.
     Opening = 5,
+    /// The client's first segment was full and what it begins goes on: no backend is chosen yet.
+    Awaiting = 6,
 }
 
 impl FlowState {
@@ -41,6 +43,7 @@ impl FlowState {
             3 => Self::Established,
             4 => Self::Closing,
             5 => Self::Opening,
+            6 => Self::Awaiting,
             _ => Self::Free,
         }
     }
@@ -52,7 +55,13 @@ impl FlowState {
             Self::Established => "established",
             Self::Closing => "closing",
             Self::Opening => "opening",
+            Self::Awaiting => "awaiting",
         }
+    }
+    /// Whether a flow in this state counts as one of its backend's live ones.
+    #[inline(always)]
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Binding | Self::Established | Self::Opening)
     }
 }
 

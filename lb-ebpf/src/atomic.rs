@@ -57,6 +57,25 @@ pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     }
 }
 
+/// Adds to a word, at once.
+///
+/// # Safety
+/// `word` points at an aligned map value that stays valid.
+#[inline(always)]
+pub(crate) unsafe fn add(word: *mut u64, more: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({word} + 0) += {more}", word = in(reg) word, more = in(reg) more);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        // SAFETY: the caller's promise.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_add(more, Ordering::Relaxed);
+    }
+}
+
 /// Writes `N` words, all of them `value`. An assignment becomes a call that writes byte by byte.
 ///
 /// # Safety

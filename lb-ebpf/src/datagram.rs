@@ -3,15 +3,15 @@
 
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
-use crate::handshake::{count_choice, set_head};
+use crate::handshake::set_head;
 use crate::maps::{BACKENDS, SCRATCH, SERVICES, count, count_backend, settings};
 use crate::packet::{Frame, Packet, SHORT, at};
 use crate::plain;
 use crate::rewrite::{forward, has_hop_left};
-use crate::select::by_hash;
+use crate::select::{by_hash, decided, fresh};
 use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
 use crate::token::datagram::lb_datagram_key;
-use crate::token::{ABSENT, HASHED, INVALID, VALID};
+use crate::token::{ABSENT, Found, HASHED, INVALID, VALID};
 use crate::verdict::{Verdict, consume, leave, pass};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -106,6 +106,8 @@ fn checked(ctx: &XdpContext, frame: Frame<SHORT>, fragment: u16) -> Result<Datag
 /// Where a datagram goes, and why.
 struct Choice {
     slot: u32,
+    /// What was found where the service's key may stand.
+    found: Found,
     reason: Counter,
 }
 
@@ -129,6 +131,7 @@ fn from_client(
     });
     let choice = choose(ctx, entry, &key, present, datagram.payload);
     if choice.slot == u32::from(NOBODY) {
+        decided(&key, NOBODY, choice.found, choice.reason as u32);
         return consume(Counter::DropNoBackend);
     }
     let slot = choice.slot as u16;
@@ -138,7 +141,7 @@ fn from_client(
         Some(flow) => {
             touch(flow, now);
             give(flow, slot);
-            count_choice(service, slot, choice.reason as u32);
+            decided(&key, slot, choice.found, choice.reason as u32);
             count(service, Counter::FlowMoved as u32);
         }
         None => {
@@ -147,7 +150,7 @@ fn from_client(
             };
             fill(ctx, flow, &key, datagram, now);
             set_head(flow, &key, slot, FlowState::Opening);
-            count_choice(service, slot, choice.reason as u32);
+            decided(&key, slot, choice.found, choice.reason as u32);
         }
     }
     let Some(backend) = BACKENDS.get(choice.slot) else { return consume(Counter::DropNoBackendEntry) };
@@ -172,7 +175,7 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         Affinity::Source | Affinity::None | Affinity::Learned | Affinity::Quic => ABSENT,
     };
     let Some(scratch) = SCRATCH.get(0) else {
-        return Choice { slot: u32::from(NOBODY), reason: Counter::NewSession };
+        return Choice { slot: u32::from(NOBODY), found, reason: Counter::NewSession };
     };
     let claim = scratch.claim;
     if found == INVALID {
@@ -184,7 +187,10 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         {
             let stale = backend.epoch != claim.epoch;
             let reason = if stale { Counter::StaleInstance } else { Counter::AffinityHit };
-            return Choice { slot: u32::from(claim.slot), reason };
+            return Choice { slot: u32::from(claim.slot), found, reason };
+        }
+        if entry.strict != 0 {
+            return Choice { slot: u32::from(NOBODY), found, reason: Counter::Rejected };
         }
         (claim.hash, Counter::Redispatched)
     } else if found == HASHED {
@@ -193,14 +199,15 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         if let Some(backend) = BACKENDS.get(u32::from(present))
             && serves(backend, key.service)
         {
-            return Choice { slot: u32::from(present), reason: Counter::AffinityHit };
+            return Choice { slot: u32::from(present), found, reason: Counter::AffinityHit };
         }
-        let by_address = entry.affinity == Affinity::Source as u8;
-        let port = if by_address { Be16::new(0) } else { key.port };
-        let reason = if by_address { Counter::Hashed } else { Counter::NewSession };
-        (client_hash(key.client, port), reason)
+        if entry.affinity != Affinity::Source as u8 {
+            let slot = fresh(entry, key.service, client_hash(key.client, key.port), |_| false).slot;
+            return Choice { slot, found, reason: Counter::NewSession };
+        }
+        (client_hash(key.client, Be16::new(0)), Counter::Hashed)
     };
-    Choice { slot: by_hash(entry, key.service, hash, |_| false).slot, reason }
+    Choice { slot: by_hash(entry, key.service, hash, |_| false).slot, found, reason }
 }
 
 #[inline(always)]
@@ -226,12 +233,9 @@ fn touch(entry: Entry, now: u32) {
 /// Gives a flow to another backend, unless somebody else has changed it.
 #[inline(always)]
 fn give(entry: Entry, slot: u16) {
-    // SAFETY: the head is an aligned word of a map value.
-    unsafe {
-        let was = (*entry.flow).head;
-        let head = Head { backend: slot, ..was };
-        crate::atomic::compare_exchange((&raw mut (*entry.flow).head).cast(), was.to_bits(), head.to_bits());
-    }
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let was = unsafe { (*entry.flow).head };
+    flows::replace(entry, was, Head { backend: slot, ..was });
 }
 
 /// Writes all of a claimed entry but its head.

@@ -1,7 +1,7 @@
 //! The flow table: finding, claiming, expiring. See [`lb_common::flow`] for its shape.
 
-use crate::atomic::compare_exchange;
-use crate::maps::{FLOWS, count};
+use crate::atomic::{add, compare_exchange, exchange};
+use crate::maps::{FLOWS, LIVE, count};
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, GROUP, Head};
@@ -79,6 +79,62 @@ pub(crate) fn find(settings: &Settings, key: &Key) -> Option<Entry> {
     None
 }
 
+/// Gives an entry another head, whatever it has.
+#[inline(always)]
+pub(crate) fn publish(entry: Entry, head: Head) {
+    // SAFETY: the head is an aligned word of a map value.
+    let was = unsafe { exchange((&raw mut (*entry.flow).head).cast(), head.to_bits()) };
+    account(Head::from_bits(was), head);
+}
+
+/// Gives an entry another head, but only if it has the one that was seen: otherwise somebody else has changed the flow, or has
+/// the entry for another one by now. Returns whether it did.
+#[inline(always)]
+pub(crate) fn replace(entry: Entry, was: Head, head: Head) -> bool {
+    // SAFETY: the head is an aligned word of a map value.
+    let done = unsafe {
+        let word = (&raw mut (*entry.flow).head).cast();
+        compare_exchange(word, was.to_bits(), head.to_bits()) == was.to_bits()
+    };
+    if done {
+        account(was, head);
+    }
+    done
+}
+
+/// Keeps count of the live flows of backends.
+#[inline(always)]
+fn account(was: Head, is: Head) {
+    let before = FlowState::from_bits(was.state).is_live();
+    let after = FlowState::from_bits(is.state).is_live();
+    if before && after && was.backend == is.backend {
+        return;
+    }
+    if before {
+        add_live(was.backend, u64::MAX);
+    }
+    if after {
+        add_live(is.backend, 1);
+    }
+}
+
+#[inline(always)]
+fn add_live(slot: u16, more: u64) {
+    if let Some(live) = LIVE.get_ptr_mut(u32::from(slot)) {
+        // SAFETY: an aligned map value that stays valid.
+        unsafe { add(live, more) };
+    }
+}
+
+/// How many flows live at a backend.
+#[inline(always)]
+pub(crate) fn live(slot: u16) -> u64 {
+    // SAFETY: a reference to a map value is aligned and valid.
+    let live = LIVE.get(u32::from(slot)).map_or(0, |live| unsafe { core::ptr::read_volatile(live) });
+    // Between an end and its beginning on two processors it may be less than nothing.
+    if (live as i64) < 0 { 0 } else { live }
+}
+
 /// Whether an entry's flow may be forgotten.
 #[inline(always)]
 fn expired(settings: &Settings, head: Head, last_seen: u32, now: u32) -> bool {
@@ -86,7 +142,7 @@ fn expired(settings: &Settings, head: Head, last_seen: u32, now: u32) -> bool {
         FlowState::Free => return true,
         // Some processor is filling it in, which takes less than a microsecond: two would share the entry.
         FlowState::Claimed => return false,
-        FlowState::Binding | FlowState::Opening => settings.binding_ticks,
+        FlowState::Binding | FlowState::Opening | FlowState::Awaiting => settings.binding_ticks,
         FlowState::Established => settings.idle_ticks,
         FlowState::Closing => settings.closing_ticks,
     };
@@ -104,14 +160,13 @@ pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
 /// is closing or that its client has not confirmed. The entry is nobody's until its head is published. `None`: the group is full of live flows.
 #[inline(always)]
 pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
-    const CLAIMED: u64 = Head {
+    const CLAIMED: Head = Head {
         client_port: Be16::new(0),
         service: 0,
         backend: 0,
         state: FlowState::Claimed as u8,
         window_shift: 0,
-    }
-    .to_bits();
+    };
     let hash = key.hash(settings);
     let mut choice: Option<(Entry, u64)> = find(settings, key).map(|entry| (entry, head_of(entry.flow)));
     let mut i = 0;
@@ -140,12 +195,10 @@ pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
         i += 1;
     }
     let (entry, seen) = choice?;
-    // SAFETY: the head is an aligned word of a map value.
-    unsafe {
-        if compare_exchange((&raw mut (*entry.flow).head).cast(), seen, CLAIMED) != seen {
-            return None;
-        }
-        (*entry.flow).last_seen = now;
+    if !replace(entry, Head::from_bits(seen), CLAIMED) {
+        return None;
     }
+    // SAFETY: a map value stays valid, and the entry is ours.
+    unsafe { (*entry.flow).last_seen = now };
     Some(entry)
 }

@@ -85,7 +85,7 @@ pub(crate) fn handle(
             leave(flow.client_ifindex, Counter::FromBackend)
         }
         FlowState::Binding => Verdict::from_bits(lb_answered(ctx.ctx, u32::from(id), entry.index)),
-        FlowState::Free | FlowState::Claimed => consume(Counter::DropBusy),
+        FlowState::Free | FlowState::Claimed | FlowState::Awaiting => consume(Counter::DropBusy),
     };
     (id, verdict)
 }

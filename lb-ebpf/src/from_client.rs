@@ -10,7 +10,7 @@ use crate::{handshake, plain, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState, NO_STASH};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH};
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
 
@@ -51,8 +51,11 @@ pub(crate) fn handle(
     }
     let frame = match FlowState::from_bits(flow.head.state) {
         FlowState::Established | FlowState::Closing => frame,
-        FlowState::Binding => {
+        FlowState::Binding | FlowState::Awaiting => {
             let bits = handshake::lb_more(ctx.ctx, u32::from(service), entry.index);
+            if bits == handshake::WHOLE {
+                return handshake::place(ctx, service, entry.index, handshake::LAST);
+            }
             if bits != handshake::ESTABLISHED {
                 return Verdict::from_bits(bits);
             }
@@ -135,7 +138,10 @@ pub(crate) fn close(entry: Entry, flags: u8, side: Side) {
             & core::ptr::read_volatile(&raw const flow.backend_flags)
             & FIN_SEEN;
         if flags & RST != 0 || both != 0 {
-            flow.head.state = FlowState::Closing as u8;
+            let was = Head::from_bits(core::ptr::read_volatile((&raw const flow.head).cast()));
+            if was.state != FlowState::Closing as u8 {
+                flows::replace(entry, was, Head { state: FlowState::Closing as u8, ..was });
+            }
         }
     }
 }

@@ -3,12 +3,12 @@
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
-use crate::maps::{FLOWS, SERVICES, count, count_backend, settings};
+use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{lb_refuse, offer};
 use crate::packet::Segment;
-use crate::select::{ANOTHER, choose, lb_choose};
-use crate::stash::{self, Slot};
-use crate::token::{INVALID, http};
+use crate::select::{ANOTHER, choose, decided, lb_choose};
+use crate::stash::{self, Slot, TIMESTAMPS};
+use crate::token::{self, ABSENT, INVALID};
 use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -18,22 +18,32 @@ use lb_common::maglev::NOBODY;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, View};
+use lb_common::syn_cookie::Agreed;
 use lb_common::tcp::{FIN, RST};
 
-/// The first payload of a proven client: choose, stash, make a flow, and turn the packet into a SYN to the backend.
+/// The first payload of a proven client: stash it, make a flow, choose, and turn the packet into a SYN to the backend.
 #[inline(always)]
 pub(crate) fn begin(ctx: &XdpContext, service: u16) -> Verdict {
     let bits = lb_bind(ctx.ctx, u32::from(service));
-    if bits >> 32 == CHOSEN {
-        return offer(ctx, bits as u32, Counter::Bound);
-    }
-    Verdict::from_bits(if bits == NOBODY_READY { lb_refuse(ctx.ctx) } else { bits })
+    if bits >> 32 == STASHED { place(ctx, service, bits as u32, FIRST) } else { Verdict::from_bits(bits) }
 }
 
-/// Not a verdict, in the high half of one: a backend was chosen for the flow whose index is in the low half.
-const CHOSEN: u64 = 0xffff_fffe;
+/// Chooses a backend for the flow at an index, whose stash this processor has locked, and turns the packet into the SYN that it
+/// gets. `part` is [`FIRST`] or [`LAST`].
+#[inline(always)]
+pub(crate) fn place(ctx: &XdpContext, service: u16, flow: u32, part: u32) -> Verdict {
+    match lb_place(u32::from(service), flow, part) {
+        CHOSEN => offer(ctx, flow, Counter::Bound),
+        NOBODY_READY => Verdict::from_bits(lb_refuse(ctx.ctx)),
+        bits => Verdict::from_bits(bits),
+    }
+}
 
-/// All of that but the SYN. A global function (see [`crate::cold`]).
+/// Not a verdict, in the high half of one: the flow whose index is in the low half has its first payload in a stash.
+const STASHED: u64 = 0xffff_fffe;
+
+/// Takes a flow and a stash for a first payload. The flow has no backend yet, and the stash is left locked. A global function
+/// (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
@@ -62,35 +72,85 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
         return consume(Counter::DropStashFull).to_bits();
     }
     // SAFETY: a map value stays valid, and this processor has its lock.
-    let stash = unsafe { &mut *slot.stash };
-    stash.hash = hash;
-    let index = u32::from(slot.index);
-    let found = http::find(u32::from(key.service), index);
-    if found == INVALID {
-        count(key.service, Counter::InvalidToken as u32);
+    unsafe { (*slot.stash).hash = hash };
+    fill(ctx, entry, key, segment, now, slot.index);
+    if segment.flags & FIN != 0 {
+        // SAFETY: a map value; the entry is nobody else's before its head is published.
+        unsafe { (*entry.flow).client_flags = FIN_SEEN };
     }
+    // Whoever finds it meanwhile also finds the stash locked.
+    set_head(entry, key, NOBODY, FlowState::Awaiting);
+    STASHED << 32 | u64::from(entry.index)
+}
+
+/// What is stashed of a flow whose backend is to be chosen: its first segment...
+pub(crate) const FIRST: u32 = 0;
+/// ...or all that there will be.
+pub(crate) const LAST: u32 = 1;
+
+/// Not verdicts: a backend is chosen...
+const CHOSEN: u64 = u64::MAX;
+/// ...or none is ready, which the client is to be told.
+const NOBODY_READY: u64 = u64::MAX - 1;
+
+/// Chooses the backend of a flow that waits for one, by what is stashed, and unlocks the stash. A global function (see
+/// [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_place(service: u32, flow: u32, part: u32) -> u64 {
+    let (Some(known), Some(entry)) = (FLOWS.get_ptr_mut(flow), SERVICES.get(service)) else {
+        return consume(Counter::DropNoService).to_bits();
+    };
+    let place = Entry { flow: known, index: flow };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let known = unsafe { &*known };
+    let was = known.head;
+    let index = u32::from(known.stash);
+    let Some(stash) = STASHES.get_ptr_mut(index) else { return consume(Counter::DropBusy).to_bits() };
+    let slot = Slot { stash, index: index as u16 };
+    let found = token::find(entry, service, index);
+    if found == ABSENT && token::lb_is_whole(service, index) == 0 {
+        if part == FIRST && known.client_flags & FIN_SEEN == 0 && is_full(entry, known, stash) {
+            stash::unlock(slot);
+            return consume(Counter::HeadAwaited).to_bits();
+        }
+        count(service as u16, Counter::HeadIncomplete as u32);
+    }
+    if found == INVALID {
+        count(service as u16, Counter::InvalidToken as u32);
+    }
+    // SAFETY: a map value stays valid, and this processor has its lock.
+    let stash = unsafe { &mut *stash };
+    let key = Key { client: known.client, port: was.client_port, service: service as u16 };
     let chosen = choose(stash, index, key.service, found);
     if chosen == u32::from(NOBODY) {
+        decided(&key, NOBODY, found, stash.reason);
         stash::release(slot);
-        free(entry);
+        free(place);
         return NOBODY_READY;
     }
     let chosen = chosen as u16;
     stash::note_tried(slot.stash, chosen);
-    fill(ctx, entry, key, segment, now, slot.index);
-    // SAFETY: a map value; the entry is nobody else's before its head is published.
-    let flow = unsafe { &mut *entry.flow };
-    if segment.flags & FIN != 0 {
-        flow.client_flags = FIN_SEEN;
-    }
-    set_head(entry, key, chosen, FlowState::Binding);
+    let head = Head { backend: chosen, state: FlowState::Binding as u8, ..was };
+    let bound = flows::replace(place, was, head);
     stash::unlock(slot);
-    count_choice(key.service, chosen, stash.reason);
-    CHOSEN << 32 | u64::from(entry.index)
+    if !bound {
+        // Its client has reset it meanwhile.
+        return consume(Counter::DropBusy).to_bits();
+    }
+    decided(&key, chosen, found, stash.reason);
+    CHOSEN
 }
 
-/// Not a verdict: no backend is ready, which the client is to be told.
-const NOBODY_READY: u64 = u64::MAX;
+/// Whether a first segment was as long as one may be, so that more is sure to follow without having been asked for.
+#[inline(always)]
+fn is_full(service: &Service, flow: &Flow, stash: *const Stash) -> bool {
+    // SAFETY: a map value stays valid, and this processor has its lock.
+    let stash = unsafe { &*stash };
+    let agreed = u32::from(Agreed::of(flow.cookie).mss());
+    let mss = if agreed < u32::from(service.mss) { agreed } else { u32::from(service.mss) };
+    stash.limit >= mss.wrapping_sub(if stash.has_timestamps != 0 { TIMESTAMPS } else { 0 })
+}
 
 /// Writes all of a claimed entry but its head.
 #[inline(always)]
@@ -114,59 +174,31 @@ fn fill(ctx: &XdpContext, entry: Entry, key: &Key, segment: &Segment, now: u32, 
 /// Publishes a flow under its key.
 #[inline(always)]
 pub(crate) fn set_head(entry: Entry, key: &Key, backend: u16, state: FlowState) {
-    let head =
-        Head { client_port: key.port, service: key.service, backend, state: state as u8, window_shift: 0 };
-    // SAFETY: the head is an aligned word of a map value.
-    unsafe { crate::atomic::exchange((&raw mut (*entry.flow).head).cast(), head.to_bits()) };
+    flows::publish(
+        entry,
+        Head { client_port: key.port, service: key.service, backend, state: state as u8, window_shift: 0 },
+    );
 }
 
 /// Makes a claimed entry free again.
 #[inline(always)]
 pub(crate) fn free(entry: Entry) {
-    // SAFETY: the head is an aligned word of a map value.
-    unsafe {
-        (*entry.flow).stash = NO_STASH;
-        crate::atomic::exchange((&raw mut (*entry.flow).head).cast(), 0);
-    }
+    // SAFETY: a map value stays valid.
+    unsafe { (*entry.flow).stash = NO_STASH };
+    flows::publish(entry, Head::default());
 }
 
 /// Frees the entry of a flow, but only if it is as it was seen. Returns whether it was.
 #[inline(always)]
 pub(crate) fn end(entry: Entry, was: Head) -> bool {
-    // SAFETY: the head is an aligned word of a map value.
-    unsafe {
-        let word = (&raw mut (*entry.flow).head).cast();
-        crate::atomic::compare_exchange(word, was.to_bits(), 0) == was.to_bits()
-    }
-}
-
-/// Counts why a backend was chosen, per service and per backend.
-#[inline(always)]
-pub(crate) fn count_choice(service: u16, slot: u16, reason: u32) {
-    const HIT: u32 = Counter::AffinityHit as u32;
-    const STALE: u32 = Counter::StaleInstance as u32;
-    const REDISPATCHED: u32 = Counter::Redispatched as u32;
-    const RETRIED: u32 = Counter::Retried as u32;
-    const INVALID_TOKEN: u32 = Counter::InvalidToken as u32;
-    count(service, reason);
-    match reason {
-        STALE => count(service, HIT),
-        INVALID_TOKEN => count(service, Counter::NewSession as u32),
-        _ => {}
-    }
-    count_backend(slot, |counters| match reason {
-        HIT => counters.affinity_hit += 1,
-        STALE => {
-            counters.affinity_hit += 1;
-            counters.stale_instance += 1;
-        }
-        REDISPATCHED | RETRIED => counters.redispatched += 1,
-        _ => counters.new_session += 1,
-    });
+    flows::replace(entry, was, Head::default())
 }
 
 /// Not a verdict: the flow has just been spliced, so the segment goes the ordinary way.
 pub(crate) const ESTABLISHED: u64 = u64::MAX;
+/// Not a verdict: all that there will be of the flow's first payload is stashed, so a backend is to be chosen (see [`place`]).
+/// The stash is left locked.
+pub(crate) const WHOLE: u64 = u64::MAX - 1;
 
 /// Something from the client while its backend has not answered: more payload is stashed; payload that is there already
 /// is a retransmission, the sign that the backend is silent. A global function (see [`crate::cold`]).
@@ -178,48 +210,64 @@ pub(crate) extern "C" fn lb_more(ctx: *mut xdp_md, service: u32, flow: u32) -> u
         return consume(Counter::DropTruncated).to_bits();
     };
     let Some(place) = FLOWS.get_ptr_mut(flow) else { return consume(Counter::DropBusy).to_bits() };
-    more(&ctx, &key, Entry { flow: place, index: flow }, &segment).to_bits()
+    more(&ctx, &key, Entry { flow: place, index: flow }, &segment)
 }
 
 #[inline(always)]
-fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> Verdict {
+fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
     let at = segment.seq.wrapping_sub(flow.client_isn).wrapping_sub(1);
     if segment.flags & RST != 0 {
         if at > STASH_BYTES as u32 + 1 {
             // Outside of all that the client can have sent: of a former connection, or forged (RFC 5961 §3.2).
-            return consume(Counter::DropUnknownRst);
+            return consume(Counter::DropUnknownRst).to_bits();
         }
         // The client gave up: so does the flow. The backend's SYN-ACK will find nobody and be reset.
         settle(entry, flow);
         free(entry);
-        return consume(Counter::ClientReset);
+        return consume(Counter::ClientReset).to_bits();
     }
     if segment.payload == 0 && segment.flags & FIN == 0 {
-        return consume(Counter::DropBinding);
+        return consume(Counter::DropBinding).to_bits();
     }
-    let Some(service) = SERVICES.get(u32::from(key.service)) else { return consume(Counter::DropNoService) };
+    let Some(service) = SERVICES.get(u32::from(key.service)) else {
+        return consume(Counter::DropNoService).to_bits();
+    };
     let was = flow.head;
     let Some(slot) = stash::lock(entry.index, flow.stash) else {
-        if was.state == FlowState::Binding as u8 && stash::of(entry.index, flow.stash).is_none() {
+        let waits = was.state == FlowState::Binding as u8 || was.state == FlowState::Awaiting as u8;
+        if waits && stash::of(entry.index, flow.stash).is_none() {
             // It waited so long that another flow has its stash. What the client sends next begins anew.
             end(entry, was);
         }
-        return consume(Counter::DropBusy);
+        return consume(Counter::DropBusy).to_bits();
     };
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *slot.stash };
     let seen = View::from_bits(stash.views[0]);
+    let awaiting = was.state == FlowState::Awaiting as u8;
     if at == 0 && segment.payload != 0 && seen.len as u32 >= segment.payload {
+        if awaiting {
+            // It goes on, but not before this is acknowledged.
+            return WHOLE;
+        }
         let verdict = again(ctx, key, entry, flow, slot, stash, service);
         stash::unlock(slot);
-        return verdict;
+        return verdict.to_bits();
     }
     let kept = stash::lb_keep(ctx.ctx, u32::from(key.service), u32::from(slot.index), at);
+    if awaiting && kept != 0 && at <= stash.limit {
+        if segment.flags & FIN != 0 {
+            // SAFETY: a map value stays valid.
+            unsafe { (*entry.flow).client_flags |= FIN_SEEN };
+        }
+        stash.limit = at + segment.payload;
+        return WHOLE;
+    }
     stash::unlock(slot);
     if kept == 0 {
-        return consume(Counter::DropStashFull);
+        return consume(Counter::DropStashFull).to_bits();
     }
     if segment.flags & FIN != 0 {
         // The joint forwards it with the rest.
@@ -230,9 +278,9 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> Verdict
     // SAFETY: as above; the state is read anew after the exchange that published the segment.
     let state = unsafe { core::ptr::read_volatile(&raw const (*entry.flow).head.state) };
     if state == FlowState::Established as u8 {
-        return Verdict::from_bits(ESTABLISHED);
+        return ESTABLISHED;
     }
-    consume(Counter::Stashed)
+    consume(Counter::Stashed).to_bits()
 }
 
 /// The client repeats itself because the backend is silent. The first time the same backend gets its SYN again, which
@@ -271,15 +319,12 @@ pub(crate) fn next(key: &Key, entry: Entry, was: Head, slot: Slot, stash: &Stash
     let chosen = chosen as u16;
     // Only a flow that is as it was seen may be given to another: the backend's answer may just have been spliced.
     let head = Head { backend: chosen, state: FlowState::Binding as u8, window_shift: 0, ..was };
-    // SAFETY: a map value stays valid; the head is an aligned word.
-    unsafe {
-        let word = (&raw mut (*entry.flow).head).cast();
-        if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
-            return false;
-        }
-        (*entry.flow).client_flags &= !(SYN_REPEATED | RESCALE_CLIENT);
+    if !flows::replace(entry, was, head) {
+        return false;
     }
+    // SAFETY: a map value stays valid.
+    unsafe { (*entry.flow).client_flags &= !(SYN_REPEATED | RESCALE_CLIENT) };
     stash::note_tried(slot.stash, chosen);
-    count_choice(key.service, chosen, Counter::Retried as u32);
+    decided(key, chosen, ABSENT, Counter::Retried as u32);
     true
 }

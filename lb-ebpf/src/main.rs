@@ -29,6 +29,7 @@ mod stash;
 mod steer;
 mod syn;
 mod token;
+mod trace;
 mod unknown;
 mod verdict;
 

@@ -6,13 +6,14 @@
 
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
-use crate::handshake::{count_choice, set_head};
+use crate::handshake::set_head;
 use crate::header::Header;
 use crate::maps::{BACKENDS, SERVICES, count_backend, settings};
 use crate::packet::{Frame, Packet, Segment};
 use crate::rewrite;
-use crate::select::by_hash;
+use crate::select::{by_hash, decided, fresh};
 use crate::syn::{back, send};
+use crate::token::ABSENT;
 use crate::verdict::{Verdict, consume, leave};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -70,7 +71,14 @@ fn begin(
     }
     let by_address = service.affinity == Affinity::Source as u8;
     let port = if by_address { Be16::new(0) } else { key.port };
-    let chosen = by_hash(service, key.service, client_hash(key.client, port), |_| false).slot;
+    let hash = client_hash(key.client, port);
+    // Where a connection that began elsewhere belongs, a hash alone can tell.
+    let chosen = if by_address || segment.flags & SYN == 0 {
+        by_hash(service, key.service, hash, |_| false)
+    } else {
+        fresh(service, key.service, hash, |_| false)
+    }
+    .slot;
     if chosen == u32::from(NOBODY) {
         return refuse(ctx, segment);
     }
@@ -80,7 +88,8 @@ fn begin(
     fill(ctx, entry, key, segment, now);
     let state = if segment.flags & SYN != 0 { FlowState::Opening } else { FlowState::Established };
     set_head(entry, key, slot, state);
-    count_choice(key.service, slot, if by_address { Counter::Hashed } else { Counter::NewSession } as u32);
+    let reason = if by_address { Counter::Hashed } else { Counter::NewSession };
+    decided(key, slot, ABSENT, reason as u32);
     let Some(backend) = BACKENDS.get(chosen) else { return consume(Counter::DropNoBackendEntry) };
     // SAFETY: as above.
     forward(ctx, frame, segment, unsafe { &*entry.flow }, backend, Counter::FromClient)
@@ -137,11 +146,7 @@ fn forward(
 /// else has the entry by now.
 #[inline(always)]
 pub(crate) fn confirm(entry: Entry, was: Head) {
-    let head = Head { state: FlowState::Established as u8, ..was };
-    // SAFETY: the head is an aligned word of a map value.
-    unsafe {
-        crate::atomic::compare_exchange((&raw mut (*entry.flow).head).cast(), was.to_bits(), head.to_bits());
-    }
+    flows::replace(entry, was, Head { state: FlowState::Established as u8, ..was });
 }
 
 /// Nobody serves: as a host answers on a port where nobody listens (RFC 9293 §3.10.7.1).

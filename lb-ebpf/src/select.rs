@@ -1,12 +1,14 @@
 //! Which backend a new flow goes to: DESIGN of the steering order in `README.md`, "How a backend is chosen".
 
-use crate::maps::{BACKENDS, MAGLEV, SERVICES, STASHES};
+use crate::flows::{Key, live};
+use crate::maps::{BACKENDS, MAGLEV, SERVICES, STASHES, count, count_backend};
 use crate::token::{Found, HASHED, VALID};
+use crate::trace;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
 use lb_common::maglev::{BLOCK, NOBODY, WALK, next_hash};
-use lb_common::service::Service;
+use lb_common::service::{Balance, Service};
 use lb_common::stash::Stash;
 
 /// The backend for a new flow; [`lb_choose`] is asked only when its token does not say.
@@ -56,12 +58,19 @@ pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 
         Counter::NewSession
     } else if stash.claim.service != id {
         Counter::InvalidToken
+    } else if entry.strict != 0 {
+        stash.reason = Counter::Rejected as u32;
+        return u32::from(NOBODY);
     } else {
         stash.hash = stash.claim.hash;
         Counter::Redispatched
     };
     stash.reason = reason as u32;
-    let chosen = by_hash(entry, id, stash.hash, |slot| stash.tried.contains(slot));
+    let tried = |slot| stash.tried.contains(slot);
+    let chosen = match reason {
+        Counter::NewSession => fresh(entry, id, stash.hash, tried),
+        _ => by_hash(entry, id, stash.hash, tried),
+    };
     stash.hash = chosen.hash;
     chosen.slot
 }
@@ -93,4 +102,70 @@ pub(crate) fn by_hash(service: &Service, id: u16, hash: u32, ruled_out: impl Fn(
         turn += 1;
     }
     Chosen { slot: u32::from(NOBODY), hash: start }
+}
+
+/// The backend for what belongs to none, in the way that the service balances.
+#[inline(always)]
+pub(crate) fn fresh(service: &Service, id: u16, hash: u32, ruled_out: impl Fn(u16) -> bool) -> Chosen {
+    if service.balance != Balance::Least as u8 {
+        return by_hash(service, id, hash, ruled_out);
+    }
+    let mut best = Chosen { slot: u32::from(NOBODY), hash };
+    let mut load = u64::MAX;
+    let mut draw = 0;
+    while draw < DRAWS {
+        // SAFETY: the helper takes nothing and returns a number.
+        let hash = unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() } as u32;
+        let chosen = by_hash(service, id, hash, &ruled_out);
+        if chosen.slot != u32::from(NOBODY) && chosen.slot != best.slot {
+            let share = share(chosen.slot);
+            if share < load {
+                load = share;
+                best = chosen;
+            }
+        }
+        draw += 1;
+    }
+    best
+}
+
+/// Live flows of a backend for its weight, the one to come included, in 256ths.
+#[inline(always)]
+fn share(slot: u32) -> u64 {
+    let weight = BACKENDS.get(slot).map_or(0, |backend| u64::from(backend.weight));
+    let flows = (live(slot as u16) + 1) << 8;
+    if weight == 0 { flows } else { flows / weight }
+}
+
+/// Backends that are drawn.
+const DRAWS: u32 = 2;
+
+/// Counts why a backend was chosen, per service and per backend, and tells who listens. `slot` is [`NOBODY`] when none was.
+#[inline(always)]
+pub(crate) fn decided(key: &Key, slot: u16, found: Found, reason: u32) {
+    const HIT: u32 = Counter::AffinityHit as u32;
+    const STALE: u32 = Counter::StaleInstance as u32;
+    const REDISPATCHED: u32 = Counter::Redispatched as u32;
+    const RETRIED: u32 = Counter::Retried as u32;
+    const REJECTED: u32 = Counter::Rejected as u32;
+    const INVALID_TOKEN: u32 = Counter::InvalidToken as u32;
+    trace::tell(key, slot, found, reason);
+    if slot == NOBODY && reason != REJECTED {
+        return;
+    }
+    count(key.service, reason);
+    match reason {
+        STALE => count(key.service, HIT),
+        INVALID_TOKEN => count(key.service, Counter::NewSession as u32),
+        _ => {}
+    }
+    count_backend(slot, |counters| match reason {
+        HIT => counters.affinity_hit += 1,
+        STALE => {
+            counters.affinity_hit += 1;
+            counters.stale_instance += 1;
+        }
+        REDISPATCHED | RETRIED => counters.redispatched += 1,
+        _ => counters.new_session += 1,
+    });
 }

@@ -21,7 +21,7 @@ use lb_common::tcp::{FIN, PSH};
 const MAX_SEGMENT: u64 = 1500;
 
 /// Bytes that timestamps take from every segment.
-const TIMESTAMPS: u32 = 12;
+pub(crate) const TIMESTAMPS: u32 = 12;
 
 /// Stashes that a flow may be given.
 const WAYS: u32 = 16;

@@ -76,7 +76,8 @@ fn the_same_bytes_again_change_nothing() -> Result<()> {
 #[test]
 fn what_does_not_fit_is_left_to_the_client() -> Result<()> {
     let scene = Scene::new(1)?;
-    scene.bind(&[b'x'; 1460 - 12])?;
+    let head = b"POST / HTTP/1.1\r\nContent-Length: 9000\r\n\r\n";
+    scene.bind(&[head.as_slice(), &[b'x'; 1448]].concat()[..1448])?;
     let second = scene.segment(1448, PSH, &[b'y'; 1448]);
     assert_eq!(scene.xdp(&second)?.counted, [(Counter::Stashed, 1)]);
     let third = scene.segment(2 * 1448, PSH, &[b'z'; 1448]);

@@ -9,13 +9,13 @@ use crate::atomic::launder;
 use crate::maps::{SERVICES, STASHES, settings};
 use lb_common::hash::Sip;
 use lb_common::service::{Affinity, NAME_ROOM, Place, Service};
-use lb_common::stash::{STASH_ROOM, Stash};
+use lb_common::stash::{STASH_BYTES, STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
 
 /// Bytes that are searched in one turn of a loop.
 const BLOCK: usize = 64;
-/// Turns of the loop: a longest segment.
-const TURNS: u32 = 1500_u32.div_ceil(BLOCK as u32);
+/// Turns of the loop: all that a stash takes.
+const TURNS: u32 = (STASH_BYTES as u32).div_ceil(BLOCK as u32);
 /// How many places are looked at that could be the header's name...
 const LINE_HITS: u32 = 32;
 /// ...and that could be the cookie's.
@@ -30,7 +30,7 @@ const _: () =
 const ONES: u64 = 0x0101_0101_0101_0101;
 const TOPS: u64 = 0x8080_8080_8080_8080;
 /// Bit that tells the case of a letter, in every byte.
-const CASE: u64 = 0x2020_2020_2020_2020;
+pub(super) const CASE: u64 = 0x2020_2020_2020_2020;
 const SEMICOLONS: u64 = b';' as u64 * ONES;
 const SPACES: u64 = b' ' as u64 * ONES;
 const RETURNS: u64 = b'\r' as u64 * ONES;
@@ -60,7 +60,7 @@ impl At {
         Self(launder(offset & MASK))
     }
     #[inline(always)]
-    fn plus(self, n: u64) -> Self {
+    pub(super) fn plus(self, n: u64) -> Self {
         Self::new(self.0.wrapping_add(n))
     }
 }
@@ -94,11 +94,24 @@ impl Bytes {
         words
     }
 
+    /// How many there are.
     #[inline(always)]
-    fn byte(self, at: At) -> u8 {
+    pub(super) fn len(self) -> u64 {
+        self.len
+    }
+
+    #[inline(always)]
+    pub(super) fn byte(self, at: At) -> u8 {
         // SAFETY: a masked offset lies within the stash.
         unsafe { *self.first.add(at.0 as usize) }
     }
+}
+
+/// The number of two bytes in network order at an offset.
+#[inline(always)]
+pub(super) fn be16(bytes: Bytes, at: At) -> u64 {
+    let word = bytes.word(at, 0);
+    (word & 0xff) << 8 | word >> 8 & 0xff
 }
 
 /// The top bit of every byte that is zero; bytes above the lowest such may be wrong.
@@ -297,6 +310,19 @@ pub(crate) fn find(service: u32, stash: u32) -> Found {
         at if at & TO_HASH != 0 => lb_hash_value(stash, service, at & !TO_HASH),
         at => lb_verify(stash, at),
     }
+}
+
+/// Whether the empty line is there that ends a request's head.
+#[inline(always)]
+pub(super) fn is_whole(stash: &Stash) -> bool {
+    let bytes = Bytes::of(stash);
+    let empty = search(bytes, 0, |at, n| {
+        // Two line feeds with a carriage return between them.
+        let word = bytes.word(at, n);
+        zeros((word ^ NEWLINES) | (bytes.word(at, n + 1) ^ RETURNS) | (bytes.word(at, n + 2) ^ NEWLINES))
+    });
+    // What stands behind the limit is of another request.
+    empty != NOWHERE && u64::from(empty) + 3 <= bytes.len
 }
 
 /// Stands beside the offset of a value that is hashed.

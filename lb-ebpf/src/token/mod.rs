@@ -2,8 +2,11 @@
 
 pub(crate) mod datagram;
 pub(crate) mod http;
+pub(crate) mod tls;
 
+use crate::maps::{SERVICES, STASHES};
 use lb_common::maglev::session_hash;
+use lb_common::service::{Place, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::{Claim, Stash};
 use lb_common::token::{BASE64URL, TOKEN_LEN, TOKEN_TEXT_LEN, Token};
@@ -18,6 +21,27 @@ pub(crate) const INVALID: Found = 1;
 pub(crate) const VALID: Found = 2;
 /// A key; its hash is in the stash.
 pub(crate) const HASHED: Found = 4;
+
+/// Looks for the service's key in a stash, up to its limit; what it says is left there.
+#[inline(always)]
+pub(crate) fn find(entry: &Service, service: u32, stash: u32) -> Found {
+    match Place::from_bits(entry.place) {
+        Place::Sni => tls::lb_server_name(stash),
+        _ => http::find(service, stash),
+    }
+}
+
+/// Whether all that a key can stand in is there: 0 when it goes on behind what is stashed. A global function (see
+/// [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_is_whole(service: u32, stash: u32) -> u32 {
+    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get(stash)) else { return 1 };
+    u32::from(match Place::from_bits(entry.place) {
+        Place::Sni => tls::is_whole(stash),
+        _ => http::is_whole(stash),
+    })
+}
 
 static DECODE: [u8; 256] = BASE64URL;
 

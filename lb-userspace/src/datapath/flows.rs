@@ -77,7 +77,9 @@ impl Flows {
             let (limit, count) = match FlowState::from_bits(Head::from_bits(head).state) {
                 // A processor claims an entry for less than a microsecond.
                 FlowState::Free | FlowState::Claimed => continue,
-                FlowState::Binding | FlowState::Opening => (settings.binding_ticks, &mut expired.binding),
+                FlowState::Binding | FlowState::Opening | FlowState::Awaiting => {
+                    (settings.binding_ticks, &mut expired.binding)
+                }
                 FlowState::Established => (settings.idle_ticks, &mut expired.established),
                 FlowState::Closing => (settings.closing_ticks, &mut expired.closing),
             };
