@@ -134,7 +134,7 @@ pub(crate) fn fresh(service: &Service, id: u16, hash: u32, ruled_out: impl Fn(u1
 fn share(slot: u32) -> u64 {
     let weight = BACKENDS.get(slot).map_or(0, |backend| u64::from(backend.weight));
     let flows = (live(slot as u16) + 1) << 8;
-    if weight == 0 { flows } else { flows / weight }
+    flows.checked_div(weight).unwrap_or(flows)
 }
 
 /// Backends that are drawn.

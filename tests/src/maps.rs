@@ -3,7 +3,7 @@
 use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
@@ -12,6 +12,7 @@ use lb_common::maglev::{BLOCK, Block, NOBODY, blocks};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
+use lb_common::trace::Decision;
 
 /// Handles on every map.
 pub struct Maps {
@@ -22,6 +23,8 @@ pub struct Maps {
     maglev: Array<MapData, Block>,
     flows: Array<MapData, Flow>,
     stashes: Array<MapData, Stash>,
+    live: Array<MapData, u64>,
+    trace: RingBuf<MapData>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     abilities: Array<MapData, Abilities>,
@@ -51,6 +54,8 @@ impl Maps {
             maglev: map(ebpf, "MAGLEV")?,
             flows: map(ebpf, "FLOWS")?,
             stashes: map(ebpf, "STASHES")?,
+            live: map(ebpf, "LIVE")?,
+            trace: map(ebpf, "TRACE")?,
             service_counters: map(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: map(ebpf, "BACKEND_COUNTERS")?,
             abilities: map(ebpf, "ABILITIES")?,
@@ -144,7 +149,20 @@ impl Maps {
         for i in 0..self.flows.len() {
             self.flows.set(i, Flow::default(), 0)?;
         }
+        for slot in 0..self.live.len() {
+            self.live.set(slot, 0, 0)?;
+        }
         self.fill_stashes(0)
+    }
+
+    /// How many live flows a backend has.
+    pub fn live(&self, slot: u16) -> Result<u64> {
+        Ok(self.live.get(&u32::from(slot), 0)?)
+    }
+
+    /// Every decision that was told since it was asked last.
+    pub fn told(&mut self) -> Vec<Decision> {
+        std::iter::from_fn(|| self.trace.next().map(|record| bytemuck::pod_read_unaligned(&record))).collect()
     }
 
     pub fn abilities(&self, slot: u16) -> Result<Abilities> {

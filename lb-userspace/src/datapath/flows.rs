@@ -5,7 +5,7 @@ use lb_common::flow::{Flow, FlowState, Head};
 use lb_common::settings::Settings;
 use memmap2::{MmapOptions, MmapRaw};
 use std::mem::offset_of;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many flows a slice of the table freed.
@@ -29,24 +29,45 @@ const _: () = assert!(offset_of!(Flow, head).is_multiple_of(size_of::<u64>()));
 /// A flow as the words of the map.
 type Entry = [AtomicU64; WORDS];
 
-/// The flow table. The programs change it at any time, so it is read and written by whole words only.
+/// The flow table, and how many live flows each backend has. The programs change both at any time, so they are read and
+/// written by whole words only.
 #[derive(Debug)]
 pub struct Flows {
     mapping: MmapRaw,
     entries: usize,
+    live: MmapRaw,
+    backends: usize,
     /// Where the next slice of [`Flows::expire`] begins.
     cursor: usize,
 }
 
 impl Flows {
-    pub(super) fn map(fd: impl AsFd, entries: u32) -> Result<Self, DatapathError> {
-        use std::os::fd::AsRawFd;
-        let entries = entries as usize;
-        let mapping = MmapOptions::new()
-            .len(entries * size_of::<Flow>())
-            .map_raw(fd.as_fd().as_raw_fd())
-            .map_err(DatapathError::system("cannot map the flow table into memory"))?;
-        Ok(Self { mapping, entries, cursor: 0 })
+    pub(super) fn map(
+        flows: impl AsFd,
+        entries: u32,
+        live: impl AsFd,
+        backends: u32,
+    ) -> Result<Self, DatapathError> {
+        let (entries, backends) = (entries as usize, backends as usize);
+        let map = |fd: BorrowedFd<'_>, bytes, what| {
+            let mapping = MmapOptions::new().len(bytes).map_raw(fd.as_raw_fd());
+            mapping.map_err(DatapathError::system(format!("cannot map the {what} into memory")))
+        };
+        let mapping = map(flows.as_fd(), entries * size_of::<Flow>(), "flow table")?;
+        let live = map(live.as_fd(), backends * size_of::<u64>(), "counts of live flows")?;
+        Ok(Self { mapping, entries, live, backends, cursor: 0 })
+    }
+
+    fn counts(&self) -> &[AtomicU64] {
+        // SAFETY: as in `table`.
+        unsafe { std::slice::from_raw_parts(self.live.as_ptr().cast(), self.backends) }
+    }
+
+    /// How many live flows the backend in a slot has: those that are binding, opening or established.
+    pub fn live(&self, slot: u16) -> u64 {
+        let count = self.counts().get(usize::from(slot)).map_or(0, |count| count.load(Ordering::Relaxed));
+        // Between an end and its beginning on two processors it may be less than nothing.
+        count.cast_signed().max(0).cast_unsigned()
     }
 
     fn table(&self) -> &[Entry] {
@@ -91,6 +112,11 @@ impl Flows {
             // The head is what it was: nobody took the entry or moved the flow on meanwhile.
             if entry[HEAD].compare_exchange(head, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 *count += 1;
+                let head = Head::from_bits(head);
+                let live = self.counts().get(usize::from(head.backend));
+                if let Some(live) = live.filter(|_| FlowState::from_bits(head.state).is_live()) {
+                    live.fetch_sub(1, Ordering::Relaxed);
+                }
             }
         }
         expired
@@ -136,10 +162,15 @@ mod tests {
     }
 
     fn table(flows: &[Flow]) -> Flows {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytemuck::cast_slice(flows)).unwrap();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        Flows::map(file, flows.len() as u32).unwrap()
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file
+        };
+        let live = flows.iter().filter(|flow| FlowState::from_bits(flow.head.state).is_live()).count();
+        let live = file(bytemuck::bytes_of(&(live as u64)));
+        Flows::map(file(bytemuck::cast_slice(flows)), flows.len() as u32, live, 1).unwrap()
     }
 
     fn ports(flows: &Flows) -> Vec<u16> {
@@ -162,6 +193,11 @@ mod tests {
         assert_eq!(flows.expire(121, 100, &timeouts()), Expired { closing: 1, ..Expired::default() });
         assert_eq!(flows.expire(1101, 100, &timeouts()), Expired { established: 1, ..Expired::default() });
         assert_eq!(ports(&flows), [6]);
+        assert_eq!(
+            (flows.live(0), flows.live(1)),
+            (1, 0),
+            "closing flows are not live, and there is one backend"
+        );
     }
 
     #[test]

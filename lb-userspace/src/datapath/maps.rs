@@ -135,6 +135,7 @@ pub(super) struct Maps {
     pub(super) backends: Array<MapData, Backend>,
     pub(super) maglev: Array<MapData, Block>,
     pub(super) flows: MapData,
+    pub(super) live: MapData,
     pub(super) service_counters: PerCpuArray<MapData, ServiceCounters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) abilities: Array<MapData, Abilities>,
@@ -149,16 +150,8 @@ impl Maps {
             services: take(ebpf, path, "SERVICES")?,
             backends: take(ebpf, path, "BACKENDS")?,
             maglev: take(ebpf, path, "MAGLEV")?,
-            flows: match ebpf.take_map("FLOWS") {
-                Some(Map::Array(flows)) => flows,
-                _ => {
-                    return Err(DatapathError::Lacks {
-                        path: path.to_owned(),
-                        kind: "array",
-                        name: "FLOWS".to_owned(),
-                    });
-                }
-            },
+            flows: take_mapped(ebpf, path, "FLOWS")?,
+            live: take_mapped(ebpf, path, "LIVE")?,
             service_counters: take(ebpf, path, "SERVICE_COUNTERS")?,
             backend_counters: take(ebpf, path, "BACKEND_COUNTERS")?,
             abilities: take(ebpf, path, "ABILITIES")?,
@@ -175,4 +168,12 @@ fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(
     let map = ebpf.take_map(name).ok_or_else(lacks)?;
     M::try_from(map)
         .map_err(DatapathError::system(format!("map {name} in {} is not as expected", path.display())))
+}
+
+/// An array that is mapped into memory rather than asked for.
+fn take_mapped(ebpf: &mut Ebpf, path: &Path, name: &str) -> Result<MapData, DatapathError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(data)) => Ok(data),
+        _ => Err(DatapathError::Lacks { path: path.to_owned(), kind: "array", name: name.to_owned() }),
+    }
 }

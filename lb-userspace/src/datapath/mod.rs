@@ -82,7 +82,10 @@ impl Datapath {
     /// Nothing is attached when the kernel, an interface, the object or a pinned map is not what it should be.
     pub fn open(options: &DatapathOptions) -> Result<Self, DatapathError> {
         let mut loaded = load::load(options)?;
-        let flows = Flows::map(loaded.maps.flows.fd(), options.limits.flow_entries())?;
+        let flows = {
+            let (limits, maps) = (&options.limits, &loaded.maps);
+            Flows::map(maps.flows.fd(), limits.flow_entries(), maps.live.fd(), limits.backends)?
+        };
         let writer = Writer::new(&mut loaded.maps, options.limits, loaded.inherited)?;
         let (object, mode) = (options.object.clone(), options.mode);
         let mut datapath = Self { loaded, object, mode, writer, flows, attached: BTreeMap::new() };
