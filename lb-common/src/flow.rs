@@ -135,7 +135,7 @@ pub struct Flow {
     /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`]: written on the client's path (and by the joint before it
     /// publishes the splice) alone.
     pub client_flags: u8,
-    /// [`FIN_SEEN`], [`REPLIED`]: written on the backend's path alone, so that neither path can lose the other's bit.
+    /// [`FIN_SEEN`], [`REPLIED`], [`IN_HEAD`]: written on the backend's path alone, so that neither path can lose the other's bit.
     pub backend_flags: u8,
 }
 
@@ -153,6 +153,8 @@ pub const REPLAYED: u8 = 16;
 pub const PLAIN: u8 = 32;
 /// The backend has sent something: the flow's client is heard.
 pub const REPLIED: u8 = 2;
+/// The head of the backend's response goes on in its next segment.
+pub const IN_HEAD: u8 = 4;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
 pub const RESCALE_CLIENT: u8 = 4;
 

@@ -4,14 +4,15 @@
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
 use crate::handshake::set_head;
+use crate::learn::lb_learn_key;
 use crate::maps::{BACKENDS, SCRATCH, SERVICES, count, count_backend, settings};
 use crate::packet::{Frame, Packet, SHORT, at};
 use crate::plain;
 use crate::rewrite::{forward, has_hop_left};
 use crate::select::{by_hash, decided, fresh};
 use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
-use crate::token::datagram::lb_datagram_key;
-use crate::token::{ABSENT, Found, HASHED, INVALID, VALID};
+use crate::token::datagram::{lb_datagram_key, lb_known_key};
+use crate::token::{ABSENT, Found, HASHED, INVALID, UNKNOWN, is_claim};
 use crate::verdict::{Verdict, consume, leave, pass};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -80,7 +81,7 @@ fn steer(ctx: &XdpContext) -> (u16, Verdict) {
             (service, verdict)
         }
         Direction::FromBackend(slot) => match checked(ctx, frame, fragment) {
-            Ok(datagram) => from_backend(settings, slot, dst, &datagram),
+            Ok(datagram) => from_backend(ctx, settings, slot, dst, &datagram),
             Err(counter) => (0, consume(counter)),
         },
     }
@@ -172,7 +173,11 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
     let id = u32::from(key.service);
     let found = match affinity {
         Affinity::Signed | Affinity::Hashed => lb_datagram_key(ctx.ctx, id, payload),
-        Affinity::Source | Affinity::None | Affinity::Learned | Affinity::Quic => ABSENT,
+        Affinity::Learned => match lb_datagram_key(ctx.ctx, id, payload) {
+            HASHED => lb_known_key(id),
+            other => other,
+        },
+        Affinity::Source | Affinity::None | Affinity::Quic => ABSENT,
     };
     let Some(scratch) = SCRATCH.get(0) else {
         return Choice { slot: u32::from(NOBODY), found, reason: Counter::NewSession };
@@ -181,7 +186,7 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
     if found == INVALID {
         count(key.service, Counter::InvalidToken as u32);
     }
-    let (hash, reason) = if found == VALID && claim.service == key.service {
+    let (hash, reason) = if is_claim(found) && claim.service == key.service {
         if let Some(backend) = BACKENDS.get(u32::from(claim.slot))
             && serves(backend, key.service)
         {
@@ -201,11 +206,14 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         {
             return Choice { slot: u32::from(present), found, reason: Counter::AffinityHit };
         }
-        if entry.affinity != Affinity::Source as u8 {
+        if found == UNKNOWN {
+            (scratch.hash, Counter::UnknownKey)
+        } else if entry.affinity != Affinity::Source as u8 {
             let slot = fresh(entry, key.service, client_hash(key.client, key.port), |_| false).slot;
             return Choice { slot, found, reason: Counter::NewSession };
+        } else {
+            (client_hash(key.client, Be16::new(0)), Counter::Hashed)
         }
-        (client_hash(key.client, Be16::new(0)), Counter::Hashed)
     };
     Choice { slot: by_hash(entry, key.service, hash, |_| false).slot, found, reason }
 }
@@ -259,7 +267,13 @@ fn fill(ctx: &XdpContext, entry: Entry, key: &Key, datagram: &Datagram, now: u32
 
 /// Backend → client: whichever of the service's backends sends it, for the flow may have moved in the meantime.
 #[inline(always)]
-fn from_backend(settings: &Settings, slot: u16, client: (Addr, Be16), datagram: &Datagram) -> (u16, Verdict) {
+fn from_backend(
+    ctx: &XdpContext,
+    settings: &Settings,
+    slot: u16,
+    client: (Addr, Be16),
+    datagram: &Datagram,
+) -> (u16, Verdict) {
     let Some(backend) = BACKENDS.get(u32::from(slot)) else { return (0, pass(Counter::PassedFromBackend)) };
     let id = backend.service;
     let key = Key { client: client.0, port: client.1, service: id };
@@ -269,6 +283,12 @@ fn from_backend(settings: &Settings, slot: u16, client: (Addr, Be16), datagram: 
     let flow = unsafe {
         if (*entry.flow).backend_flags & REPLIED == 0 {
             (*entry.flow).backend_flags |= REPLIED;
+            // What it says first is the key by which the client will be known.
+            if service.affinity == Affinity::Learned as u8
+                && lb_datagram_key(ctx.ctx, u32::from(id), datagram.payload) == HASHED
+            {
+                lb_learn_key(u32::from(id), u32::from(slot));
+            }
         }
         &*entry.flow
     };

@@ -4,6 +4,7 @@ use crate::flows::{self, Key};
 use crate::from_client::{Side, close};
 use crate::handshake;
 use crate::header::{End, Header};
+use crate::learn;
 use crate::maps::{BACKENDS, FLOWS, SERVICES, count_backend};
 use crate::offer::offer;
 use crate::packet::{Frame, Packet, Segment};
@@ -77,6 +78,7 @@ pub(crate) fn handle(
             if flow.stash != NO_STASH && segment.payload > 0 {
                 settle(entry, flow);
             }
+            learn::from_response(ctx, service, id, entry, flow.backend_flags, segment);
             rewrite::to_client(ctx, frame, segment, flow, backend, (service.addr, service.port));
             count_backend(slot, |counters| {
                 counters.packets_from_backend += 1;

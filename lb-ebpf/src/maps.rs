@@ -2,6 +2,7 @@
 
 use crate::atomic::launder;
 use crate::header::MAX_HEADER;
+use crate::learn::{TAILS as TAIL_COUNT, Tail};
 use crate::packet::OptionArea;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
@@ -51,6 +52,10 @@ pub(crate) static FLOW_KEYS: Array<u64> = Array::with_max_entries(131_072, 0);
 #[map]
 pub(crate) static HOMES: Array<Home> = Array::with_max_entries(65_536, MMAPABLE);
 
+/// Flow index, modulo their number → the line that a response's segment was cut in. Written here alone.
+#[map]
+pub(crate) static TAILS: Array<Tail> = Array::with_max_entries(TAIL_COUNT, 0);
+
 /// Slot → flows that live there. Counted here, corrected by the daemon when it frees expired ones.
 #[map]
 pub(crate) static LIVE: Array<u64> = Array::with_max_entries(1024, MMAPABLE);
@@ -79,7 +84,7 @@ pub(crate) static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::
 #[map]
 pub(crate) static AREA: PerCpuArray<OptionArea> = PerCpuArray::with_max_entries(1, 0);
 
-/// 0 → what is looked at of a datagram. Of this processor.
+/// 0 → what is looked at of a datagram or a response. Of this processor.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Stash> = PerCpuArray::with_max_entries(1, 0);
 

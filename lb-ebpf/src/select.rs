@@ -2,7 +2,7 @@
 
 use crate::flows::{Key, live};
 use crate::maps::{BACKENDS, MAGLEV, SERVICES, STASHES, count, count_backend};
-use crate::token::{Found, HASHED, VALID};
+use crate::token::{Found, HASHED, UNKNOWN, is_claim};
 use crate::trace;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
@@ -14,7 +14,7 @@ use lb_common::stash::Stash;
 /// The backend for a new flow; [`lb_choose`] is asked only when its token does not say.
 #[inline(always)]
 pub(crate) fn choose(stash: &mut Stash, index: u32, service: u16, found: Found) -> u32 {
-    if found == VALID && stash.claim.service == service && is_at_home(stash, service) {
+    if is_claim(found) && stash.claim.service == service && is_at_home(stash, service) {
         return u32::from(stash.claim.slot);
     }
     lb_choose(index, u32::from(service), found)
@@ -54,7 +54,9 @@ pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 
         Counter::Retried
     } else if found == HASHED {
         Counter::Hashed
-    } else if found != VALID {
+    } else if found == UNKNOWN {
+        Counter::UnknownKey
+    } else if !is_claim(found) {
         Counter::NewSession
     } else if stash.claim.service != id {
         Counter::InvalidToken

@@ -8,6 +8,7 @@ use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
 use lb_common::flow::{Flow, FlowState};
+use lb_common::home::{FREE, Home};
 use lb_common::maglev::{BLOCK, Block, NOBODY, blocks};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -22,6 +23,8 @@ pub struct Maps {
     backends: Array<MapData, Backend>,
     maglev: Array<MapData, Block>,
     flows: Array<MapData, Flow>,
+    homes: Array<MapData, Home>,
+    flow_keys: Array<MapData, u64>,
     stashes: Array<MapData, Stash>,
     live: Array<MapData, u64>,
     trace: RingBuf<MapData>,
@@ -53,6 +56,8 @@ impl Maps {
             backends: map(ebpf, "BACKENDS")?,
             maglev: map(ebpf, "MAGLEV")?,
             flows: map(ebpf, "FLOWS")?,
+            homes: map(ebpf, "HOMES")?,
+            flow_keys: map(ebpf, "FLOW_KEYS")?,
             stashes: map(ebpf, "STASHES")?,
             live: map(ebpf, "LIVE")?,
             trace: map(ebpf, "TRACE")?,
@@ -116,6 +121,28 @@ impl Maps {
     /// Writes a flow at an index of the table: for tables that are full, or flows in a state that takes long to reach.
     pub fn set_flow(&mut self, index: u32, flow: &Flow) -> Result<()> {
         Ok(self.flows.set(index, flow, 0)?)
+    }
+
+    /// Learned sessions, by their index.
+    pub fn homes(&self) -> Result<Vec<(u32, Home)>> {
+        let mut homes = Vec::new();
+        for (i, home) in self.homes.iter().enumerate() {
+            let home = home?;
+            if home.tag != FREE {
+                homes.push((i as u32, home));
+            }
+        }
+        Ok(homes)
+    }
+
+    /// Writes an entry of the table of learned sessions.
+    pub fn set_home(&mut self, index: u32, home: &Home) -> Result<()> {
+        Ok(self.homes.set(index, home, 0)?)
+    }
+
+    /// The tag of the learned session that the flow at an index asked for last, or 0.
+    pub fn flow_key(&self, index: u32) -> Result<u64> {
+        Ok(self.flow_keys.get(&index, 0)?)
     }
 
     /// Writes a stash: as another processor may have left it, or be using it.

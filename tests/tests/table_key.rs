@@ -169,7 +169,9 @@ fn a_value_at_the_very_end_is_no_trouble() -> Result<()> {
         let ends = whole.windows(10).position(|w| w == b"0123456789").expect("it is there") + 10;
         for cut in 1..10 {
             let counted = steer(&mut scene, &whole[..ends - cut])?.counted;
-            assert_eq!(counted, [Counter::Hashed, Counter::Bound], "{place} {cut}");
+            // Half a value is none.
+            let incomplete = [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete];
+            assert_eq!(counted, incomplete, "{place} {cut}");
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The token, or the key that is hashed, at its place in a datagram: at an offset, at the end, or behind a marker.
+//! The token, or the key that is hashed or was learned, at its place in a datagram: at an offset, at the end, or behind a marker.
 //!
 //! Works on a copy in this processor's scratch memory, which is a stash that no flow has.
 
@@ -6,10 +6,11 @@ use super::{ABSENT, Found, HASHED, verify, verify_raw};
 use crate::atomic::{fill, launder};
 use crate::maps::{SCRATCH, SERVICES, settings};
 use crate::packet::{Packet, SHORT};
-use crate::token::http::{At, Bytes, NOWHERE, search, zeros};
+use crate::token::http::{At, Bytes, NOWHERE, TURNS, recognise, search, zeros};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use lb_common::hash::mix64;
+use lb_common::hash::{Sip, mix64};
+use lb_common::home::usable;
 use lb_common::service::{Affinity, MARKER_ROOM, MAX_KEY, Place, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
@@ -48,11 +49,29 @@ pub(crate) extern "C" fn lb_datagram_key(ctx: *mut xdp_md, service: u32, len: u3
     read(&ctx, settings, entry, scratch, SHORT as u32 + from)
 }
 
+/// Leaves in the scratch stash where the session is at home whose key stands there. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_known_key(service: u32) -> u32 {
+    let tag = lb_tag_key(service);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return ABSENT };
+    // SAFETY: the value belongs to this processor while the program runs.
+    recognise(unsafe { &mut *scratch }, service, tag)
+}
+
+/// The tag of the key that stands in the scratch stash. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_tag_key(service: u32) -> u64 {
+    let (Some(scratch), Some(entry)) = (SCRATCH.get(0), SERVICES.get(service)) else { return 0 };
+    tag_of_key(scratch, service, entry)
+}
+
 /// Reads the key at an offset of the frame.
 #[inline(always)]
 fn read(ctx: &XdpContext, settings: &Settings, entry: &Service, scratch: &mut Stash, from: u32) -> Found {
     let bytes = (&raw mut scratch.bytes).cast::<u8>();
-    if entry.affinity == Affinity::Hashed as u8 {
+    if entry.affinity != Affinity::Signed as u8 {
         let len = launder(u64::from(entry.key_len));
         // SAFETY: a map value has room for a longest key and more.
         unsafe {
@@ -90,6 +109,23 @@ fn hash(scratch: &Stash) -> u32 {
         i += 1;
     }
     hash as u32
+}
+
+/// The tag of the key that stands in the scratch stash: see [`lb_common::home::tag`].
+#[inline(always)]
+fn tag_of_key(scratch: &Stash, service: u32, entry: &Service) -> u64 {
+    let Some(settings) = settings() else { return 0 };
+    let mut sip = Sip::new(&settings.home_key);
+    sip.absorb(u64::from(service as u16));
+    let len = usize::from(entry.key_len);
+    let mut i = 0;
+    while i < MAX_KEY / 8 && 8 * i < len {
+        // SAFETY: within the bytes of a map value, which are aligned.
+        sip.absorb(unsafe { scratch.bytes.as_ptr().cast::<u64>().add(i).read() });
+        i += 1;
+    }
+    sip.absorb(len as u64);
+    usable(sip.finish())
 }
 
 /// Offset in the payload behind the marker, or [`NOWHERE`].
@@ -131,5 +167,5 @@ extern "C" fn lb_next_marker(service: u32, from: u32) -> u32 {
     let (Some(scratch), Some(entry)) = (SCRATCH.get(0), SERVICES.get(service)) else { return NOWHERE };
     let first = (entry.marker[0] & 0xff).wrapping_mul(0x0101_0101_0101_0101);
     let bytes = Bytes::of(scratch);
-    search(bytes, from, |at, n| zeros(bytes.word(at, n) ^ first))
+    search::<TURNS>(bytes, from, |at, n| zeros(bytes.word(at, n) ^ first))
 }

@@ -4,18 +4,21 @@
 //! Works on the stash, where the payload has just been copied: eight bytes at a time, comparing all of them at once
 //! (SWAR), with masked offsets that the verifier accepts without a comparison.
 
-use super::{ABSENT, Found, HASHED};
+use super::{ABSENT, Found, HASHED, LEARNED, UNKNOWN};
 use crate::atomic::launder;
-use crate::maps::{SERVICES, STASHES, settings};
+use crate::homes::{lb_home, set_key};
+use crate::maps::{BACKENDS, SERVICES, STASHES, settings};
 use lb_common::hash::Sip;
+use lb_common::home::{KEY_WORDS, usable};
+use lb_common::maglev::NOBODY;
 use lb_common::service::{Affinity, NAME_ROOM, Place, Service};
-use lb_common::stash::{STASH_BYTES, STASH_ROOM, Stash};
+use lb_common::stash::{Claim, STASH_BYTES, STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
 
 /// Bytes that are searched in one turn of a loop.
 const BLOCK: usize = 64;
 /// Turns of the loop: all that a stash takes.
-const TURNS: u32 = (STASH_BYTES as u32).div_ceil(BLOCK as u32);
+pub(crate) const TURNS: u32 = (STASH_BYTES as u32).div_ceil(BLOCK as u32);
 /// How many places are looked at that could be the header's name...
 const LINE_HITS: u32 = 32;
 /// ...and that could be the cookie's.
@@ -27,15 +30,15 @@ const _: () = assert!(core::mem::offset_of!(Stash, bytes) >= NAME_ROOM);
 const _: () =
     assert!(MASK as usize + BLOCK + 16 <= STASH_ROOM && MASK as usize + 16 + TOKEN_TEXT_LEN <= STASH_ROOM);
 
-const ONES: u64 = 0x0101_0101_0101_0101;
-const TOPS: u64 = 0x8080_8080_8080_8080;
+pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
+pub(crate) const TOPS: u64 = 0x8080_8080_8080_8080;
 /// Bit that tells the case of a letter, in every byte.
-pub(super) const CASE: u64 = 0x2020_2020_2020_2020;
-const SEMICOLONS: u64 = b';' as u64 * ONES;
+pub(crate) const CASE: u64 = 0x2020_2020_2020_2020;
+pub(crate) const SEMICOLONS: u64 = b';' as u64 * ONES;
 const SPACES: u64 = b' ' as u64 * ONES;
-const RETURNS: u64 = b'\r' as u64 * ONES;
+pub(crate) const RETURNS: u64 = b'\r' as u64 * ONES;
 const ANDS: u64 = b'&' as u64 * ONES;
-const NEWLINES: u64 = b'\n' as u64 * ONES;
+pub(crate) const NEWLINES: u64 = b'\n' as u64 * ONES;
 const LOWER_C: u64 = b'c' as u64 * ONES;
 const LOWER_K: u64 = b'k' as u64 * ONES;
 const EQUALS: u64 = b'=' as u64 * ONES;
@@ -43,7 +46,7 @@ const COOKIE: u64 = u64::from_le_bytes(*b"\ncookie:") | CASE;
 
 /// The bytes of a stash.
 #[derive(Clone, Copy)]
-pub(super) struct Bytes {
+pub(crate) struct Bytes {
     first: *const u8,
     /// How many there are.
     len: u64,
@@ -52,28 +55,28 @@ pub(super) struct Bytes {
 /// An offset into a stash. Masked whenever it changes, before anything else is done with it: so the verifier knows the
 /// same of it whichever way it went.
 #[derive(Clone, Copy)]
-pub(super) struct At(u64);
+pub(crate) struct At(pub(crate) u64);
 
 impl At {
     #[inline(always)]
-    pub(super) fn new(offset: u64) -> Self {
+    pub(crate) fn new(offset: u64) -> Self {
         Self(launder(offset & MASK))
     }
     #[inline(always)]
-    pub(super) fn plus(self, n: u64) -> Self {
+    pub(crate) fn plus(self, n: u64) -> Self {
         Self::new(self.0.wrapping_add(n))
     }
 }
 
 impl Bytes {
     #[inline(always)]
-    pub(super) fn of(stash: &Stash) -> Self {
+    pub(crate) fn of(stash: &Stash) -> Self {
         Self { first: stash.bytes.as_ptr(), len: u64::from(stash.limit) }
     }
 
     /// The eight bytes that stand `n` behind an offset, the first one lowest.
     #[inline(always)]
-    pub(super) fn word(self, at: At, n: usize) -> u64 {
+    pub(crate) fn word(self, at: At, n: usize) -> u64 {
         // SAFETY: a masked offset, a block and 9 bytes lie within the stash.
         u64::from_le(unsafe { self.first.add(at.0 as usize + n).cast::<u64>().read_unaligned() })
     }
@@ -81,7 +84,7 @@ impl Bytes {
     /// The bytes before an offset, which may begin before the first one: what stands there in the stash is no name.
     /// The last one is the highest of the last word.
     #[inline(always)]
-    fn before(self, at: At) -> [u64; NAME_ROOM / 8] {
+    pub(crate) fn before(self, at: At) -> [u64; NAME_ROOM / 8] {
         let mut words = [0; NAME_ROOM / 8];
         let mut i = 0;
         while i < NAME_ROOM / 8 {
@@ -96,12 +99,12 @@ impl Bytes {
 
     /// How many there are.
     #[inline(always)]
-    pub(super) fn len(self) -> u64 {
+    pub(crate) fn len(self) -> u64 {
         self.len
     }
 
     #[inline(always)]
-    pub(super) fn byte(self, at: At) -> u8 {
+    pub(crate) fn byte(self, at: At) -> u8 {
         // SAFETY: a masked offset lies within the stash.
         unsafe { *self.first.add(at.0 as usize) }
     }
@@ -116,7 +119,7 @@ pub(super) fn be16(bytes: Bytes, at: At) -> u64 {
 
 /// The top bit of every byte that is zero; bytes above the lowest such may be wrong.
 #[inline(always)]
-pub(super) const fn zeros(word: u64) -> u64 {
+pub(crate) const fn zeros(word: u64) -> u64 {
     word.wrapping_sub(ONES) & !word & TOPS
 }
 
@@ -128,12 +131,12 @@ const fn lowest(tops: u64) -> u64 {
 }
 
 /// Not an offset: there is no further hit.
-pub(super) const NOWHERE: u32 = u32::MAX;
+pub(crate) const NOWHERE: u32 = u32::MAX;
 
 /// Where the first hit stands, from an offset on. `hits` gives the top bit of each byte that is one, of the eight that
 /// stand some way behind an offset.
 #[inline(always)]
-pub(super) fn search(bytes: Bytes, from: u32, hits: impl Fn(At, usize) -> u64) -> u32 {
+pub(crate) fn search<const TURNS: u32>(bytes: Bytes, from: u32, hits: impl Fn(At, usize) -> u64) -> u32 {
     let mut at = At::new(u64::from(from));
     let mut turn = 0;
     while turn < TURNS && at.0 < bytes.len {
@@ -160,7 +163,7 @@ pub(super) fn search(bytes: Bytes, from: u32, hits: impl Fn(At, usize) -> u64) -
 extern "C" fn lb_next_cookie(stash: u32, from: u32) -> u32 {
     let Some(stash) = STASHES.get(stash) else { return NOWHERE };
     let bytes = Bytes::of(stash);
-    search(bytes, from, |at, n| {
+    search::<TURNS>(bytes, from, |at, n| {
         zeros(((bytes.word(at, n) | CASE) ^ LOWER_C) | ((bytes.word(at, n + 3) | CASE) ^ LOWER_K))
     })
 }
@@ -170,6 +173,10 @@ extern "C" fn lb_next_cookie(stash: u32, from: u32) -> u32 {
 #[inline(never)]
 extern "C" fn lb_locate(stash: u32, service: u32) -> u32 {
     let (Some(at), Some(entry)) = (STASHES.get(stash), SERVICES.get(service)) else { return NOWHERE };
+    if entry.affinity == Affinity::Learned as u8 {
+        // The key that stands there is that of a flow which had the entry before.
+        set_key((at.owner as u32).wrapping_sub(1), 0);
+    }
     let bytes = Bytes::of(at);
     let found = match Place::from_bits(entry.place) {
         Place::Header => header_value(bytes, stash, entry),
@@ -180,7 +187,7 @@ extern "C" fn lb_locate(stash: u32, service: u32) -> u32 {
         },
     };
     match found {
-        Some(at) if entry.affinity == Affinity::Hashed as u8 => at.0 as u32 | TO_HASH,
+        Some(at) if entry.affinity != Affinity::Signed as u8 => at.0 as u32 | TO_HASH,
         Some(at) => at.0 as u32,
         None => NOWHERE,
     }
@@ -214,7 +221,7 @@ fn header_value(bytes: Bytes, stash: u32, entry: &Service) -> Option<At> {
 
 /// Not zero when the bytes before a key are not those of the service's name. `case` is set in all of them first.
 #[inline(always)]
-fn differs(entry: &Service, words: &[u64; NAME_ROOM / 8], case: u64) -> u64 {
+pub(crate) fn differs(entry: &Service, words: &[u64; NAME_ROOM / 8], case: u64) -> u64 {
     let mut wrong = 0;
     let mut i = 0;
     while i < NAME_ROOM / 8 {
@@ -230,47 +237,105 @@ fn differs(entry: &Service, words: &[u64; NAME_ROOM / 8], case: u64) -> u64 {
 extern "C" fn lb_next_line(stash: u32, from: u32) -> u32 {
     let Some(stash) = STASHES.get(stash) else { return NOWHERE };
     let bytes = Bytes::of(stash);
-    search(bytes, from, |at, n| zeros(bytes.word(at, n) ^ NEWLINES))
+    search::<TURNS>(bytes, from, |at, n| zeros(bytes.word(at, n) ^ NEWLINES))
 }
 
-/// Words of a value that are hashed; what is longer counts as one of that length.
-const VALUE_WORDS: u32 = 16;
-
-/// Hashes the value that stands at an offset, up to what ends a cookie, a parameter or a line. Leaves the hash in the
-/// stash: the same on every node.
+/// Hashes the value that stands at an offset of a stash, up to what ends a cookie, a parameter or a line: what the service
+/// steers by. Leaves the hash in the stash, and, of a session that a backend is known to have begun, where that is at home.
 ///
 /// A global function, as [`lb_next_cookie`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_hash_value(stash: u32, service: u32, at: u32) -> u32 {
+extern "C" fn lb_value(stash: u32, service: u32, at: u32) -> u32 {
+    let hash = lb_hash_value(stash, service, at);
     let (Some(place), Some(entry)) = (STASHES.get_ptr_mut(stash), SERVICES.get(service)) else {
         return ABSENT;
     };
+    if hash == 0 {
+        return ABSENT;
+    }
     // SAFETY: a map value stays valid, and the caller has its lock.
-    let stash = unsafe { &mut *place };
-    let bytes = Bytes::of(stash);
+    let claim = unsafe { &mut *place };
+    claim.hash = hash as u32;
+    if entry.affinity != Affinity::Learned as u8 {
+        return HASHED;
+    }
+    let tag = lb_tag_value(stash, service, at);
+    set_key((claim.owner as u32).wrapping_sub(1), tag);
+    recognise(claim, service, tag)
+}
+
+/// Leaves in a stash where the session of a tag is at home, as a token would say it.
+#[inline(always)]
+pub(crate) fn recognise(stash: &mut Stash, service: u32, tag: u64) -> Found {
+    let slot = lb_home(service, tag);
+    if slot == u32::from(NOBODY) {
+        return UNKNOWN;
+    }
+    // Who handed it out knows best whether it still knows it: no instance is older than another.
+    let epoch = BACKENDS.get(slot).map_or(0, |backend| backend.epoch);
+    stash.claim = Claim { service: service as u16, slot: slot as u16, epoch, hash: stash.hash, _pad: 0 };
+    LEARNED
+}
+
+/// The hash of the value at an offset of a stash, the same on every node; 0 when there is none.
+///
+/// A global function, as [`lb_next_cookie`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_hash_value(stash: u32, service: u32, at: u32) -> u64 {
+    let (Some(stash), Some(entry)) = (STASHES.get(stash), SERVICES.get(service)) else { return 0 };
     // What ends a value, beside the end of its line: nothing else, in a header field.
     let (first, second) = match Place::from_bits(entry.place) {
         Place::Header => (RETURNS, RETURNS),
         Place::Query => (ANDS, SPACES),
         _ => (SEMICOLONS, SPACES),
     };
-    let mut sip = Sip::new(&[0, 0]);
+    let ends = |word: u64| zeros(word ^ first) | zeros(word ^ second) | zeros(word ^ RETURNS);
+    hash_value(Sip::new(&[0, 0]), Bytes::of(stash), at, ends)
+}
+
+/// The tag of the learned session whose key stands at an offset of a stash; 0 when there is none.
+///
+/// A global function, as [`lb_next_cookie`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_tag_value(stash: u32, service: u32, at: u32) -> u64 {
+    let Some(stash) = STASHES.get(stash) else { return 0 };
+    tag_value(Bytes::of(stash), service, at)
+}
+
+/// As [`lb_tag_value`]: see [`lb_common::home::tag`].
+#[inline(always)]
+pub(crate) fn tag_value(bytes: Bytes, service: u32, at: u32) -> u64 {
+    let Some(settings) = settings() else { return 0 };
+    let mut sip = Sip::new(&settings.home_key);
+    sip.absorb(u64::from(service as u16));
+    // Space and everything below it.
+    const LIMITS: u64 = (b' ' as u64 + 1) * ONES;
+    hash_value(sip, bytes, at, |word| zeros(word ^ SEMICOLONS) | word.wrapping_sub(LIMITS) & !word & TOPS)
+}
+
+/// Goes on with a hash over the value at an offset. `ends` gives the top bit of each byte that ends one, and need not be
+/// right above the lowest. 0 when nothing stands there, or not all of it.
+#[inline(always)]
+fn hash_value(mut sip: Sip, bytes: Bytes, at: u32, ends: impl Fn(u64) -> u64) -> u64 {
     let mut at = At::new(u64::from(at));
     let mut len = 0_u64;
     let mut turn = 0;
-    while turn < VALUE_WORDS {
+    while turn < KEY_WORDS {
         let word = bytes.word(at, 0);
-        let ends = zeros(word ^ first) | zeros(word ^ second) | zeros(word ^ RETURNS);
-        let within = bytes.len.wrapping_sub(at.0);
-        let mut n = if ends == 0 { 8 } else { lowest(ends) };
-        if at.0 >= bytes.len {
-            n = 0;
-        } else if n > within {
-            n = within;
+        let ends = ends(word);
+        let n = if ends == 0 { 8 } else { lowest(ends) };
+        let end = at.0 + n;
+        if end > bytes.len || end == bytes.len && n < 8 || at.0 >= bytes.len {
+            // It goes on behind what is there: half a value is none.
+            return 0;
         }
         if n < 8 {
-            sip.absorb(word & !(u64::MAX << (8 * n)));
+            if n != 0 {
+                sip.absorb(word & !(u64::MAX << (8 * n)));
+            }
             len += n;
             break;
         }
@@ -280,11 +345,10 @@ extern "C" fn lb_hash_value(stash: u32, service: u32, at: u32) -> u32 {
         turn += 1;
     }
     if len == 0 {
-        return ABSENT;
+        return 0;
     }
     sip.absorb(len);
-    stash.hash = sip.finish() as u32;
-    HASHED
+    usable(sip.finish())
 }
 
 /// Finds the next newline, or the next equals sign behind the last letter of the service's cookie: that letter.
@@ -296,7 +360,7 @@ extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
     let (Some(stash), Some(service)) = (STASHES.get(stash), SERVICES.get(service)) else { return NOWHERE };
     let bytes = Bytes::of(stash);
     let last = (service.key_name[3] >> 48 & 0xff).wrapping_mul(ONES);
-    search(bytes, from, |at, n| {
+    search::<TURNS>(bytes, from, |at, n| {
         let word = bytes.word(at, n);
         zeros((word ^ last) | (bytes.word(at, n + 1) ^ EQUALS)) | zeros(word ^ NEWLINES)
     })
@@ -307,7 +371,7 @@ extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
 pub(crate) fn find(service: u32, stash: u32) -> Found {
     match lb_locate(stash, service) {
         NOWHERE => ABSENT,
-        at if at & TO_HASH != 0 => lb_hash_value(stash, service, at & !TO_HASH),
+        at if at & TO_HASH != 0 => lb_value(stash, service, at & !TO_HASH),
         at => lb_verify(stash, at),
     }
 }
@@ -316,7 +380,7 @@ pub(crate) fn find(service: u32, stash: u32) -> Found {
 #[inline(always)]
 pub(super) fn is_whole(stash: &Stash) -> bool {
     let bytes = Bytes::of(stash);
-    let empty = search(bytes, 0, |at, n| {
+    let empty = search::<TURNS>(bytes, 0, |at, n| {
         // Two line feeds with a carriage return between them.
         let word = bytes.word(at, n);
         zeros((word ^ NEWLINES) | (bytes.word(at, n + 1) ^ RETURNS) | (bytes.word(at, n + 2) ^ NEWLINES))

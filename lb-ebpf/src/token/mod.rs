@@ -21,6 +21,16 @@ pub(crate) const INVALID: Found = 1;
 pub(crate) const VALID: Found = 2;
 /// A key; its hash is in the stash.
 pub(crate) const HASHED: Found = 4;
+/// A key that a backend has handed out: where its session is at home is in the stash, as what a token says would be.
+pub(crate) const LEARNED: Found = 5;
+/// A key of that kind that is not known; its hash is in the stash.
+pub(crate) const UNKNOWN: Found = 6;
+
+/// Whether what was found names a backend: the claim in the stash says which.
+#[inline(always)]
+pub(crate) const fn is_claim(found: Found) -> bool {
+    found == VALID || found == LEARNED
+}
 
 /// Looks for the service's key in a stash, up to its limit; what it says is left there.
 #[inline(always)]

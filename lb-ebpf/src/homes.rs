@@ -1,0 +1,246 @@
+//! The table of learned sessions: finding, learning, forgetting. See [`lb_common::home`] for its shape.
+//!
+//! An entry is two words. Who fills one in claims its tag first, then writes where the session is at home, then the new tag:
+//! whoever reads finds the same tag before and after the other word, or takes nothing from it.
+
+use crate::atomic::{compare_exchange, exchange};
+use crate::flows::{is_over, now};
+use crate::maps::{BACKENDS, FLOW_KEYS, HOMES, SERVICES, count, settings};
+use lb_common::counter::Counter;
+use lb_common::home::{CLAIMED, FREE, GROUP, Home};
+use lb_common::maglev::NOBODY;
+use lb_common::settings::Settings;
+
+/// How often an entry is chosen anew because another processor took the one that was chosen.
+const TRIES: u32 = 3;
+
+/// The word of an entry that is not its tag.
+#[derive(Clone, Copy)]
+struct Whereabouts {
+    slot: u16,
+    service: u16,
+    last_used: u32,
+}
+
+impl Whereabouts {
+    #[inline(always)]
+    const fn to_bits(self) -> u64 {
+        self.slot as u64 | (self.service as u64) << 16 | (self.last_used as u64) << 32
+    }
+    #[inline(always)]
+    const fn from_bits(bits: u64) -> Self {
+        Self { slot: bits as u16, service: (bits >> 16) as u16, last_used: (bits >> 32) as u32 }
+    }
+}
+
+/// Entry `i` of the group of a tag.
+#[inline(always)]
+fn place(settings: &Settings, tag: u64, i: u32) -> Option<*mut Home> {
+    let group = (tag as u32 & settings.home_group_mask).wrapping_mul(GROUP as u32);
+    HOMES.get_ptr_mut(group.wrapping_add(i))
+}
+
+#[inline(always)]
+fn tag_of(home: *mut Home) -> u64 {
+    // SAFETY: map values stay valid; the tag is an aligned word.
+    unsafe { core::ptr::read_volatile(&raw const (*home).tag) }
+}
+
+#[inline(always)]
+fn whereabouts(home: *mut Home) -> Whereabouts {
+    // SAFETY: map values stay valid; what follows the tag is an aligned word.
+    Whereabouts::from_bits(unsafe { core::ptr::read_volatile((&raw const (*home).slot).cast()) })
+}
+
+/// Notes that a session was asked for. Once in a tick: the word is shared by all processors.
+#[inline(always)]
+fn touch(home: *mut Home, last_used: u32, now: u32) {
+    if last_used != now {
+        // SAFETY: map values stay valid. If the entry is another session's by now, that one is of this moment, too.
+        unsafe { (&raw mut (*home).last_used).write_volatile(now) };
+    }
+}
+
+/// Whether a backend stands behind a service.
+#[inline(always)]
+fn stands_behind(slot: u16, service: u16) -> bool {
+    BACKENDS.get(u32::from(slot)).is_some_and(|backend| backend.service == service)
+}
+
+/// Ticks after which a service's sessions are forgotten.
+#[inline(always)]
+fn limit(service: u16) -> u32 {
+    SERVICES.get(u32::from(service)).map_or(0, |service| service.learned_ticks)
+}
+
+/// The slot of the backend at which a session of a service is at home, or [`NOBODY`]. Whoever asks keeps it alive.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_home(service: u32, tag: u64) -> u32 {
+    let Some(settings) = settings() else { return u32::from(NOBODY) };
+    let now = now(settings);
+    let limit = limit(service as u16);
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let Some(home) = place(settings, tag, i) else { break };
+        if tag_of(home) == tag {
+            let at = whereabouts(home);
+            if tag_of(home) == tag
+                && at.service == service as u16
+                && !is_over(limit, at.last_used, now)
+                && stands_behind(at.slot, at.service)
+            {
+                touch(home, at.last_used, now);
+                return u32::from(at.slot);
+            }
+        }
+        i += 1;
+    }
+    u32::from(NOBODY)
+}
+
+/// Notes that a session of a service is at home at the backend in `slot`: in its own former entry, a free one, one whose time
+/// has come, or that of the session which was not asked for longest.
+///
+/// A global function, as [`lb_home`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
+    let Some(settings) = settings() else { return 0 };
+    let here = Whereabouts { slot: slot as u16, service: service as u16, last_used: now(settings) };
+    let mut turn = 0;
+    while turn < TRIES {
+        let choice = choose(settings, tag, here.last_used);
+        let Some(home) = place(settings, tag, choice.index) else { return 0 };
+        if choice.rank == 0 {
+            // All of them are being filled in by others at this moment.
+            return 0;
+        }
+        if choice.seen == tag {
+            let at = whereabouts(home);
+            if at.slot == here.slot && at.service == here.service {
+                touch(home, at.last_used, here.last_used);
+                return 0;
+            }
+        }
+        // SAFETY: an aligned word of a map value.
+        if unsafe { compare_exchange(&raw mut (*home).tag, choice.seen, CLAIMED) } == choice.seen {
+            // SAFETY: aligned words of a map value; between the claim and the new tag nobody else writes to it. Each of
+            // the two is a barrier.
+            unsafe {
+                exchange((&raw mut (*home).slot).cast(), here.to_bits());
+                exchange(&raw mut (*home).tag, tag);
+            }
+            only_first(settings, tag);
+            count(here.service, Counter::Learned as u32);
+            if choice.rank < OVERDUE {
+                count(here.service, Counter::LearnedEvicted as u32);
+            }
+            return 1;
+        }
+        turn += 1;
+    }
+    0
+}
+
+/// The entry that a session shall have.
+struct Choice {
+    index: u32,
+    /// Its tag.
+    seen: u64,
+    /// How well it suits: its age + 1, from [`OVERDUE`] on when nobody loses anything.
+    rank: u64,
+}
+
+/// The session's time is over.
+const OVERDUE: u64 = 1 << 32;
+/// The entry is free.
+const UNUSED: u64 = 2 << 32;
+/// It is the session's own.
+const OWN: u64 = 3 << 32;
+
+#[inline(always)]
+fn choose(settings: &Settings, tag: u64, now: u32) -> Choice {
+    let mut best = Choice { index: 0, seen: CLAIMED, rank: 0 };
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let Some(home) = place(settings, tag, i) else { break };
+        let seen = tag_of(home);
+        let at = whereabouts(home);
+        let age = now.wrapping_sub(at.last_used);
+        // Another processor's tick may have begun after this one's.
+        let age = if (age as i32) < 0 { 0 } else { u64::from(age) };
+        let rank = if seen == CLAIMED {
+            0
+        } else if seen == tag {
+            OWN
+        } else if seen == FREE {
+            UNUSED
+        } else if is_over(limit(at.service), at.last_used, now) {
+            OVERDUE + age
+        } else {
+            1 + age
+        };
+        if rank > best.rank {
+            best = Choice { index: i, seen, rank };
+        }
+        i += 1;
+    }
+    best
+}
+
+/// Two processors may learn the same session at the same moment, in an entry each: the first one stays, and both see to it.
+#[inline(always)]
+fn only_first(settings: &Settings, tag: u64) {
+    let mut met = false;
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let Some(home) = place(settings, tag, i) else { break };
+        if tag_of(home) == tag {
+            if met {
+                // SAFETY: an aligned word of a map value.
+                unsafe { compare_exchange(&raw mut (*home).tag, tag, FREE) };
+            }
+            met = true;
+        }
+        i += 1;
+    }
+}
+
+/// Forgets a session. Returns 1 if it was known.
+///
+/// A global function, as [`lb_home`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_forget(tag: u64) -> u32 {
+    let Some(settings) = settings() else { return 0 };
+    let mut known = 0;
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let Some(home) = place(settings, tag, i) else { break };
+        // SAFETY: an aligned word of a map value.
+        if tag_of(home) == tag && unsafe { compare_exchange(&raw mut (*home).tag, tag, FREE) } == tag {
+            known = 1;
+        }
+        i += 1;
+    }
+    known
+}
+
+/// Tag of the session that the client of a flow asked for last, or was given; 0: none.
+#[inline(always)]
+pub(crate) fn key_of(flow: u32) -> u64 {
+    // SAFETY: a reference to a map value is aligned and valid.
+    FLOW_KEYS.get(flow).map_or(0, |key| unsafe { core::ptr::read_volatile(key) })
+}
+
+/// Notes that tag.
+#[inline(always)]
+pub(crate) fn set_key(flow: u32, tag: u64) {
+    if let Some(key) = FLOW_KEYS.get_ptr_mut(flow) {
+        // SAFETY: map values stay valid; the key is an aligned word.
+        unsafe { key.write_volatile(tag) };
+    }
+}

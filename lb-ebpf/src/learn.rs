@@ -1,0 +1,443 @@
+//! Learning from what backends send: in the heads of their HTTP responses the service's cookie (RFC 6265 §4.1), in the first
+//! datagram of a flow the key at its place.
+//!
+//! Only a segment that begins with a head, or goes on with one, is looked at. It is copied to this processor's scratch
+//! memory and searched as requests are. A line that the end of the segment cuts is kept until the next one comes.
+
+use crate::atomic::{compare_exchange, exchange, launder};
+use crate::flows::Entry;
+use crate::homes::{key_of, lb_forget, lb_home, lb_learn, set_key};
+use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS as TAIL_MAP, count};
+use crate::packet::{Packet, Segment, read};
+use crate::token::datagram::lb_tag_key;
+use crate::token::http::{
+    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, SEMICOLONS, TOPS, differs, search, tag_value, zeros,
+};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::counter::Counter;
+use lb_common::flow::IN_HEAD;
+use lb_common::service::{Affinity, Service};
+
+/// Bytes of a cut line that are kept.
+const TAIL_ROOM: usize = 512;
+/// How many lines can be kept at a time: a head's next segment follows at once, so few are.
+pub(crate) const TAILS: u32 = 256;
+/// Longest segment that is looked at: with a line kept before it, it fits where offsets reach.
+const MAX_SEGMENT: u64 = 3_520;
+/// How many header fields are looked at that could be `Set-Cookie`, in one segment.
+const FIELDS: u32 = 48;
+/// How many attributes of a cookie are looked at.
+const ATTRIBUTES: u32 = 16;
+/// White space before a value, at most.
+const BLANKS: u32 = 4;
+
+const LOWER_S: u64 = b's' as u64 * ONES;
+const DASHES: u64 = b'-' as u64 * ONES;
+const HTTP_1: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+const SEVEN: u64 = u64::MAX >> 8;
+const SET_COOK: u64 = u64::from_le_bytes(*b"\nset-coo") | CASE;
+const IE: u64 = u64::from_le_bytes(*b"kie:\0\0\0\0") | CASE & FOUR;
+const FOUR: u64 = u32::MAX as u64;
+const MAX_AGE: u64 = u64::from_le_bytes(*b"max-age=") | CASE;
+const EXPIRES: u64 = u64::from_le_bytes(*b"expires=") | CASE;
+const YEAR_1970: u64 = u32::from_le_bytes(*b"1970") as u64;
+
+/// The line in which a segment ended, for the one that goes on with it.
+#[repr(C)]
+pub(crate) struct Tail {
+    /// Flow index + 1 in the low half, the sequence number at which the line goes on in the high half; 0 when nobody's,
+    /// [`TAKEN`] while somebody reads or writes it.
+    owner: u64,
+    /// Bytes that are kept.
+    len: u64,
+    bytes: [u64; TAIL_ROOM / 8],
+}
+
+const TAKEN: u64 = u64::MAX;
+
+/// Looks at a segment of a backend before it is changed.
+#[inline(always)]
+pub(crate) fn from_response(
+    ctx: &XdpContext,
+    service: &Service,
+    id: u16,
+    entry: Entry,
+    flags: u8,
+    segment: &Segment,
+) {
+    if service.affinity == Affinity::Learned as u8
+        && (flags & IN_HEAD != 0 && segment.payload > 0 || begins_a_head(ctx, segment))
+    {
+        lb_head(ctx.ctx, u32::from(id), entry.index);
+    }
+}
+
+#[inline(always)]
+fn begins_a_head(ctx: &XdpContext, segment: &Segment) -> bool {
+    segment.payload >= 8
+        // SAFETY: `field` proved eight bytes.
+        && ctx.field(segment.payload_at(), 8).is_some_and(|at| unsafe { read::<u64>(at) } & SEVEN == HTTP_1)
+}
+
+/// Reads the head, or part of a head, in a segment of a backend. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(scratch), Some(place), Some(frame)) =
+        (SCRATCH.get_ptr_mut(0), FLOWS.get_ptr_mut(flow), ctx.frame())
+    else {
+        return 0;
+    };
+    let Some(segment) = Segment::read(frame, ctx.len()) else { return 0 };
+    let begins = begins_a_head(&ctx, &segment);
+    // SAFETY: a map value stays valid; the backend's path alone writes these flags.
+    let goes_on = unsafe { (*place).backend_flags } & IN_HEAD != 0;
+    let mut kept = 0;
+    if goes_on {
+        kept = lb_take_tail(flow, segment.seq);
+        if kept == LOST && !begins {
+            leave_head(place, service, true);
+            return 0;
+        }
+        if kept == ELSEWHERE && !begins {
+            // Out of order, or sent again: what is waited for is still to come.
+            return 0;
+        }
+        if kept > TAIL_ROOM as u32 {
+            kept = 0;
+        }
+    }
+    // SAFETY: the value belongs to this processor while the program runs.
+    let scratch = unsafe { &mut *scratch };
+    let (at, len) = (launder(u64::from(kept)), launder(u64::from(segment.payload)));
+    if at > TAIL_ROOM as u64 || len == 0 || len > MAX_SEGMENT {
+        return 0;
+    }
+    scratch.limit = (at + len) as u32;
+    // SAFETY: room for a longest segment behind a longest line, and for two words behind that.
+    unsafe {
+        let bytes = (&raw mut scratch.bytes).cast::<u8>().add(at as usize);
+        if !ctx.copy(segment.payload_at(), bytes, len as u32) {
+            return 0;
+        }
+        let behind = (&raw mut scratch.bytes).cast::<u8>().add((launder(at + len) & 0xfff) as usize);
+        behind.cast::<u64>().write_unaligned(0);
+        behind.cast::<u64>().add(1).write_unaligned(0);
+    }
+    let tag = key_of(flow);
+    if begins && tag != 0 {
+        // The session is in use.
+        lb_home(service, tag);
+    }
+    if lb_fields(service, flow) != 0 {
+        leave_head(place, service, false);
+        return 0;
+    }
+    // SAFETY: a map value stays valid; the backend's path alone writes these flags.
+    unsafe { (*place).backend_flags |= IN_HEAD };
+    lb_keep_tail(flow, segment.seq.wrapping_add(segment.payload));
+    0
+}
+
+/// The head has ended, or is given up.
+#[inline(always)]
+fn leave_head(flow: *mut lb_common::flow::Flow, service: u32, lost: bool) {
+    // SAFETY: a map value stays valid; the backend's path alone writes these flags.
+    unsafe { (*flow).backend_flags &= !IN_HEAD };
+    if lost {
+        count(service as u16, Counter::LearnedCut as u32);
+    }
+}
+
+/// Not a length: nobody keeps the flow's line any more...
+const LOST: u32 = u32::MAX;
+/// ...or it goes on at another sequence number.
+const ELSEWHERE: u32 = u32::MAX - 1;
+
+#[inline(always)]
+const fn owner(flow: u32, seq: u32) -> u64 {
+    (flow as u64 + 1) | (seq as u64) << 32
+}
+
+/// Takes the line that goes on at a sequence number into the scratch memory. Returns its length in bytes, or [`LOST`] or
+/// [`ELSEWHERE`]. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_take_tail(flow: u32, seq: u32) -> u32 {
+    let (Some(tail), Some(scratch)) = (TAIL_MAP.get_ptr_mut(flow % TAILS), SCRATCH.get_ptr_mut(0)) else {
+        return LOST;
+    };
+    // SAFETY: a map value stays valid; the owner is an aligned word. Who has taken the line has it alone.
+    unsafe {
+        let mine = owner(flow, seq);
+        let seen = compare_exchange(&raw mut (*tail).owner, mine, TAKEN);
+        if seen != mine {
+            return if seen as u32 == mine as u32 { ELSEWHERE } else { LOST };
+        }
+        let to = (&raw mut (*scratch).bytes).cast::<u64>();
+        let mut i = 0;
+        while i < TAIL_ROOM / 8 {
+            to.add(i).write_volatile((*tail).bytes[i]);
+            i += 1;
+        }
+        let len = (*tail).len;
+        exchange(&raw mut (*tail).owner, 0);
+        len as u32
+    }
+}
+
+/// Keeps the last line in the scratch memory, which goes on at a sequence number; nothing of it if it is too long. A global
+/// function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_keep_tail(flow: u32, seq: u32) -> u32 {
+    let (Some(tail), Some(scratch)) = (TAIL_MAP.get_ptr_mut(flow % TAILS), SCRATCH.get(0)) else { return 0 };
+    let bytes = Bytes::of(scratch);
+    let from = last_line(bytes, scratch.limit);
+    let kept = if from == NOWHERE { 0 } else { scratch.limit.wrapping_sub(from) };
+    // SAFETY: a map value stays valid; the owner is an aligned word. Who has taken it has the line alone.
+    unsafe {
+        let seen = core::ptr::read_volatile(&raw const (*tail).owner);
+        if seen == TAKEN || compare_exchange(&raw mut (*tail).owner, seen, TAKEN) != seen {
+            return 0;
+        }
+        let mut at = At::new(u64::from(from));
+        let mut i = 0;
+        while i < TAIL_ROOM / 8 {
+            (&raw mut (*tail).bytes).cast::<u64>().add(i).write_volatile(bytes.word(at, 0));
+            at = at.plus(8);
+            i += 1;
+        }
+        (*tail).len = u64::from(kept);
+        exchange(&raw mut (*tail).owner, owner(flow, seq));
+    }
+    1
+}
+
+/// Where the last line begins, with the newline before it; [`NOWHERE`] if that is too far from the end.
+#[inline(always)]
+fn last_line(bytes: Bytes, limit: u32) -> u32 {
+    let mut back = 8;
+    while back <= TAIL_ROOM as u32 {
+        if back > limit {
+            // All there is.
+            return 0;
+        }
+        let at = limit - back;
+        let word = bytes.word(At::new(u64::from(at)), 0) ^ NEWLINES;
+        // The top bit of each byte that is zero, and of no other.
+        let mut tops = !((word & !TOPS).wrapping_add(!TOPS) | word) & TOPS;
+        if tops != 0 {
+            // All tops up to the highest.
+            tops |= tops >> 8;
+            tops |= tops >> 16;
+            tops |= tops >> 32;
+            return at + ((tops >> 7).wrapping_mul(ONES) >> 56) as u32 - 1;
+        }
+        back += 8;
+    }
+    NOWHERE
+}
+
+/// Goes through the header fields in the scratch memory. Returns 1 when the head ends there. A global function (see
+/// [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return 1 };
+    let bytes = Bytes::of(scratch);
+    let mut head = At::new(0);
+    let mut from = 0;
+    let mut turn = 0;
+    while turn < FIELDS {
+        let hit = lb_next_field(from);
+        if hit == NOWHERE {
+            return 0;
+        }
+        let line = At::new(u64::from(hit));
+        let first = bytes.byte(line.plus(1));
+        from = hit + 1;
+        if first == b'\r' || first == b'\n' {
+            let next = line.plus(if first == b'\r' { 3 } else { 2 });
+            if !has_no_body(bytes, head) || bytes.word(next, 0) & SEVEN != HTTP_1 {
+                return 1;
+            }
+            // Behind an interim response, or one without a body, the next one may follow at once.
+            head = next;
+            from = next.0 as u32;
+        } else {
+            lb_set_cookie(service, flow, hit);
+        }
+        turn += 1;
+    }
+    // So many fields that it is better to leave it at that.
+    count(service as u16, Counter::LearnedCut as u32);
+    1
+}
+
+/// Whether the response whose head begins at an offset has no body whatever its fields say (RFC 9112 §6.3).
+#[inline(always)]
+fn has_no_body(bytes: Bytes, head: At) -> bool {
+    let status = bytes.word(head, 9) & 0x00ff_ffff;
+    status & 0xff == u64::from(b'1')
+        || status == u64::from(u32::from_le_bytes(*b"204\0"))
+        || status == u64::from(u32::from_le_bytes(*b"304\0"))
+}
+
+/// Where in the scratch memory a hit stands, if it is not behind its end.
+#[inline(always)]
+fn within(bytes: Bytes, hit: u32) -> u32 {
+    if u64::from(hit) < bytes.len() { hit } else { NOWHERE }
+}
+
+/// Finds the next newline behind which a field begins with S and has a hyphen as its fourth character, as in `Set-Cookie`, or
+/// behind which the head ends. A global function, because it is a loop (see [`crate::token::http`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_next_field(from: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return NOWHERE };
+    let bytes = Bytes::of(scratch);
+    let hit = search::<SCAN>(bytes, from, |at, n| {
+        let newline = bytes.word(at, n) ^ NEWLINES;
+        let next = bytes.word(at, n + 1);
+        zeros(newline | ((next | CASE) ^ LOWER_S) | (bytes.word(at, n + 4) ^ DASHES))
+            | zeros(newline | (next ^ RETURNS))
+            | zeros(newline | (next ^ NEWLINES))
+    });
+    within(bytes, hit)
+}
+
+/// Turns of a search through all of the scratch memory that offsets reach.
+const SCAN: u32 = 64;
+
+/// Finds the next newline in the scratch memory. A global function, as [`lb_next_field`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_next_end(from: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return NOWHERE };
+    let bytes = Bytes::of(scratch);
+    within(bytes, search::<SCAN>(bytes, from, |at, n| zeros(bytes.word(at, n) ^ NEWLINES)))
+}
+
+/// Finds the next semicolon or newline in the scratch memory. A global function, as [`lb_next_field`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_next_attribute(from: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return NOWHERE };
+    let bytes = Bytes::of(scratch);
+    let hit = search::<SCAN>(bytes, from, |at, n| {
+        let word = bytes.word(at, n);
+        zeros(word ^ SEMICOLONS) | zeros(word ^ NEWLINES)
+    });
+    within(bytes, hit)
+}
+
+/// Learns from the field behind the newline at an offset of the scratch memory, if it is `Set-Cookie` of the service's cookie.
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
+    let (Some(scratch), Some(entry), Some(known)) = (SCRATCH.get(0), SERVICES.get(service), FLOWS.get(flow))
+    else {
+        return 0;
+    };
+    let bytes = Bytes::of(scratch);
+    let line = At::new(u64::from(at));
+    if bytes.word(line, 0) | CASE != SET_COOK || (bytes.word(line, 8) | CASE) & FOUR != IE {
+        return 0;
+    }
+    let end = lb_next_end(at + 1);
+    let cut = end == NOWHERE;
+    if cut && scratch.limit.wrapping_sub(at) <= TAIL_ROOM as u32 {
+        // It is kept whole until the rest of it comes.
+        return 0;
+    }
+    let mut name = line.plus(12);
+    let mut turn = 0;
+    while turn < BLANKS {
+        let byte = bytes.byte(name);
+        name = name.plus(u64::from(byte == b' ' || byte == b'\t'));
+        turn += 1;
+    }
+    let value = name.plus(u64::from(entry.key_name_len));
+    if differs(entry, &bytes.before(value), 0) != 0 {
+        return 0;
+    }
+    let from = value.0 as u32;
+    if cut && lb_next_attribute(from) == NOWHERE {
+        count(service as u16, Counter::LearnedCut as u32);
+        return 0;
+    }
+    let tag = lb_tag_scratch(service, from);
+    let was = key_of(flow);
+    if tag != 0 && lb_is_deleted(from) == 0 {
+        lb_learn(service, tag, u32::from(known.head.backend));
+        set_key(flow, tag);
+    } else if was != 0 {
+        if lb_forget(was) != 0 {
+            count(service as u16, Counter::Forgotten as u32);
+        }
+        set_key(flow, 0);
+    }
+    1
+}
+
+/// The tag of the value at an offset of the scratch memory; 0 when there is none. A global function, as [`lb_next_field`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_tag_scratch(service: u32, at: u32) -> u64 {
+    let Some(scratch) = SCRATCH.get(0) else { return 0 };
+    tag_value(Bytes::of(scratch), service, at)
+}
+
+/// Whether the attributes of the cookie whose value stands at an offset of the scratch memory delete it: 1 if they do. Its age
+/// counts before its date (RFC 6265 §5.3). A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_is_deleted(value: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return 0 };
+    let bytes = Bytes::of(scratch);
+    let mut expired = 0;
+    let mut from = value;
+    let mut turn = 0;
+    while turn < ATTRIBUTES {
+        let hit = lb_next_attribute(from);
+        if hit == NOWHERE {
+            return expired;
+        }
+        let at = At::new(u64::from(hit));
+        if bytes.byte(at) == b'\n' {
+            return expired;
+        }
+        let name = at.plus(1);
+        let name = name.plus(u64::from(bytes.byte(name) == b' '));
+        let word = bytes.word(name, 0) | CASE;
+        if word == MAX_AGE {
+            let age = bytes.word(name, 8);
+            let more = (age >> 8) as u8;
+            let none = age as u8 == b'0' && !more.is_ascii_digit();
+            return u32::from(none || age as u8 == b'-');
+        }
+        if word == EXPIRES && is_1970(bytes, name.plus(8)) {
+            expired = 1;
+        }
+        from = hit + 1;
+        turn += 1;
+    }
+    expired
+}
+
+/// Whether a date is of the year in which time began: `Thu, 01 Jan 1970`, with hyphens as well, or one digit for the day.
+#[inline(always)]
+fn is_1970(bytes: Bytes, date: At) -> bool {
+    bytes.word(date, 12) & FOUR == YEAR_1970 || bytes.word(date, 11) & FOUR == YEAR_1970
+}
+
+/// Learns the key that has just been read from a backend's datagram. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_learn_key(service: u32, slot: u32) -> u32 {
+    lb_learn(service, lb_tag_key(service), slot)
+}
