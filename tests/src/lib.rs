@@ -15,6 +15,7 @@ pub mod netns;
 pub mod nginx;
 pub mod object;
 pub mod raw;
+pub mod real;
 pub mod redis;
 pub mod runner;
 pub mod scene;
