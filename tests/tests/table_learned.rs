@@ -235,31 +235,29 @@ fn a_head_in_several_segments_is_read_as_one() -> Result<()> {
 #[test]
 fn a_long_line_that_is_cut_is_learned_if_its_value_is_there() -> Result<()> {
     let mut scene = scene(2)?;
+    /// For each of two segments.
+    type Counts = [&'static [Counter]; 2];
     let fill = |n: usize| "x".repeat(n);
-    let rows: [(&str, Vec<u8>, &[Counter], &[Counter]); 5] = [
+    let rows: [(&str, Vec<u8>, Counts); 5] = [
         (
             "in an attribute",
             head(&[&format!("Set-Cookie: JSESSIONID=v; Path=/{}", fill(1200))]),
-            LEARNED,
-            PLAIN,
+            [LEARNED, PLAIN],
         ),
         (
             "in the value",
             head(&[&format!("Set-Cookie: JSESSIONID={}; Path=/", fill(1200))]),
-            &[Counter::LearnedCut, Counter::FromBackend],
-            PLAIN,
+            [&[Counter::LearnedCut, Counter::FromBackend], PLAIN],
         ),
         (
             "in another cookie",
             head(&[&format!("Set-Cookie: JSESSIONIDS={}; Path=/", fill(1200))]),
-            PLAIN,
-            PLAIN,
+            [PLAIN, PLAIN],
         ),
         (
             "in another field, the cookie behind it",
             head(&[&format!("X-Y: {}", fill(1200)), "Set-Cookie: JSESSIONID=v"]),
-            PLAIN,
-            LEARNED,
+            [PLAIN, LEARNED],
         ),
         (
             "in an attribute that is near",
@@ -267,14 +265,13 @@ fn a_long_line_that_is_cut_is_learned_if_its_value_is_there() -> Result<()> {
                 &format!("X-Y: {}", fill(600)),
                 &format!("Set-Cookie: JSESSIONID=v; Path=/{}", fill(600)),
             ]),
-            PLAIN,
-            LEARNED,
+            [PLAIN, LEARNED],
         ),
     ];
-    for (name, whole, first, second) in rows {
+    for (name, whole, counts) in rows {
         let (slot, _) = connect(&mut scene, &request(None))?;
         let (a, b) = whole.split_at(1000);
-        assert_eq!(respond(&scene, slot, &[a, b])?, [first, second], "{name}");
+        assert_eq!(respond(&scene, slot, &[a, b])?, counts, "{name}");
         forget(&mut scene)?;
     }
     Ok(())
