@@ -3,6 +3,7 @@
 
 mod cart;
 mod condition;
+pub mod datagram;
 mod http;
 mod once;
 mod reply;

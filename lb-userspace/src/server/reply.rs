@@ -126,7 +126,7 @@ impl From<SessionError> for Fault {
 }
 
 /// The client is told what to do, the operator why. No more than once a second: it is the same for everyone.
-fn log(status: StatusCode, error: &SessionError) {
+pub(super) fn log(status: StatusCode, error: &SessionError) {
     /// Seconds since 1970, and what was kept quiet since.
     static LAST: AtomicU64 = AtomicU64::new(0);
     static QUIET: AtomicU64 = AtomicU64::new(0);

@@ -78,6 +78,7 @@ fn the_rest_of_a_service_is_understood() {
     let managed = MINIMAL.replace("vip =", "protocol = \"udp\"\nvip =");
     let managed = parse(&managed).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(managed.services[0].affinity, Affinity::Signed(datagram(Anchor::Offset(4), 33)));
+    assert_eq!(usize::from(Affinity::TOKEN_AT), crate::server::datagram::TOKEN_AT);
 }
 
 #[test]

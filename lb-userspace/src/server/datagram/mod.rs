@@ -1,0 +1,236 @@
+//! A session server for UDP: the sessions of [`super::serve`], asked for in datagrams (docs/datagram.md).
+
+mod message;
+#[cfg(test)]
+mod tests;
+
+pub use message::{
+    MAX_MESSAGE, Malformed, NO_TOKEN, Operation, RawToken, Request, Response, Status, TOKEN_AT, ping, pong,
+};
+
+use super::{ServerContext, report};
+use crate::session::{Changed, Keyring, Once, Refusal, Seen, SessionError, Sessions, State, Target, Terms};
+use crate::web::Problem;
+use lb_common::token::{self, Token};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+
+/// Requests that one server works on at the same time; more wait in the socket's queue.
+const MAX_UNDER_WAY: usize = 1024;
+/// Longest datagram there is.
+const MAX_DATAGRAM: usize = 65_535;
+
+/// Serves until `shutdown` is ready, then answers what has arrived by then, and returns. Dropping the future instead ends
+/// everything at once, as a crash would. Of the context, the name of the cookie is not used.
+///
+/// # Errors
+/// The socket cannot be used.
+pub async fn serve(
+    socket: std::net::UdpSocket,
+    context: ServerContext,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    let socket = Arc::new(UdpSocket::from_std(socket)?);
+    let ServerContext { instance, store, keys, peers, limits, clock, cookie_name: _ } = context;
+    let sessions = Sessions::new(instance, store, limits, peers, clock);
+    let server = Arc::new(Server { sessions, keys: keys.into(), socket });
+    let mut under_way = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(ended) = under_way.join_next() => report(ended),
+            received = server.socket.recv_from(&mut buffer), if under_way.len() < MAX_UNDER_WAY => match received {
+                Ok((length, client)) => {
+                    under_way.spawn(server.clone().answer(buffer[..length].into(), client));
+                }
+                // Somebody who was answered is not there any more.
+                Err(error) => tracing::debug!(%error, "cannot receive"),
+            },
+        }
+    }
+    while let Ok((length, client)) = server.socket.try_recv_from(&mut buffer) {
+        under_way.spawn(server.clone().answer(buffer[..length].into(), client));
+    }
+    while let Some(ended) = under_way.join_next().await {
+        report(ended);
+    }
+    Ok(())
+}
+
+struct Server {
+    sessions: Arc<Sessions>,
+    keys: Keyring,
+    socket: Arc<UdpSocket>,
+}
+
+/// What a response says of a session.
+struct Told {
+    status: Status,
+    seen: Option<Seen>,
+    repeated: bool,
+    body: Vec<u8>,
+}
+
+impl Told {
+    fn seen(status: Status, seen: Seen, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, seen: Some(seen), repeated: false, body: body.into() }
+    }
+
+    fn only(status: Status, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, seen: None, repeated: false, body: body.into() }
+    }
+}
+
+impl From<SessionError> for Told {
+    fn from(error: SessionError) -> Self {
+        let problem = Problem::from(&error);
+        let status = match problem.status.as_u16() {
+            400 => Status::BadRequest,
+            404 => Status::NotFound,
+            409 => Status::Conflict,
+            413 => Status::TooLarge,
+            422 => Status::Reused,
+            500 => Status::Damaged,
+            507 => Status::Full,
+            _ => Status::Unavailable,
+        };
+        if problem.status.is_server_error() {
+            super::reply::log(problem.status, &error);
+        }
+        // The hints of a problem speak of headers: here the status says what to do.
+        Self::only(status, problem.error)
+    }
+}
+
+impl Server {
+    /// Answers one datagram; what is not even the head of a request gets no answer.
+    async fn answer(self: Arc<Self>, datagram: Box<[u8]>, client: SocketAddr) {
+        let Some((operation, presented, id)) = message::echo(&datagram) else {
+            tracing::debug!(%client, bytes = datagram.len(), "no request");
+            return;
+        };
+        let told = match Request::parse(&datagram) {
+            Ok(request) => self.ask(&request).await,
+            Err(malformed) => Told::only(Status::BadRequest, malformed.to_string()),
+        };
+        let instance = self.sessions.instance();
+        let (epoch, server) = (instance.epoch, instance.name);
+        let mut response = Response {
+            operation,
+            status: told.status,
+            source: told.seen.as_ref().map(|seen| seen.source),
+            repeated: told.repeated,
+            token: presented,
+            id,
+            epoch,
+            version: 0,
+            server,
+            body: told.body,
+        };
+        if let Some(seen) = &told.seen {
+            response.version = seen.record.version;
+            response.epoch = seen.owner.epoch;
+            response.token = self.sign(seen).unwrap_or(presented);
+        } else if operation == Operation::End as u8 && told.status.is_success() {
+            response.token = NO_TOKEN;
+        }
+        let mut bytes = response.to_bytes();
+        if bytes.len() > MAX_MESSAGE {
+            response.body = format!("the answer has {} bytes; get one key at a time", bytes.len()).into();
+            response.status = Status::TooLong;
+            bytes = response.to_bytes();
+        }
+        if let Err(error) = self.socket.send_to(&bytes, client).await {
+            tracing::debug!(%client, %error, "not answered");
+        }
+    }
+
+    /// Does what a request asks for.
+    async fn ask(&self, request: &Request<'_>) -> Told {
+        let token = self.verify(&request.token);
+        let done = match request.operation {
+            Operation::Ping => return Told::only(Status::Done, Vec::new()),
+            Operation::Show => self.show(token).await,
+            Operation::Get => self.get(token, request.key).await,
+            Operation::Put => self.put(token, request).await,
+            Operation::Delete => self.delete(token, request).await,
+            Operation::End => self.sessions.end(token).await.map(|_| Told::only(Status::Done, Vec::new())),
+        };
+        done.unwrap_or_else(Told::from)
+    }
+
+    async fn show(&self, token: Option<Token>) -> Result<Told, SessionError> {
+        let seen = self.sessions.read(token).await?;
+        let state = serde_json::to_vec(&seen.record.state).unwrap_or_default();
+        Ok(Told::seen(Status::Done, seen, state))
+    }
+
+    /// Whoever asks for one key begins no session.
+    async fn get(&self, token: Option<Token>, key: &str) -> Result<Told, SessionError> {
+        let Some(seen) = self.sessions.find(token).await? else { return Err(no_such_key(key).into()) };
+        Ok(match seen.record.state.get(key).map(|value| value.get().to_owned()) {
+            Some(value) => Told::seen(Status::Done, seen, value),
+            None => Told::seen(Status::NotFound, seen, no_such_key(key).to_string()),
+        })
+    }
+
+    async fn put(&self, token: Option<Token>, request: &Request<'_>) -> Result<Told, SessionError> {
+        let value = State::parse_value(request.value)
+            .map_err(|error| Refusal::Invalid(format!("the value is not JSON: {error}")))?;
+        let key = request.key.to_owned();
+        let change = move |state: &mut State| {
+            state.set(key.clone(), value.clone());
+            Ok(())
+        };
+        let changed = self.sessions.write_on(token, terms(request), change).await?;
+        let status = if changed.created { Status::Created } else { Status::Done };
+        Ok(made(status, changed))
+    }
+
+    async fn delete(&self, token: Option<Token>, request: &Request<'_>) -> Result<Told, SessionError> {
+        let key = request.key.to_owned();
+        let change = move |state: &mut State| match state.remove(&key) {
+            true => Ok(()),
+            false => Err(no_such_key(&key)),
+        };
+        let changed = self.sessions.write_on(token, terms(request), change).await?;
+        Ok(made(Status::Done, changed))
+    }
+
+    /// What does not verify is as good as absent.
+    fn verify(&self, raw: &RawToken) -> Option<Token> {
+        if *raw == NO_TOKEN {
+            return None;
+        }
+        self.keys.verify(&token::encode(raw)).ok()
+    }
+
+    fn sign(&self, seen: &Seen) -> Option<RawToken> {
+        let text = self.keys.sign(seen.record.service, seen.owner, seen.id)?;
+        token::decode(text.as_bytes()).ok()
+    }
+}
+
+/// Once is enough, however often its client sends it.
+fn terms(request: &Request<'_>) -> Terms {
+    let parts: [&[u8]; 3] = [&[request.operation as u8], request.key.as_bytes(), request.value];
+    // The answer shows nothing of the state: there is never a key without a name.
+    let once = Once::new(&request.id.to_be_bytes(), &parts, Some(""));
+    Terms { target: Target::Key(request.key.to_owned()), once: Some(once), ..Terms::default() }
+}
+
+fn made(status: Status, changed: Changed) -> Told {
+    Told { repeated: changed.repeated, ..Told::seen(status, changed.seen, Vec::new()) }
+}
+
+fn no_such_key(key: &str) -> Refusal {
+    Refusal::NotFound(format!("the session has no key {key:?}"))
+}
