@@ -17,7 +17,7 @@ pub use event::Event;
 use crate::config::{Config, Timeouts};
 use crate::control::{Refused, Response};
 use crate::datapath::{Datapath, DatapathError};
-use crate::health::{Health, HealthEvent, Policy};
+use crate::health::{Health, HealthEvent, Policy, Probe};
 use crate::net::{NextHopEvent, NextHops};
 use crate::registry::{Change, Effect, Outcome, Registry, Transition};
 use crate::session::{Peers, SessionStore, TokenKeys};
@@ -90,10 +90,11 @@ struct Daemon {
 }
 
 /// What never changes about a backend.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Known {
     addr: SocketAddr,
     policy: Policy,
+    probe: Probe,
 }
 
 /// An asker who hears when a backend serves.
@@ -246,8 +247,8 @@ impl Daemon {
         for effect in &outcome.effects {
             match *effect {
                 Effect::Check { slot } => {
-                    if let Some(Known { addr, policy }) = self.backends.get(&slot) {
-                        self.health.watch(slot, *addr, *policy);
+                    if let Some(Known { addr, policy, probe }) = self.backends.get(&slot) {
+                        self.health.watch(slot, *addr, *policy, probe.clone());
                     }
                 }
                 Effect::NextEpoch { slot } => {

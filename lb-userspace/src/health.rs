@@ -1,15 +1,15 @@
-//! Asks each backend for a TCP connection now and then, and learns from it which TCP options the backend has.
+//! Asks each backend for a sign of life now and then: for a TCP connection, which tells what TCP options the backend has, or
+//! for an answer to a datagram.
+
+mod tcp;
+mod udp;
 
 use lb_common::backend::Abilities;
 use lb_common::hash::mix64;
-use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -25,6 +25,17 @@ pub struct Policy {
     pub fall: u32,
 }
 
+/// What a backend is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Probe {
+    /// A connection.
+    Tcp,
+    /// An answer to this datagram that contains `expect`.
+    Ask { send: Vec<u8>, expect: Vec<u8> },
+    /// Nothing: an empty datagram is sent, and only an error is a failure.
+    Knock,
+}
+
 /// What the checks found: sent after the first check, and whenever it changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthEvent {
@@ -36,14 +47,17 @@ pub struct HealthEvent {
     pub reason: Option<String>,
 }
 
-/// Checks that may be under way at the same time.
-const AT_ONCE: usize = 64;
+/// Connections that may be asked for at the same time.
+const CONNECTIONS_AT_ONCE: usize = 64;
+/// Datagrams that may be unanswered at the same time: most of those that ask for nothing are.
+const DATAGRAMS_AT_ONCE: usize = 512;
 
 /// Handle of the checks. Dropping it ends them.
 #[derive(Debug)]
 pub struct Health {
     events: mpsc::UnboundedSender<HealthEvent>,
-    at_once: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    datagrams: Arc<Semaphore>,
     watched: BTreeMap<u16, AbortHandle>,
 }
 
@@ -52,13 +66,20 @@ impl Health {
     /// threads.
     pub fn new(events: mpsc::UnboundedSender<HealthEvent>) -> Self {
         warn_of_options_off();
-        Self { events, at_once: Arc::new(Semaphore::new(AT_ONCE)), watched: BTreeMap::new() }
+        Self {
+            events,
+            connections: Arc::new(Semaphore::new(CONNECTIONS_AT_ONCE)),
+            datagrams: Arc::new(Semaphore::new(DATAGRAMS_AT_ONCE)),
+            watched: BTreeMap::new(),
+        }
     }
 
     /// Checks a backend from now on, in place of what was checked for that slot. The first check decides at once.
-    pub fn watch(&mut self, slot: u16, addr: SocketAddr, policy: Policy) {
+    pub fn watch(&mut self, slot: u16, addr: SocketAddr, policy: Policy, probe: Probe) {
         self.forget(slot);
-        let check = check(slot, addr, policy, Arc::clone(&self.at_once), self.events.clone());
+        let at_once = if probe == Probe::Tcp { &self.connections } else { &self.datagrams };
+        let prober = Prober { addr, probe, knocker: None };
+        let check = check(slot, prober, policy, Arc::clone(at_once), self.events.clone());
         self.watched.insert(slot, tokio::spawn(check).abort_handle());
     }
 
@@ -78,7 +99,7 @@ impl Drop for Health {
 
 async fn check(
     slot: u16,
-    addr: SocketAddr,
+    mut prober: Prober,
     policy: Policy,
     at_once: Arc<Semaphore>,
     events: mpsc::UnboundedSender<HealthEvent>,
@@ -90,7 +111,7 @@ async fn check(
         tokio::time::sleep_until(due).await;
         let outcome = {
             let _turn = at_once.acquire().await.expect("the semaphore is never closed");
-            probe(addr, policy.timeout).await
+            prober.probe(policy.timeout).await
         };
         let before = abilities;
         let reason = match &outcome {
@@ -104,13 +125,39 @@ async fn check(
         if let Some(up) = opinion.up
             && (changed || (up && abilities != before))
         {
-            tracing::debug!(slot, %addr, up, reason = reason.as_deref().unwrap_or(""), "health");
+            tracing::debug!(slot, addr = %prober.addr, up, reason = reason.as_deref().unwrap_or(""), "health");
             let reason = if up { None } else { reason };
             if events.send(HealthEvent { slot, up, abilities, reason }).is_err() {
                 return;
             }
         }
         due = next_check(due, Instant::now(), policy.interval, u64::from(slot) << 32 | round);
+    }
+}
+
+/// Asks one backend.
+struct Prober {
+    addr: SocketAddr,
+    probe: Probe,
+    /// Kept from one time to the next: some errors are told late.
+    knocker: Option<udp::Knocker>,
+}
+
+impl Prober {
+    async fn probe(&mut self, timeout: Duration) -> Result<Abilities, String> {
+        match &self.probe {
+            Probe::Tcp => return tcp::probe(self.addr, timeout).await,
+            Probe::Ask { send, expect } => udp::ask(self.addr, send, expect, timeout).await?,
+            Probe::Knock => {
+                let knocker = match self.knocker.take() {
+                    Some(knocker) => knocker,
+                    None => udp::Knocker::new(self.addr).await?,
+                };
+                knocker.knock(timeout).await?;
+                self.knocker = Some(knocker);
+            }
+        }
+        Ok(Abilities::default())
     }
 }
 
@@ -147,74 +194,6 @@ impl Opinion {
     }
 }
 
-/// Connects, looks at what was agreed, and hangs up.
-async fn probe(addr: SocketAddr, timeout: Duration) -> Result<Abilities, String> {
-    let connected = tokio::time::timeout(timeout, TcpStream::connect(addr)).await;
-    let stream = match connected {
-        Err(_) => return Err(format!("no answer within {timeout:?}")),
-        Ok(Err(error)) => return Err(error.to_string()),
-        Ok(Ok(stream)) => stream,
-    };
-    let abilities = learn(&stream).map_err(|error| format!("connection without TCP_INFO: {error}"))?;
-    // With RST: thousands of checks must not leave thousands of sockets in TIME_WAIT.
-    if let Err(error) = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "health check closes slowly");
-    }
-    Ok(abilities)
-}
-
-/// Bits of `tcpi_options` (`linux/tcp.h`).
-const TCPI_OPT_TIMESTAMPS: u8 = 1;
-const TCPI_OPT_SACK: u8 = 2;
-const TCPI_OPT_WSCALE: u8 = 4;
-/// Bytes that timestamps take from each segment (RFC 7323 appendix A).
-const TIMESTAMPS_LEN: u16 = 12;
-
-/// What a connection says of the TCP at its other end.
-fn learn(stream: &TcpStream) -> io::Result<Abilities> {
-    // The head of `struct tcp_info`, which has grown at its end ever since; the kernel writes no more than asked for.
-    let mut info = [0_u8; 8];
-    option(stream, libc::TCP_INFO, &mut info)?;
-    let mut mss = [0_u8; 4];
-    option(stream, libc::TCP_MAXSEG, &mut mss)?;
-    Ok(read_info(&info, u32::from_ne_bytes(mss)))
-}
-
-fn option<const N: usize>(stream: &TcpStream, name: libc::c_int, value: &mut [u8; N]) -> io::Result<()> {
-    let mut len = N as libc::socklen_t;
-    // SAFETY: the value is valid for writes of the length given, and the kernel writes no more.
-    let outcome = unsafe {
-        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, name, value.as_mut_ptr().cast(), &raw mut len)
-    };
-    match outcome {
-        0 if len as usize == N => Ok(()),
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel knows less than was asked")),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Reads state, congestion state, retransmits, probes, backoff, options, window scales; `mss` is what fits in a
-/// segment beside the options of every segment.
-fn read_info(info: &[u8; 8], mss: u32) -> Abilities {
-    let (options, scales) = (info[5], info[6]);
-    let mut promises = 0;
-    let mut full = u16::try_from(mss).unwrap_or(u16::MAX);
-    if options & TCPI_OPT_TIMESTAMPS != 0 {
-        promises |= PROMISE_TIMESTAMPS;
-        full = full.saturating_add(TIMESTAMPS_LEN);
-    }
-    if options & TCPI_OPT_SACK != 0 {
-        promises |= PROMISE_SACK;
-    }
-    let mut window_scale = 0;
-    if options & TCPI_OPT_WSCALE != 0 {
-        promises |= PROMISE_WINDOW_SCALE;
-        // Two bit fields in one byte, the other end's first; first is low on little-endian machines.
-        window_scale = if cfg!(target_endian = "little") { scales & 15 } else { scales >> 4 };
-    }
-    Abilities { seen: 1, promises, window_scale, mss: full, ..Abilities::default() }
-}
-
 /// An option that we do not offer ourselves cannot be learned, and so is never promised to clients.
 fn warn_of_options_off() {
     for key in ["net/ipv4/tcp_sack", "net/ipv4/tcp_timestamps", "net/ipv4/tcp_window_scaling"] {
@@ -230,6 +209,8 @@ fn warn_of_options_off() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_common::service::PROMISE_SACK;
+    use tokio::net::UdpSocket;
 
     const POLICY: Policy =
         Policy { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
@@ -269,17 +250,6 @@ mod tests {
         assert_eq!(next_check(start, late, POLICY.interval, 1), late, "no burst after a stall");
     }
 
-    #[test]
-    fn tcp_info_is_read() {
-        let all = Abilities { seen: 1, promises: 7, window_scale: 10, mss: 1460, ..Abilities::default() };
-        assert_eq!(read_info(&[1, 0, 0, 0, 0, 7 | 8, 0x7a, 0], 1448), all);
-        let none = Abilities { seen: 1, promises: 0, window_scale: 0, mss: 1460, ..Abilities::default() };
-        assert_eq!(read_info(&[1, 0, 0, 0, 0, 0, 0xff, 0], 1460), none);
-        let sack =
-            Abilities { seen: 1, promises: PROMISE_SACK, window_scale: 0, mss: 536, ..Abilities::default() };
-        assert_eq!(read_info(&[1, 0, 0, 0, 0, 2, 0, 0], 536), sack);
-    }
-
     #[tokio::test]
     async fn a_listener_is_up_and_a_closed_port_is_down() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -287,7 +257,7 @@ mod tests {
         let (events, mut news) = mpsc::unbounded_channel();
         let mut health = Health::new(events);
         let quick = Policy { interval: Duration::from_millis(20), fall: 2, ..POLICY };
-        health.watch(5, addr, quick);
+        health.watch(5, addr, quick, Probe::Tcp);
         let up = news.recv().await.unwrap();
         assert_eq!((up.slot, up.up, up.reason), (5, true, None));
         assert_eq!((up.abilities.seen, up.abilities.promises & PROMISE_SACK), (1, PROMISE_SACK));
@@ -296,5 +266,66 @@ mod tests {
         let down = news.recv().await.unwrap();
         assert!(!down.up && down.reason.unwrap().contains("refused"));
         assert_eq!(down.abilities, up.abilities, "what it told while it was up");
+    }
+
+    #[tokio::test]
+    async fn a_udp_server_is_up_when_it_answers_as_it_should() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let (events, mut news) = mpsc::unbounded_channel();
+        let mut health = Health::new(events);
+        let quick = Policy {
+            interval: Duration::from_millis(50),
+            timeout: Duration::from_millis(50),
+            rise: 1,
+            fall: 1,
+        };
+        let probe = Probe::Ask { send: b"ping".to_vec(), expect: b"good".to_vec() };
+        health.watch(6, addr, quick, probe.clone());
+        let down = news.recv().await.unwrap();
+        assert_eq!((down.up, down.reason.unwrap().as_str()), (false, "no answer within 50ms"));
+        let serve = |answer: &'static [u8]| {
+            let server = &server;
+            async move {
+                let mut buffer = [0; 64];
+                loop {
+                    let (length, peer) = server.recv_from(&mut buffer).await.unwrap();
+                    assert_eq!(&buffer[..length], b"ping");
+                    server.send_to(answer, peer).await.unwrap();
+                }
+            }
+        };
+        let up = tokio::select! { event = news.recv() => event.unwrap(), () = serve(b"all good") => unreachable!() };
+        assert_eq!((up.slot, up.up, up.reason, up.abilities.seen), (6, true, None, 0));
+        let down =
+            tokio::select! { event = news.recv() => event.unwrap(), () = serve(b"bad") => unreachable!() };
+        let reason = down.reason.unwrap();
+        assert!(!down.up && reason == "its answer does not contain what is expected: bad", "{reason}");
+        drop(server);
+        health.watch(6, addr, quick, probe);
+        let closed = news.recv().await.unwrap();
+        assert!(closed.reason.unwrap().contains("refused"));
+    }
+
+    #[tokio::test]
+    async fn a_udp_server_that_is_asked_nothing_is_down_when_nobody_listens() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let (events, mut news) = mpsc::unbounded_channel();
+        let mut health = Health::new(events);
+        let quick = Policy {
+            interval: Duration::from_millis(50),
+            timeout: Duration::from_millis(50),
+            rise: 1,
+            fall: 2,
+        };
+        health.watch(7, addr, quick, Probe::Knock);
+        let up = news.recv().await.unwrap();
+        assert!(up.up, "{up:?}");
+        drop(server);
+        let down = news.recv().await.unwrap();
+        assert!(!down.up && down.reason.as_ref().unwrap().contains("refused"), "{down:?}");
+        let _server = UdpSocket::bind(addr).await.unwrap();
+        assert!(news.recv().await.unwrap().up);
     }
 }

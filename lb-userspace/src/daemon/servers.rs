@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::server::{self, ServerContext};
 use crate::session::{Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
-use crate::supervisor::{ManagedSpec, Server};
+use crate::supervisor::{ManagedSpec, Server, ServerSocket};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use futures::FutureExt;
@@ -50,7 +50,7 @@ impl Server for SessionServers {
         &self,
         spec: &ManagedSpec,
         epoch: u32,
-        listener: std::net::TcpListener,
+        socket: ServerSocket,
         mut shutdown: watch::Receiver<bool>,
     ) -> LocalBoxFuture<'static, anyhow::Result<()>> {
         let (limits, cookie_name) = self.services[&spec.service].clone();
@@ -70,7 +70,10 @@ impl Server for SessionServers {
                 // Its end without a word means the same.
                 let _ = shutdown.wait_for(|stop| *stop).await;
             };
-            let served = server::serve(listener, context, stopped).await;
+            let served = match socket {
+                ServerSocket::Tcp(listener) => server::serve(listener, context, stopped).await,
+                ServerSocket::Udp(socket) => server::datagram::serve(socket, context, stopped).await,
+            };
             drop(held);
             Ok(served?)
         }

@@ -4,12 +4,13 @@
 use super::event::Sources;
 use super::servers::SessionServers;
 use super::{Daemon, Known, Options, epochs, object};
-use crate::config::{Config, Managed};
+use crate::config::{self, Config, Managed, Protocol};
 use crate::control::server::ControlSocket;
 use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
-use crate::health::{Health, Policy};
+use crate::health::{Health, Policy, Probe};
 use crate::net::{self, NextHops};
 use crate::registry::{Ids, Registry};
+use crate::server::datagram;
 use crate::session::{Peers, SessionStore, TokenKeys, store, unix_millis};
 use crate::stores;
 use crate::supervisor::{ManagedSpec, Supervisor};
@@ -118,6 +119,7 @@ impl Daemon {
                     name: backend.name.clone(),
                     slot: *slot,
                     addr: self.backends[slot].addr,
+                    protocol: service.protocol,
                     gateway,
                 };
                 let interface = self
@@ -208,14 +210,29 @@ async fn ids(config: &Config, store: &dyn SessionStore) -> anyhow::Result<Ids> {
 fn known(config: &Config, ids: &Ids) -> BTreeMap<u16, Known> {
     let mut known = BTreeMap::new();
     for (service, slots) in config.services.iter().zip(&ids.slots) {
-        let crate::config::Health { interval, timeout, rise, fall, .. } = service.health;
+        let config::Health { interval, timeout, rise, fall, .. } = service.health;
+        let policy = Policy { interval, timeout, rise, fall };
         for (backend, slot) in service.backends.iter().zip(slots) {
             let own = || SocketAddr::new(config.managed.server(*slot).into(), Managed::PORT);
             let addr = backend.addr.unwrap_or_else(own);
-            known.insert(*slot, Known { addr, policy: Policy { interval, timeout, rise, fall } });
+            known.insert(*slot, Known { addr, policy, probe: probe(service, backend.managed) });
         }
     }
     known
+}
+
+/// What a backend is asked for.
+fn probe(service: &config::Service, managed: bool) -> Probe {
+    match (service.protocol, &service.health.send) {
+        (Protocol::Tcp, _) => Probe::Tcp,
+        (Protocol::Udp, _) if managed => {
+            Probe::Ask { send: datagram::ping(), expect: datagram::pong().to_vec() }
+        }
+        (Protocol::Udp, Some(send)) => {
+            Probe::Ask { send: send.clone(), expect: service.health.expect.clone().unwrap_or_default() }
+        }
+        (Protocol::Udp, None) => Probe::Knock,
+    }
 }
 
 /// Keys and timeouts. SYN cookie keys of an earlier daemon stay, or handshakes in flight would be lost.

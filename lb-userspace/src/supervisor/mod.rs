@@ -5,11 +5,12 @@ mod worker;
 
 pub use network::{interface_name, namespace_name, remove_all};
 
+use crate::config::Protocol;
 use crate::net::NetError;
 use futures::future::LocalBoxFuture;
 use network::ServerNet;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,10 +23,19 @@ pub struct ManagedSpec {
     pub service_id: u16,
     pub name: String,
     pub slot: u16,
-    /// Where it listens, inside its namespace.
+    /// Where it listens, inside its namespace...
     pub addr: SocketAddr,
+    /// ...and for what.
+    pub protocol: Protocol,
     /// The balancer's address on the inner network: every server's router. The same for all of them.
     pub gateway: IpAddr,
+}
+
+/// Where a server hears its clients.
+#[derive(Debug)]
+pub enum ServerSocket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
 }
 
 /// What the supervisor runs. Implemented over the session servers; the tests have simpler ones.
@@ -37,12 +47,12 @@ pub trait Server: Send + Sync + 'static {
     fn next_epoch(&self, spec: &ManagedSpec) -> anyhow::Result<u32>;
 
     /// Serves until `shutdown` becomes true, then finishes what is in flight and returns. Runs on a current-thread
-    /// runtime in the server's namespace; the listener is non-blocking.
+    /// runtime in the server's namespace; the socket is non-blocking.
     fn serve(
         &self,
         spec: &ManagedSpec,
         epoch: u32,
-        listener: std::net::TcpListener,
+        socket: ServerSocket,
         shutdown: watch::Receiver<bool>,
     ) -> LocalBoxFuture<'static, anyhow::Result<()>>;
 }

@@ -1,11 +1,12 @@
 //! The thread of one managed server: starts an instance, waits until it ends or is ended, and starts the next.
 
-use super::{Exit, ManagedSpec, Server, ServerEvent};
+use super::{Exit, ManagedSpec, Server, ServerEvent, ServerSocket};
+use crate::config::Protocol;
 use crate::net::Netns;
 use futures::future::LocalBoxFuture;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use std::any::Any;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,14 +111,14 @@ impl Worker {
         let epoch = catch_unwind(AssertUnwindSafe(|| self.server.next_epoch(&self.spec)))
             .map_err(|panic| failed("cannot begin an epoch", &panic_message(&*panic)))?
             .map_err(|error| failed("cannot begin an epoch", &error))?;
-        let listener = listen(self.spec.addr)
+        let socket = listen(self.spec.addr, self.spec.protocol)
             .map_err(|error| failed(&format!("cannot listen on {}", self.spec.addr), &error))?;
         let (shutdown, asked) = watch::channel(false);
         let begun = Instant::now();
         self.tell(ServerEvent::Ready { slot: self.spec.slot, epoch, interface: self.interface.clone() });
         let mut next = None;
         let exit = catch_unwind(AssertUnwindSafe(|| {
-            let serving = self.server.serve(&self.spec, epoch, listener, asked);
+            let serving = self.server.serve(&self.spec, epoch, socket, asked);
             runtime.block_on(supervise(serving, &shutdown, &mut self.orders, self.grace, &mut next))
         }));
         // Drops every task, and with it every socket, at once. What runs on blocking threads ends by itself.
@@ -226,14 +227,25 @@ fn by_itself(ended: anyhow::Result<()>) -> Exit {
     }
 }
 
-fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of the instance before may still be closing on this address.
-    socket.set_reuse_address(true)?;
+fn listen(addr: SocketAddr, protocol: Protocol) -> std::io::Result<ServerSocket> {
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+    };
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(number))?;
     socket.set_nonblocking(true)?;
+    if protocol == Protocol::Tcp {
+        // Connections of the instance before may still be closing on this address.
+        socket.set_reuse_address(true)?;
+    }
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(match protocol {
+        Protocol::Tcp => {
+            socket.listen(BACKLOG)?;
+            ServerSocket::Tcp(socket.into())
+        }
+        Protocol::Udp => ServerSocket::Udp(socket.into()),
+    })
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -4,11 +4,12 @@ use crate::town::{next, runtime, unique};
 use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
 use lb_common::service::{PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
-use lb_userspace::health::{Health, Policy};
+use lb_userspace::config::Protocol;
+use lb_userspace::health::{Health, Policy, Probe};
 use lb_userspace::net::{Netns, Peer, Rtnl, check_peer, set_sysctl};
 use lb_userspace::supervisor::{
-    Exit, ManagedSpec, Server, ServerEvent, Supervisor, SupervisorError, interface_name, namespace_name,
-    remove_all,
+    Exit, ManagedSpec, Server, ServerEvent, ServerSocket, Supervisor, SupervisorError, interface_name,
+    namespace_name, remove_all,
 };
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -42,11 +43,12 @@ impl Server for Parrot {
         &self,
         _: &ManagedSpec,
         epoch: u32,
-        listener: std::net::TcpListener,
+        socket: ServerSocket,
         mut shutdown: watch::Receiver<bool>,
     ) -> LocalBoxFuture<'static, Result<()>> {
         let (slow, heard) = (self.slow, Arc::clone(&self.heard));
         Box::pin(async move {
+            let ServerSocket::Tcp(listener) = socket else { anyhow::bail!("asked for TCP") };
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let mut talks = tokio::task::JoinSet::new();
             loop {
@@ -99,6 +101,7 @@ fn managed(name: &str, last: u8, slot: u16) -> ManagedSpec {
         name: name.to_owned(),
         slot,
         addr: (Ipv4Addr::new(10, 254, 7, last), 8080).into(),
+        protocol: Protocol::Tcp,
         gateway: Ipv4Addr::new(10, 254, 7, 1).into(),
     }
 }
@@ -302,7 +305,7 @@ fn health_learns_what_a_backend_can_do() -> Result<()> {
             rise: 2,
             fall: 2,
         };
-        health.watch(1, spec.addr, policy);
+        health.watch(1, spec.addr, policy, Probe::Tcp);
         let event = next(&mut opinions).await?;
         assert!(event.up);
         assert_eq!((event.abilities.seen, event.abilities.promises, event.abilities.mss), (1, 7, 1460));
