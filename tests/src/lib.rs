@@ -8,6 +8,7 @@ pub mod balancer;
 pub mod bench;
 pub mod client;
 pub mod daemon;
+pub mod delay;
 pub mod frame;
 pub mod history;
 pub mod maps;
