@@ -78,6 +78,8 @@ struct Daemon {
     backends: BTreeMap<u16, Known>,
     /// The balancer's ends of the managed servers' links.
     links: BTreeMap<u16, String>,
+    /// Since when nothing lives at a backend that is leaving.
+    deserted: BTreeMap<u16, Instant>,
     waiting: Vec<Waiting>,
     sources: Sources,
     epochs: mpsc::UnboundedSender<Event>,
@@ -143,6 +145,7 @@ impl Daemon {
                     let (binding, idle, closing) = (expired.binding, expired.established, expired.closing);
                     tracing::debug!(binding, idle, closing, "flows expired");
                 }
+                self.take_leave()?;
             }
             Event::Clock => {
                 if let Err(error) = self.datapath.refresh_clock() {
@@ -302,6 +305,25 @@ impl Daemon {
     }
 
     /// How many flow entries a tick looks at: all of them within half the shortest timeout.
+    /// Lets go of backends that were taken out of the configuration, once their last connection was closed and its last
+    /// segments had time to pass.
+    fn take_leave(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        for slot in self.registry.leaving().collect::<Vec<_>>() {
+            if self.datapath.flows().live(slot) > 0 {
+                self.deserted.remove(&slot);
+                continue;
+            }
+            let since = *self.deserted.entry(slot).or_insert(now);
+            if now.duration_since(since) >= self.config.timeouts.closing {
+                self.deserted.remove(&slot);
+                self.apply(Change::Deserted { slot })?;
+                tracing::info!(slot, "removed a backend that is no longer configured");
+            }
+        }
+        Ok(())
+    }
+
     fn expire_budget(&self) -> usize {
         let Timeouts { idle, closing, binding, .. } = self.config.timeouts;
         let ticks = idle.min(closing).min(binding).as_millis() / TICK.as_millis() / 2;

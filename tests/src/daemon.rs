@@ -122,6 +122,14 @@ impl Lbd {
         Ok(text)
     }
 
+    /// Starts it anew with other backends behind its service. Those that it had keep their names.
+    pub fn restart_with(&mut self, town: &Topology, backends: &[Backend<'_>]) -> Result<()> {
+        self.stop()?;
+        self.backends = backends.len();
+        fs::write(self.config(), self.text(town, backends)?)?;
+        self.resume()
+    }
+
     /// Starts it again and waits until every backend is ready.
     pub fn resume(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "lbd runs already");

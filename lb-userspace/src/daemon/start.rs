@@ -85,6 +85,7 @@ impl Daemon {
             keys,
             backends: known,
             links: BTreeMap::new(),
+            deserted: BTreeMap::new(),
             waiting: Vec::new(),
             sources,
             announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),
@@ -97,6 +98,14 @@ impl Daemon {
         daemon.perform(&outcome)?;
         daemon.spawn_servers(&ids)?;
         daemon.datapath.settle()?;
+        for slot in daemon.registry.leaving() {
+            let flows = daemon.datapath.flows().live(slot);
+            tracing::info!(
+                slot,
+                flows,
+                "a backend is no longer configured: its connections go on to their end"
+            );
+        }
         tracing::info!(
             config = %daemon.config_path.display(),
             services = daemon.config.services.len(),

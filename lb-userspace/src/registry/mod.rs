@@ -5,6 +5,7 @@
 mod backend;
 mod explain;
 mod find;
+mod leaving;
 mod list;
 mod service;
 #[cfg(test)]
@@ -31,6 +32,8 @@ pub struct Registry {
     services: BTreeMap<u16, Service>,
     /// By slot.
     backends: BTreeMap<u16, Backend>,
+    /// By slot, as the maps hold them.
+    leaving: BTreeMap<u16, lb_common::backend::Backend>,
     settings: Settings,
     maglev_size: u32,
     /// Managed servers are on their way out.
@@ -73,6 +76,8 @@ pub enum Change {
     TokenKeys { keys: Box<[SipKey; MAX_KEYS]>, mask: u32 },
     /// A fresh key for SYN cookies; the one before stays good.
     CookieKey { key: SipKey },
+    /// Nothing lives any more at a backend that is leaving.
+    Deserted { slot: u16 },
     /// lbd stops: managed servers take no new flows.
     Stopping,
 }
@@ -135,6 +140,7 @@ impl Registry {
             backends: BTreeMap::new(),
             settings,
             maglev_size: config.limits.maglev_size,
+            leaving: BTreeMap::new(),
             stopping: false,
         };
         for ((service, id), slots) in config.services.iter().zip(&ids.services).zip(&ids.slots) {
@@ -147,6 +153,7 @@ impl Registry {
         let mut outcome = Outcome::default();
         outcome.writes.push(registry.settings_write());
         registry.settle(now, &mut outcome);
+        registry.keep_leaving(left, &mut outcome);
         // Last: nothing finds its way into the tables before they are complete.
         outcome.writes.push(registry.endpoints_write());
         let checked = registry.backends.values().filter(|backend| backend.server == Server::Elsewhere);
@@ -238,6 +245,7 @@ impl Registry {
                 self.settings.cookie_key = unused;
                 outcome.writes.push(self.settings_write());
             }
+            Change::Deserted { slot } => self.leave(slot, &mut outcome),
             Change::Stopping => self.stopping = true,
         }
         self.settle(now, &mut outcome);
@@ -311,6 +319,6 @@ impl Registry {
     fn endpoints_write(&self) -> MapWrite {
         let services = self.services.values().map(Service::endpoint);
         let backends = self.backends.values().map(|b| b.endpoint(&self.services[&b.service]));
-        MapWrite::Endpoints(services.chain(backends).collect())
+        MapWrite::Endpoints(services.chain(backends).chain(self.leaving_endpoints()).collect())
     }
 }

@@ -452,6 +452,36 @@ fn another_server_in_a_slot_inherits_nothing() {
 }
 
 #[test]
+fn a_backend_that_is_no_longer_configured_leaves_when_nothing_lives_there() {
+    const GONE: [u16; 4] = [20, 21, 22, 23];
+    let before = Fixture::all_ready();
+    let endpoints = before.maps.endpoints;
+    let mut left = Left {
+        services: before.maps.services.clone().into_iter().collect(),
+        backends: before.maps.backends.clone().into_iter().collect(),
+    };
+    let mut leave = |slot: u16, addr: [u8; 4], service: u16| {
+        let found = before.maps.backends[&WEB1];
+        let backend = map::Backend { addr: IpAddr::from(addr).into(), service, ..found };
+        left.backends.insert(slot, backend);
+    };
+    leave(GONE[0], [192, 0, 2, 77], SHOP);
+    leave(GONE[1], [192, 0, 2, 10], SHOP);
+    leave(GONE[2], [192, 0, 2, 78], 9);
+    leave(GONE[3], [192, 0, 2, 79], SHOP);
+    left.backends.get_mut(&GONE[3]).unwrap().has_next_hop = 0;
+    let mut fixture = Fixture::after(&left);
+    assert_eq!(fixture.registry.leaving().collect::<Vec<_>>(), [GONE[0]], "its address and service are free");
+    let kept = map::Backend { state: State::Maint as u8, ..left.backends[&GONE[0]] };
+    assert_eq!(fixture.maps.backends[&GONE[0]], kept);
+    assert_eq!(fixture.maps.endpoints, endpoints + 1);
+    assert!(fixture.maps.tables[&SHOP].iter().all(|slot| *slot != GONE[0]), "it gets nothing new");
+    fixture.apply(Change::Deserted { slot: GONE[0] });
+    assert_eq!(fixture.maps.backends[&GONE[0]], map::Backend::default());
+    assert_eq!((fixture.maps.endpoints, fixture.registry.leaving().count()), (endpoints, 0));
+}
+
+#[test]
 fn cookie_keys_take_turns_and_the_last_one_stays() {
     let mut fixture = Fixture::new();
     for key in [[1, 1], [2, 2], [3, 3]] {

@@ -1,0 +1,118 @@
+//! Backends that are added to the configuration and taken out of it while connections live: none breaks, and of the new ones no
+//! more move than must.
+
+use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::thread;
+use tests::client::{Client, WATCHDOG, eventually};
+use tests::daemon::{Backend, Lbd, Manner};
+use tests::topology::{Arms, Host, NIC, Topology};
+
+/// Greets with its name and repeats every line.
+fn greet(host: &Host, name: String) -> Result<()> {
+    let listener = host.netns.run(|| TcpListener::bind(host.serves()))?;
+    // Ends with the test's process: nobody else has its namespace by then.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(stream), name) = (stream, name.clone()) else { return };
+            thread::spawn(move || converse(&stream, &name));
+        }
+    });
+    Ok(())
+}
+
+fn converse(mut stream: &TcpStream, name: &str) -> Result<()> {
+    writeln!(stream, "{name}")?;
+    for line in BufReader::new(stream).lines() {
+        writeln!(stream, "{}", line?)?;
+    }
+    Ok(())
+}
+
+/// A connection, and the server that has greeted.
+struct Talk {
+    stream: BufReader<TcpStream>,
+    server: String,
+}
+
+impl Talk {
+    fn begin(town: &Topology, from: Ipv4Addr) -> Result<Self> {
+        let client = Client::connect_from(&town.client.netns, Some(SocketAddrV4::new(from, 0)))?;
+        let stream = client.stream().try_clone()?;
+        stream.set_read_timeout(Some(WATCHDOG))?;
+        let mut talk = Self { stream: BufReader::new(stream), server: String::new() };
+        talk.server = talk.line()?;
+        Ok(talk)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(self.stream.read_line(&mut line)? > 0, "{} has closed", self.server);
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn goes_on(&mut self, what: &str) -> Result<()> {
+        writeln!(self.stream.get_mut(), "{what}")?;
+        let said = self.line().with_context(|| format!("at {}, {what}", self.server))?;
+        ensure!(said == what, "{said:?} is not {what:?}");
+        Ok(())
+    }
+}
+
+const CLIENTS: u8 = 100;
+
+/// One connection from each of many addresses.
+fn everybody(town: &Topology) -> Result<Vec<Talk>> {
+    (0..CLIENTS).map(|n| Talk::begin(town, Ipv4Addr::new(10, 0, 1, 100 + n))).collect()
+}
+
+fn moved(before: &[Talk], after: &[Talk]) -> usize {
+    before.iter().zip(after).filter(|(before, after)| before.server != after.server).count()
+}
+
+#[test]
+fn connections_outlive_the_configuration_they_began_in() -> Result<()> {
+    let town = Topology::new(Arms::Several, 4)?;
+    for n in 0..CLIENTS {
+        town.client.netns.ip(&[&format!("addr add 10.0.1.{}/24 dev {NIC}", 100 + n)])?;
+    }
+    for (i, host) in town.backends.iter().enumerate() {
+        greet(host, format!("b{i}"))?;
+    }
+    let all: Vec<Backend<'_>> = town.backends.iter().map(Backend::Remote).collect();
+    let manner = Manner { affinity: Some("{ kind = \"source\" }".to_owned()), ..Manner::default() };
+    let mut lbd = Lbd::start_in(&town, &all[..3], manner)?;
+    let mut three = everybody(&town)?;
+
+    // One more: of the new connections its own share moves, and little else.
+    lbd.restart_with(&town, &all)?;
+    three.iter_mut().try_for_each(|talk| talk.goes_on("one more")).with_context(|| lbd.log())?;
+    let mut four = everybody(&town)?;
+    let to_the_new_one = four.iter().filter(|talk| talk.server == "b3").count();
+    ensure!((10..=40).contains(&to_the_new_one), "{to_the_new_one} of {CLIENTS} came to the new one");
+    let moved_in_vain = moved(&three, &four) - to_the_new_one;
+    ensure!(moved_in_vain <= 10, "{moved_in_vain} moved between those that there were");
+
+    // One less, the first: what lives there goes on, what is new goes elsewhere.
+    let rest: Vec<Backend<'_>> = town.backends[..3].iter().map(Backend::Remote).collect();
+    lbd.restart_with(&town, &rest)?;
+    let talks = three.iter_mut().chain(&mut four);
+    let mut at_the_old_one = 0;
+    for talk in talks {
+        at_the_old_one += usize::from(talk.server == "b3");
+        talk.goes_on("one less").with_context(|| lbd.log())?;
+    }
+    ensure!(at_the_old_one > 0, "somebody lived where nobody lives now");
+    let again = everybody(&town)?;
+    ensure!(again.iter().all(|talk| talk.server != "b3"), "a backend that is gone gets something new");
+    ensure!(moved(&three, &again) <= 10, "those whom the change did not touch stay");
+
+    // When the last one is closed, it is forgotten.
+    drop((three, four));
+    eventually("the backend has left", || {
+        Ok(lbd.log().contains("removed a backend that is no longer configured"))
+    })
+    .with_context(|| lbd.log())?;
+    Ok(())
+}
