@@ -8,6 +8,7 @@
 extern crate std;
 
 pub mod addr;
+pub mod aes;
 pub mod backend;
 pub mod checksum;
 pub mod counter;
@@ -16,6 +17,7 @@ pub mod flow;
 pub mod hash;
 pub mod home;
 pub mod maglev;
+pub mod quic_lb;
 pub mod service;
 pub mod settings;
 pub mod stash;
