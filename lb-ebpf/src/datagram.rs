@@ -12,7 +12,8 @@ use crate::rewrite::{forward, has_hop_left};
 use crate::select::{by_hash, decided, fresh};
 use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
 use crate::token::datagram::{lb_datagram_key, lb_known_key};
-use crate::token::{ABSENT, Found, HASHED, INVALID, UNKNOWN, is_claim};
+use crate::token::quic::{self, lb_quic};
+use crate::token::{ABSENT, Found, HASHED, INVALID, ROUTABLE, UNKNOWN, is_claim};
 use crate::verdict::{Verdict, consume, leave, pass};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -171,6 +172,9 @@ fn from_client(
 fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u32) -> Choice {
     let affinity = Affinity::from_bits(entry.affinity);
     let id = u32::from(key.service);
+    if affinity == Affinity::Quic {
+        return by_connection_id(entry, key.service, present, lb_quic(ctx.ctx, id, payload));
+    }
     let found = match affinity {
         Affinity::Signed | Affinity::Hashed => lb_datagram_key(ctx.ctx, id, payload),
         Affinity::Learned => match lb_datagram_key(ctx.ctx, id, payload) {
@@ -216,6 +220,33 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         }
     };
     Choice { slot: by_hash(entry, key.service, hash, |_| false).slot, found, reason }
+}
+
+/// Where a QUIC packet goes whose connection id is what [`lb_quic`] says. One that may be a new connection never goes where the
+/// flow's present one is: a client's socket may have thousands of them, each with another server. Nor by live flows,
+/// since its next packet must find the same server.
+#[inline(always)]
+fn by_connection_id(entry: &Service, service: u16, present: u16, id: u64) -> Choice {
+    let found = quic::found(id);
+    let to = |slot: u16, reason| Choice { slot: u32::from(slot), found, reason };
+    let reason = if found == ROUTABLE {
+        let slot = id as u16;
+        if BACKENDS.get(u32::from(slot)).is_some_and(|backend| serves(backend, service)) {
+            return to(slot, Counter::AffinityHit);
+        }
+        if entry.strict != 0 {
+            return to(NOBODY, Counter::Rejected);
+        }
+        Counter::Redispatched
+    } else if id & quic::LONG != 0 {
+        Counter::NewSession
+    } else {
+        if BACKENDS.get(u32::from(present)).is_some_and(|backend| serves(backend, service)) {
+            return to(present, Counter::Unroutable);
+        }
+        Counter::Unroutable
+    };
+    Choice { slot: by_hash(entry, service, quic::hash(id), |_| false).slot, found, reason }
 }
 
 #[inline(always)]

@@ -4,20 +4,24 @@ use crate::atomic::launder;
 use crate::header::MAX_HEADER;
 use crate::learn::{TAILS as TAIL_COUNT, Tail};
 use crate::packet::OptionArea;
+use crate::token::quic::Scratch;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
 use lb_common::home::Home;
 use lb_common::maglev::Block;
+use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
 
 /// Values begin on a page, so that a cache line never straddles, and user space reads them without system calls.
 const MMAPABLE: u32 = 1 << 10;
+/// Memory is taken as entries come: what few services use costs nothing by its size alone.
+const NO_PREALLOCATION: u32 = 1;
 
 /// 0 → settings. Written by the daemon.
 #[map]
@@ -71,6 +75,19 @@ pub(crate) static STASHES: Array<Stash> = Array::with_max_entries(1024, MMAPABLE
 /// Slot → what the backend's SYN-ACKs offered. Written here, read by the daemon.
 #[map]
 pub(crate) static ABILITIES: Array<Abilities> = Array::with_max_entries(1024, 0);
+
+/// Service id × 8 + rotation → how server ids are read out of QUIC connection ids. Written by the daemon.
+#[map]
+pub(crate) static QUIC_CONFIGS: Array<quic_lb::Config> = Array::with_max_entries(16 * quic_lb::ROTATIONS, 0);
+
+/// Service and server id → the slot of the backend that has it. Written by the daemon.
+#[map]
+pub(crate) static QUIC_SERVERS: HashMap<quic_lb::Server, u32> =
+    HashMap::with_max_entries(4 * 1024, NO_PREALLOCATION);
+
+/// 0 → a QUIC connection id while it is read. Of this processor.
+#[map]
+pub(crate) static QUIC: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Service id (0: none) → counters of this processor.
 #[map]

@@ -2,6 +2,7 @@
 
 pub(crate) mod datagram;
 pub(crate) mod http;
+pub(crate) mod quic;
 pub(crate) mod tls;
 
 use crate::maps::{SERVICES, STASHES};
@@ -25,6 +26,10 @@ pub(crate) const HASHED: Found = 4;
 pub(crate) const LEARNED: Found = 5;
 /// A key of that kind that is not known; its hash is in the stash.
 pub(crate) const UNKNOWN: Found = 6;
+/// A connection id that names a server.
+pub(crate) const ROUTABLE: Found = 7;
+/// One that names none.
+pub(crate) const UNROUTABLE: Found = 8;
 
 /// Whether what was found names a backend: the claim in the stash says which.
 #[inline(always)]

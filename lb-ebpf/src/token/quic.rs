@@ -1,0 +1,171 @@
+//! The server id in a QUIC packet's destination connection id (draft-ietf-quic-load-balancers, RFC 8999).
+//!
+//! Works on a copy in this processor's own memory. The cipher is a function of its own, because each of the passes that
+//! undo the encryption would else be verified, and stored, again.
+
+use super::{Found, ROUTABLE, UNROUTABLE};
+use crate::atomic::launder;
+use crate::maps::{QUIC, QUIC_CONFIGS, QUIC_SERVERS};
+use crate::packet::{Packet, SHORT};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::aes::{self, Block};
+use lb_common::hash::mix64;
+use lb_common::quic_lb::{Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server};
+
+/// A bit of what [`lb_quic`] returns: the packet has a long header, so it may be of a connection that is only beginning,
+/// whose id its client chose.
+pub(crate) const LONG: u64 = 1 << 24;
+
+/// What the connection id is: [`ROUTABLE`] or [`UNROUTABLE`].
+#[inline(always)]
+pub(crate) const fn found(id: u64) -> Found {
+    (id >> 16) as u32 & 0xff
+}
+
+/// Hash of the connection id.
+#[inline(always)]
+pub(crate) const fn hash(id: u64) -> u32 {
+    (id >> 32) as u32
+}
+
+/// Bytes that are looked at: a long header up to its longest connection id, and what is read with that.
+const ROOM: usize = 40;
+/// Where the connection id begins behind a short header...
+const SHORT_AT: u64 = 1;
+/// ...and behind the length in a long one (RFC 8999 §5.1).
+const LONG_AT: u64 = 6;
+
+/// Value of the map [`QUIC`].
+#[repr(C)]
+pub(crate) struct Scratch {
+    /// The beginning of a datagram, zeros behind it.
+    bytes: [u64; ROOM / 8],
+    /// What the cipher is applied to, and what becomes of it.
+    block: Block,
+    /// What is looked up: here, because the stack is that of every caller, too.
+    server: Server,
+}
+
+/// Reads the destination connection id of a datagram with a payload of `len` bytes. Returns the slot of the backend that it
+/// names, in the low 16 bits, then what was [`found`], whether the header is [`LONG`], and the [`hash`] of the id.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_quic(ctx: *mut xdp_md, service: u32, len: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    const NOTHING: u64 = (UNROUTABLE as u64) << 16;
+    let Some(scratch) = QUIC.get_ptr_mut(0) else { return NOTHING };
+    let bytes = scratch.cast::<u8>();
+    let room = launder(u64::from(if len < ROOM as u32 { len } else { ROOM as u32 }));
+    // SAFETY: the value belongs to this processor while the program runs, and has room for as many bytes.
+    unsafe {
+        (*scratch).bytes = [0; ROOM / 8];
+        if room == 0 || room > ROOM as u64 || !ctx.copy(SHORT as u32, bytes, room as u32) {
+            return NOTHING;
+        }
+    }
+    // SAFETY: within the value; the same below, where each offset is masked.
+    let long = unsafe { *bytes } & 0x80 != 0;
+    let (at, most) = if long {
+        // SAFETY: as above.
+        (LONG_AT, u32::from(unsafe { *bytes.add(5) }))
+    } else {
+        (SHORT_AT, len)
+    };
+    // Bytes of the connection id that are there, as far as anybody can tell.
+    let there = len.saturating_sub(at as u32).min(most);
+    // SAFETY: as above.
+    let id = unsafe { bytes.add(at as usize) };
+    let kind = if long { LONG } else { 0 };
+    // What must be random in the id that a client chooses is eight bytes (RFC 9000 §7.2); a short header does not say how
+    // many there are, so more of them would give the same id another hash.
+    let hashed = word(id, 0) & if there < 8 { !(u64::MAX << (8 * (there & 7))) } else { u64::MAX };
+    let kind = kind | mix64(hashed) << 32;
+    let unroutable = kind | NOTHING;
+    // SAFETY: as above.
+    let index = service * ROTATIONS + u32::from(unsafe { *id } >> 5);
+    let Some(config) = QUIC_CONFIGS.get(index) else { return unroutable };
+    if config.way == NONE || there <= u32::from(config.len) {
+        return unroutable;
+    }
+    let text = match config.way {
+        PLAIN => [word(id, 1), word(id, 9)],
+        SINGLE_PASS => apply(scratch, [word(id, 1), word(id, 9)], || lb_quic_decrypt(index)),
+        _ => undo(config, scratch, id, index),
+    };
+    // SAFETY: the value belongs to this processor while the program runs.
+    let server = unsafe {
+        (*scratch).server = config.server(text, service as u16);
+        &(*scratch).server
+    };
+    match QUIC_SERVERS.get_ptr(server) {
+        // SAFETY: a map value stays valid.
+        Some(slot) => kind | u64::from(ROUTABLE) << 16 | u64::from(unsafe { *slot } as u16),
+        None => unroutable,
+    }
+}
+
+/// The decrypted text of four passes, up to the end of the server id.
+#[inline(always)]
+fn undo(config: &Config, scratch: *mut Scratch, id: *const u8, index: u32) -> Block {
+    let behind = launder(u64::from(config.right_at)) & 15;
+    // SAFETY: the first byte and half a longest text: within the value.
+    let right = unsafe { id.add(behind as usize) };
+    let (left, right) =
+        config.unscramble([word(id, 1), word(id, 9)], [word(right, 1), word(right, 9)], |block| {
+            apply(scratch, block, || lb_quic_encrypt(index))
+        });
+    if config.way != FOUR_PASSES {
+        return left;
+    }
+    // The right half goes on where the left one ends, in the middle of the first word or of the second.
+    let bits = 8 * (behind & 7);
+    let carried = if bits == 0 { 0 } else { right[0] >> ((64 - bits) & 63) };
+    if behind < 8 {
+        [left[0] | right[0] << bits, left[1] | right[1] << bits | carried]
+    } else {
+        [left[0], left[1] | right[0] << bits]
+    }
+}
+
+/// Has the cipher applied to a block.
+#[inline(always)]
+fn apply(scratch: *mut Scratch, block: Block, cipher: impl FnOnce() -> u32) -> Block {
+    // SAFETY: the value belongs to this processor while the program runs. Volatile, because the cipher finds it through
+    // the map, not through this pointer.
+    unsafe {
+        let place = &raw mut (*scratch).block;
+        place.write_volatile(block);
+        cipher();
+        place.read_volatile()
+    }
+}
+
+/// Eight bytes of the scratch memory, the first one lowest.
+#[inline(always)]
+fn word(at: *const u8, behind: usize) -> u64 {
+    // SAFETY: the caller's offset is one that the verifier sees to be within the value.
+    u64::from_le(unsafe { at.add(behind).cast::<u64>().read_unaligned() })
+}
+
+/// Encrypts the block in the scratch memory with the keys of a configuration. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_quic_encrypt(config: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (QUIC_CONFIGS.get(config), QUIC.get_ptr_mut(0)) else { return 0 };
+    // SAFETY: the value belongs to this processor while the program runs.
+    unsafe { (*scratch).block = aes::encrypt(&config.keys, (*scratch).block) };
+    1
+}
+
+/// Decrypts it. A global function, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_quic_decrypt(config: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (QUIC_CONFIGS.get(config), QUIC.get_ptr_mut(0)) else { return 0 };
+    // SAFETY: the value belongs to this processor while the program runs.
+    unsafe { (*scratch).block = aes::decrypt(&config.inverse, (*scratch).block) };
+    1
+}
