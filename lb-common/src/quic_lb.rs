@@ -18,6 +18,8 @@ pub const CONFIGS: usize = 7;
 pub const UNROUTABLE: u8 = 7;
 /// Configurations in the map for each service: room for every rotation.
 pub const ROTATIONS: u32 = 8;
+/// Server ids that a backend can have, each of another length.
+pub const SERVER_IDS: u32 = 4;
 /// Longest server id, in bytes.
 pub const MAX_SERVER_ID: usize = 15;
 /// Shortest nonce, in bytes.
@@ -49,10 +51,8 @@ pub struct Config {
     pub keys: RoundKeys,
     /// Those of decryption, for a single pass.
     pub inverse: RoundKeys,
-    /// The bits of the left half that count...
-    pub left: Block,
-    /// ...and of the right one.
-    pub right: Block,
+    /// The bits of the left half that count, and of the right one.
+    pub halves: [Block; 2],
     /// The bytes of the decrypted text that are the server id.
     pub server: Block,
     /// [`NONE`], [`PLAIN`], [`SINGLE_PASS`], [`THREE_PASSES`] or [`FOUR_PASSES`].
@@ -215,9 +215,11 @@ impl Config {
             PLAIN => at(0),
             SINGLE_PASS => aes::decrypt(&self.inverse, at(0)),
             _ => {
-                let halves = (at(0), at(self.right_at.into()));
-                let (left, right) =
-                    self.unscramble(halves.0, halves.1, |block| aes::encrypt(&self.keys, block));
+                let mut halves = self.split(at(0), at(self.right_at.into()));
+                for number in (self.last_pass()..=4).rev() {
+                    self.change(&mut halves, number);
+                }
+                let [left, right] = halves;
                 let joined = aes::bytes(right);
                 let mut text = aes::bytes(left);
                 text[self.right_at.into()..].iter_mut().zip(joined).for_each(|(to, from)| *to |= from);
@@ -234,23 +236,27 @@ impl Config {
         Server { id, service, len: self.server_len, _pad: [0; 5] }
     }
 
-    /// Undoes the passes (§5.5.2): as many as the server id takes. `encrypt` is the cipher. Of the right half as it was
-    /// only what [`FOUR_PASSES`] need is right.
+    /// Both halves of an encrypted text, from the 16 bytes at its beginning and those where the right half begins.
     #[inline(always)]
-    pub fn unscramble(
-        &self,
-        left: Block,
-        right: Block,
-        mut encrypt: impl FnMut(Block) -> Block,
-    ) -> (Block, Block) {
-        let (left, right) = (and(left, self.left), and(right, self.right));
-        let left = xor(left, encrypt(self.expand(right, 4)), self.left);
-        let right = xor(right, encrypt(self.expand(left, 3)), self.right);
-        let left = xor(left, encrypt(self.expand(right, 2)), self.left);
-        if self.way != FOUR_PASSES {
-            return (left, [0; 2]);
-        }
-        (left, xor(right, encrypt(self.expand(left, 1)), self.right))
+    pub const fn split(&self, left: Block, right: Block) -> [Block; 2] {
+        [and(left, self.halves[0]), and(right, self.halves[1])]
+    }
+
+    /// What pass `number`, 1 to 4, makes of the half that it changes, given the other one: again, it is undone. Even passes
+    /// change the left half, odd ones the right one.
+    #[inline(always)]
+    pub fn pass(&self, number: u32, half: Block, other: Block) -> Block {
+        let mask = self.halves[(number & 1) as usize];
+        // The other half, zeros, the length of both, the number of the pass.
+        let expanded = [other[0], other[1] | (self.len as u64) << 48 | (number as u64) << 56];
+        let hidden = aes::encrypt(&self.keys, expanded);
+        and([half[0] ^ hidden[0], half[1] ^ hidden[1]], mask)
+    }
+
+    /// The last pass that is undone (§5.5.2).
+    #[inline(always)]
+    pub const fn last_pass(&self) -> u32 {
+        if self.way == FOUR_PASSES { 1 } else { 2 }
     }
 
     /// The four passes (§5.4.2), on exactly as many bytes as are configured.
@@ -262,22 +268,19 @@ impl Config {
             room[..bytes.len()].copy_from_slice(bytes);
             aes::block(room)
         };
-        let encrypt = |block| aes::encrypt(&self.keys, block);
-        let left = and(word(&text[..half]), self.left);
-        let right = and(word(&text[from..]), self.right);
-        let right = xor(right, encrypt(self.expand(left, 1)), self.right);
-        let left = xor(left, encrypt(self.expand(right, 2)), self.left);
-        let right = xor(right, encrypt(self.expand(left, 3)), self.right);
-        let left = xor(left, encrypt(self.expand(right, 4)), self.left);
+        let mut halves = self.split(word(&text[..half]), word(&text[from..]));
+        for number in 1..=4 {
+            self.change(&mut halves, number);
+        }
+        let [left, right] = halves;
         text[..half].copy_from_slice(&aes::bytes(left)[..half]);
         text[half..].fill(0);
         text[from..].iter_mut().zip(aes::bytes(right)).for_each(|(to, byte)| *to |= byte);
     }
 
-    /// A half, zeros, the length of both, the number of the pass.
-    #[inline(always)]
-    const fn expand(&self, half: Block, pass: u64) -> Block {
-        [half[0], half[1] | (self.len as u64) << 48 | pass << 56]
+    fn change(&self, halves: &mut [Block; 2], number: u32) {
+        let changed = (number & 1) as usize;
+        halves[changed] = self.pass(number, halves[changed], halves[changed ^ 1]);
     }
 }
 
@@ -295,8 +298,7 @@ fn network(len: usize, key: Option<&[u8; 16]>) -> Config {
     Config {
         keys,
         inverse: key.map_or([0; 44], |_| aes::invert(&keys)),
-        left: aes::block(left),
-        right: aes::block(right),
+        halves: [aes::block(left), aes::block(right)],
         len: len as u8,
         right_at: (len / 2) as u8,
         ..Config::zeroed()
@@ -338,11 +340,6 @@ const fn first(len: usize) -> Block {
 #[inline(always)]
 const fn and(a: Block, b: Block) -> Block {
     [a[0] & b[0], a[1] & b[1]]
-}
-
-#[inline(always)]
-const fn xor(a: Block, b: Block, mask: Block) -> Block {
-    and([a[0] ^ b[0], a[1] ^ b[1]], mask)
 }
 
 impl Server {

@@ -3,13 +3,14 @@
 use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
 use lb_common::flow::{Flow, FlowState};
 use lb_common::home::{FREE, Home};
 use lb_common::maglev::{BLOCK, Block, NOBODY, blocks};
+use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
@@ -31,6 +32,8 @@ pub struct Maps {
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     abilities: Array<MapData, Abilities>,
+    quic_configs: Array<MapData, quic_lb::Config>,
+    quic_servers: HashMap<MapData, quic_lb::Server, u32>,
     /// The half of the doubled tables that the next [`Maps::apply`] fills.
     half: u32,
 }
@@ -64,6 +67,8 @@ impl Maps {
             service_counters: map(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: map(ebpf, "BACKEND_COUNTERS")?,
             abilities: map(ebpf, "ABILITIES")?,
+            quic_configs: map(ebpf, "QUIC_CONFIGS")?,
+            quic_servers: map(ebpf, "QUIC_SERVERS")?,
             half: 0,
         })
     }
@@ -83,6 +88,13 @@ impl Maps {
             }
             let service = Service { maglev_base: base, maglev_size: table.len() as u32, ..*service };
             self.services.set(i as u32 + 1, service, 0)?;
+        }
+        for (service, config) in &setup.quic {
+            let index = u32::from(*service) * quic_lb::ROTATIONS + u32::from(config.rotation);
+            self.quic_configs.set(index, config, 0)?;
+        }
+        for (server, slot) in &setup.quic_servers {
+            self.quic_servers.insert(server, u32::from(*slot), 0)?;
         }
         let buckets = setup.sizes.buckets;
         let (seed, table) = endpoint::build(&setup.endpoints(), buckets as usize, 1)?;

@@ -6,6 +6,7 @@ use lb_common::backend::{Backend, State};
 use lb_common::endpoint::{Endpoint, KIND_BACKEND, KIND_SERVICE, port_and_protocol};
 use lb_common::hash::{SipKey, mix64};
 use lb_common::maglev::{self, Candidate};
+use lb_common::quic_lb;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
 use lb_common::syn_cookie::{self, Agreed, Peer};
@@ -29,6 +30,10 @@ pub struct Setup {
     pub services: Vec<Service>,
     /// The index is the slot.
     pub backends: Vec<Backend>,
+    /// How QUIC connection ids are read, by service...
+    pub quic: Vec<(u16, quic_lb::Config)>,
+    /// ...and the slots that the ids in them name.
+    pub quic_servers: Vec<(quic_lb::Server, u16)>,
 }
 
 /// Where frames for a backend leave and who takes them.
@@ -59,7 +64,14 @@ impl Setup {
             ..Settings::default()
         };
         settings.token_keys[usize::from(TOKEN_KEY.0)] = TOKEN_KEY.1;
-        Self { sizes, settings, services: Vec::new(), backends: Vec::new() }
+        Self {
+            sizes,
+            settings,
+            services: Vec::new(),
+            backends: Vec::new(),
+            quic: Vec::new(),
+            quic_servers: Vec::new(),
+        }
     }
 
     /// Adds a service that promises everything and returns its id.

@@ -11,11 +11,14 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::aes::{self, Block};
 use lb_common::hash::mix64;
-use lb_common::quic_lb::{Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server};
+use lb_common::quic_lb::{Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server, THREE_PASSES};
 
 /// A bit of what [`lb_quic`] returns: the packet has a long header, so it may be of a connection that is only beginning,
 /// whose id its client chose.
 pub(crate) const LONG: u64 = 1 << 24;
+
+/// Stands in what [`lb_quic_read`] returns when a server id can be read.
+const READABLE: u64 = 1 << 25;
 
 /// What the connection id is: [`ROUTABLE`] or [`UNROUTABLE`].
 #[inline(always)]
@@ -41,21 +44,71 @@ const LONG_AT: u64 = 6;
 pub(crate) struct Scratch {
     /// The beginning of a datagram, zeros behind it.
     bytes: [u64; ROOM / 8],
-    /// What the cipher is applied to, and what becomes of it.
-    block: Block,
-    /// What is looked up: here, because the stack is that of every caller, too.
+    /// The halves of the text between the passes; of a text that is one block, the first one is all of it. All this is
+    /// not on the stack, because that has room for 512 bytes with those of every caller.
+    halves: [Block; 2],
+    /// What is looked up.
     server: Server,
 }
 
 /// Reads the destination connection id of a datagram with a payload of `len` bytes. Returns the slot of the backend that it
 /// names, in the low 16 bits, then what was [`found`], whether the header is [`LONG`], and the [`hash`] of the id.
 ///
-/// A global function (see [`crate::cold`]).
+/// A global function (see [`crate::cold`]) that keeps little for itself, so that the cipher has room on the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn lb_quic(ctx: *mut xdp_md, service: u32, len: u32) -> u64 {
-    let ctx = XdpContext::new(ctx);
+    let id = lb_quic_read(ctx, service, len);
+    if id & READABLE == 0 {
+        return id;
+    }
+    let id = id & !READABLE;
+    let index = service * ROTATIONS + (id as u32 & 7);
+    let way = QUIC_CONFIGS.get(index).map_or(NONE, |config| config.way);
+    if way == SINGLE_PASS {
+        lb_quic_block(index);
+    } else if way != PLAIN {
+        lb_quic_pass(index, 4);
+        lb_quic_pass(index, 3);
+        lb_quic_pass(index, 2);
+        if way == FOUR_PASSES {
+            lb_quic_pass(index, 1);
+        }
+    }
+    let (Some(config), Some(scratch)) = (QUIC_CONFIGS.get(index), QUIC.get_ptr_mut(0)) else { return id };
+    // SAFETY: the value belongs to this processor while the program runs.
+    let server = unsafe {
+        let [left, right] = (*scratch).halves;
+        let text = if config.way == FOUR_PASSES { join(config, left, right) } else { left };
+        (*scratch).server = config.server(text, service as u16);
+        &(*scratch).server
+    };
+    match QUIC_SERVERS.get_ptr(server) {
+        // SAFETY: a map value stays valid.
+        Some(slot) => id & !0xff_ffff | u64::from(ROUTABLE) << 16 | u64::from(unsafe { *slot } as u16),
+        None => id,
+    }
+}
+
+/// The right half goes on where the left one ends, in the middle of the first word or of the second.
+#[inline(always)]
+fn join(config: &Config, left: Block, right: Block) -> Block {
+    let bits = u32::from(config.right_at) % 8 * 8;
+    if config.right_at < 8 {
+        let carried = if bits == 0 { 0 } else { right[0] >> ((64 - bits) & 63) };
+        [left[0] | right[0] << bits, left[1] | right[1] << bits | carried]
+    } else {
+        [left[0], left[1] | right[0] << bits]
+    }
+}
+
+/// Copies what is needed of a datagram and returns what [`lb_quic`] does of an id that names no server; or, with
+/// [`READABLE`], the rotation in the low 3 bits, and leaves the text in the scratch memory: in halves, where there are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_quic_read(ctx: *mut xdp_md, service: u32, len: u32) -> u64 {
     const NOTHING: u64 = (UNROUTABLE as u64) << 16;
+    let ctx = XdpContext::new(ctx);
     let Some(scratch) = QUIC.get_ptr_mut(0) else { return NOTHING };
     let bytes = scratch.cast::<u8>();
     let room = launder(u64::from(if len < ROOM as u32 { len } else { ROOM as u32 }));
@@ -78,69 +131,27 @@ pub(crate) extern "C" fn lb_quic(ctx: *mut xdp_md, service: u32, len: u32) -> u6
     let there = len.saturating_sub(at as u32).min(most);
     // SAFETY: as above.
     let id = unsafe { bytes.add(at as usize) };
-    let kind = if long { LONG } else { 0 };
     // What must be random in the id that a client chooses is eight bytes (RFC 9000 §7.2); a short header does not say how
     // many there are, so more of them would give the same id another hash.
     let hashed = word(id, 0) & if there < 8 { !(u64::MAX << (8 * (there & 7))) } else { u64::MAX };
-    let kind = kind | mix64(hashed) << 32;
-    let unroutable = kind | NOTHING;
+    let kind = NOTHING | mix64(hashed) << 32 | if long { LONG } else { 0 };
     // SAFETY: as above.
-    let index = service * ROTATIONS + u32::from(unsafe { *id } >> 5);
-    let Some(config) = QUIC_CONFIGS.get(index) else { return unroutable };
+    let rotation = u32::from(unsafe { *id } >> 5);
+    let Some(config) = QUIC_CONFIGS.get(service * ROTATIONS + rotation) else { return kind };
     if config.way == NONE || there <= u32::from(config.len) {
-        return unroutable;
+        return kind;
     }
-    let text = match config.way {
-        PLAIN => [word(id, 1), word(id, 9)],
-        SINGLE_PASS => apply(scratch, [word(id, 1), word(id, 9)], || lb_quic_decrypt(index)),
-        _ => undo(config, scratch, id, index),
+    let text = [word(id, 1), word(id, 9)];
+    let halves = if config.way < THREE_PASSES {
+        [text, [0; 2]]
+    } else {
+        // SAFETY: as above: the first byte, and half a longest text.
+        let right = unsafe { id.add((launder(u64::from(config.right_at)) & 15) as usize) };
+        config.split(text, [word(right, 1), word(right, 9)])
     };
     // SAFETY: the value belongs to this processor while the program runs.
-    let server = unsafe {
-        (*scratch).server = config.server(text, service as u16);
-        &(*scratch).server
-    };
-    match QUIC_SERVERS.get_ptr(server) {
-        // SAFETY: a map value stays valid.
-        Some(slot) => kind | u64::from(ROUTABLE) << 16 | u64::from(unsafe { *slot } as u16),
-        None => unroutable,
-    }
-}
-
-/// The decrypted text of four passes, up to the end of the server id.
-#[inline(always)]
-fn undo(config: &Config, scratch: *mut Scratch, id: *const u8, index: u32) -> Block {
-    let behind = launder(u64::from(config.right_at)) & 15;
-    // SAFETY: the first byte and half a longest text: within the value.
-    let right = unsafe { id.add(behind as usize) };
-    let (left, right) =
-        config.unscramble([word(id, 1), word(id, 9)], [word(right, 1), word(right, 9)], |block| {
-            apply(scratch, block, || lb_quic_encrypt(index))
-        });
-    if config.way != FOUR_PASSES {
-        return left;
-    }
-    // The right half goes on where the left one ends, in the middle of the first word or of the second.
-    let bits = 8 * (behind & 7);
-    let carried = if bits == 0 { 0 } else { right[0] >> ((64 - bits) & 63) };
-    if behind < 8 {
-        [left[0] | right[0] << bits, left[1] | right[1] << bits | carried]
-    } else {
-        [left[0], left[1] | right[0] << bits]
-    }
-}
-
-/// Has the cipher applied to a block.
-#[inline(always)]
-fn apply(scratch: *mut Scratch, block: Block, cipher: impl FnOnce() -> u32) -> Block {
-    // SAFETY: the value belongs to this processor while the program runs. Volatile, because the cipher finds it through
-    // the map, not through this pointer.
-    unsafe {
-        let place = &raw mut (*scratch).block;
-        place.write_volatile(block);
-        cipher();
-        place.read_volatile()
-    }
+    unsafe { (*scratch).halves = halves };
+    kind | READABLE | u64::from(rotation)
 }
 
 /// Eight bytes of the scratch memory, the first one lowest.
@@ -150,22 +161,27 @@ fn word(at: *const u8, behind: usize) -> u64 {
     u64::from_le(unsafe { at.add(behind).cast::<u64>().read_unaligned() })
 }
 
-/// Encrypts the block in the scratch memory with the keys of a configuration. A global function (see [`crate::cold`]).
+/// Undoes a pass of the halves in the scratch memory. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_quic_encrypt(config: u32) -> u32 {
+extern "C" fn lb_quic_pass(config: u32, number: u32) -> u32 {
     let (Some(config), Some(scratch)) = (QUIC_CONFIGS.get(config), QUIC.get_ptr_mut(0)) else { return 0 };
-    // SAFETY: the value belongs to this processor while the program runs.
-    unsafe { (*scratch).block = aes::encrypt(&config.keys, (*scratch).block) };
+    // SAFETY: the value belongs to this processor while the program runs; the index is masked.
+    unsafe {
+        let halves = (&raw mut (*scratch).halves).cast::<Block>();
+        let changed = halves.add((launder(u64::from(number)) & 1) as usize);
+        let other = halves.add((launder(u64::from(number)) & 1 ^ 1) as usize);
+        *changed = config.pass(number, *changed, *other);
+    }
     1
 }
 
-/// Decrypts it. A global function, too.
+/// Decrypts the block that stands as the first half in the scratch memory. A global function, too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_quic_decrypt(config: u32) -> u32 {
+extern "C" fn lb_quic_block(config: u32) -> u32 {
     let (Some(config), Some(scratch)) = (QUIC_CONFIGS.get(config), QUIC.get_ptr_mut(0)) else { return 0 };
     // SAFETY: the value belongs to this processor while the program runs.
-    unsafe { (*scratch).block = aes::decrypt(&config.inverse, (*scratch).block) };
+    unsafe { (*scratch).halves[0] = aes::decrypt(&config.inverse, (*scratch).halves[0]) };
     1
 }

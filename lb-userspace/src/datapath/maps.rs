@@ -11,6 +11,7 @@ use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
 use lb_common::home::Home;
 use lb_common::maglev::Block;
+use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
@@ -28,7 +29,7 @@ const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
     Shape { name, value: size_of::<V>(), entries }
 }
 
-const SHAPES: [Shape; 14] = [
+const SHAPES: [Shape; 16] = [
     shape::<Settings>("SETTINGS", |_| 1),
     shape::<Bucket>("ENDPOINTS", |_| 2 * ENDPOINT_BUCKETS),
     shape::<Service>("SERVICES", |limits| limits.services),
@@ -43,6 +44,8 @@ const SHAPES: [Shape; 14] = [
     shape::<ServiceCounters>("SERVICE_COUNTERS", |limits| limits.services),
     shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),
     shape::<Abilities>("ABILITIES", |limits| limits.backends),
+    shape::<quic_lb::Config>("QUIC_CONFIGS", |limits| limits.services * quic_lb::ROTATIONS),
+    shape::<u32>("QUIC_SERVERS", |limits| limits.backends * quic_lb::SERVER_IDS),
 ];
 
 /// What a map must be: the object says type and flags, the limits say how many entries.
