@@ -180,6 +180,14 @@ impl Lbd {
         Ok(found)
     }
 
+    /// A counter of the service as lbctl prints it.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let stats: Value = serde_json::from_str(&self.ctl(&["stats", "--json"])?)?;
+        let all = stats["counters"].as_array().with_context(|| format!("no counters: {stats}"))?;
+        let of_service = |c: &&Value| c["of"] == self.service() && c["counter"] == name;
+        Ok(all.iter().filter(of_service).filter_map(|c| c["value"].as_u64()).sum())
+    }
+
     /// Runs lbctl and returns what it printed.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         let output = self.lbctl(args)?.output().context("running lbctl")?;

@@ -105,14 +105,6 @@ impl<'a> Scene<'a> {
         .with_context(|| self.logs())
     }
 
-    /// A counter of the service as lbctl prints it.
-    fn counter(&self, name: &str) -> Result<u64> {
-        let stats: Value = serde_json::from_str(&self.lbd.ctl(&["stats", "--json"])?)?;
-        let all = stats["counters"].as_array().with_context(|| format!("no counters: {stats}"))?;
-        let of_service = |c: &&Value| c["of"] == self.lbd.service() && c["counter"] == name;
-        Ok(all.iter().filter(of_service).filter_map(|c| c["value"].as_u64()).sum())
-    }
-
     /// Browsers that have bought a mug, by the shop that has their session: some of each.
     fn browsers(&self, of_each: usize) -> Result<BTreeMap<String, Vec<Browser<'a>>>> {
         let mut homes = BTreeMap::<String, Vec<Browser<'a>>>::new();
@@ -158,7 +150,7 @@ fn run(example: &'static str, test: impl FnOnce(&mut Scene<'_>) -> Result<()>) -
 
 fn at_home(scene: &mut Scene<'_>) -> Result<()> {
     let homes = scene.browsers(3)?;
-    let count = |name: &str| scene.counter(name);
+    let count = |name: &str| scene.lbd.counter(name);
     let (hits, stale) = (count("affinity_hit")?, count("stale_instance")?);
     ensure!(stale == 0, "the tokens of a running application are those that lbd knows: {stale}");
     for (home, browsers) in &homes {
@@ -199,7 +191,7 @@ fn killed_and_back(scene: &mut Scene<'_>) -> Result<()> {
     for browser in away.iter().chain(&other) {
         ensure!(browser.home()? == "b1", "those who moved stay");
     }
-    ensure!(scene.counter("stale_instance")? > 0, "tokens of the killed instance were told apart");
+    ensure!(scene.lbd.counter("stale_instance")? > 0, "tokens of the killed instance were told apart");
     // Stopped in the ordinary way, it gives its sessions back at once.
     scene.shops[1].stop()?;
     for browser in away.iter().chain(&other).chain(&patient) {

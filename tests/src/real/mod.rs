@@ -40,7 +40,7 @@ pub enum App {
     Express,
     /// Django's sessions and users, in a database of each instance, under gunicorn.
     Django,
-    /// nginx alone, which gives each visitor an id and keeps nothing. It answers its name and the id that came.
+    /// nginx alone, which gives each visitor an id and keeps nothing. It answers its name and the id.
     Nginx,
     /// OpenSSH's server, each with a host key of its own.
     Sshd,

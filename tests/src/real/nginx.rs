@@ -30,7 +30,7 @@ pub(super) fn naming_visitors(place: &Place) -> Result<Command> {
     let server = format!(
         "default_type text/plain;\n\
          location = /plain {{ return 200 \"{0} -\\n\"; }}\n\
-         location / {{ userid on; userid_name uid; userid_expires max; return 200 \"{0} $uid_got\\n\"; }}",
+         location / {{ userid on; userid_name uid; userid_expires max; return 200 \"{0} $uid_got$uid_set\\n\"; }}",
         place.name
     );
     command(place, &server)
