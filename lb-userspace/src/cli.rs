@@ -56,7 +56,7 @@ enum Noun {
     /// Backends: the servers behind the services
     #[command(subcommand)]
     Backend(backend::Verb),
-    /// Sessions in the database
+    /// Sessions in the database, and those learned from backends
     #[command(subcommand)]
     Session(session::Verb),
     /// Connections through the balancer
@@ -141,6 +141,8 @@ fn say(cli: &Cli, response: &Response) -> Said {
         Response::Services { services } => service::text(services),
         Response::Backends { backends } => backend::text(backends),
         Response::Session(session) => session::text(session),
+        Response::Learned(session) => session::learned(session),
+        Response::LearnedSessions(sessions) => session::list(sessions),
         Response::Flows(flows) => flow::text(flows),
         Response::Stats(stats) => {
             let all = matches!(&cli.noun, Noun::Stats(args) if args.all);

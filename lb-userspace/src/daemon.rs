@@ -6,6 +6,7 @@ mod detach;
 mod epochs;
 mod event;
 mod keys;
+mod learned;
 mod object;
 mod servers;
 mod sessions;
@@ -38,6 +39,9 @@ use tokio::task::JoinHandle;
 const RESTART_PATIENCE: Duration = Duration::from_secs(30);
 /// How long lbctl is kept waiting for a backend that shall be ready.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// In how many ticks all learned sessions are looked at: about a minute. One past its time is not found in any case.
+const SLICES: usize = 240;
 
 /// What lbd is told on its command line.
 #[derive(Clone, Debug)]
@@ -146,6 +150,10 @@ impl Daemon {
                     tracing::debug!(binding, idle, closing, "flows expired");
                 }
                 self.take_leave()?;
+                let forgotten = self.datapath.forget_idle(self.datapath.homes().capacity() / SLICES + 1);
+                if forgotten > 0 {
+                    tracing::debug!(forgotten, "learned sessions expired");
+                }
             }
             Event::Clock => {
                 if let Err(error) = self.datapath.refresh_clock() {

@@ -3,8 +3,8 @@
 use super::*;
 use crate::control::server::{Call, ControlSocket};
 use crate::control::{
-    Admin, BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, Refused, ServiceView,
-    SessionView, StatsView, StatusView, TokenView,
+    Admin, BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
+    LearnedView, Refused, ServiceView, SessionView, StatsView, StatusView, TokenView,
 };
 use crate::session::StoreState;
 use clap::CommandFactory;
@@ -36,6 +36,16 @@ fn token() -> TokenView {
         slot: 3,
         epoch: 11,
         key: 2,
+    }
+}
+
+fn learned() -> LearnedView {
+    LearnedView {
+        tag: "00ff00ff00ff00ff".into(),
+        service: "shop".into(),
+        backend: "shop/web1".into(),
+        idle_ms: 65_000,
+        forgotten_in_ms: 1_735_000,
     }
 }
 
@@ -91,6 +101,10 @@ fn answer(request: &Request) -> Response {
         Request::BackendKill { backend, down_for_ms } => {
             Response::Done { message: format!("{backend} was killed for {down_for_ms:?}") }
         }
+        Request::SessionShow { service: Some(_), .. } => Response::Learned(Box::new(learned())),
+        Request::SessionList { limit, .. } => {
+            Response::LearnedSessions(LearnedListView { sessions: vec![learned()], total: 1 + limit })
+        }
         Request::SessionShow { .. } => Response::Session(Box::new(SessionView {
             token: token(),
             found: false,
@@ -129,7 +143,7 @@ fn answer(request: &Request) -> Response {
         Request::BackendForget { service, backend } => {
             Response::Done { message: format!("{backend} of {service} is forgotten") }
         }
-        Request::SessionEnd { session } => Response::Done { message: format!("session {session} ended") },
+        Request::SessionEnd { session, .. } => Response::Done { message: format!("session {session} ended") },
         Request::KeysPrepare {} => Response::Done { message: "prepared".into() },
         Request::KeysReload {} => Response::Done { message: "reloaded".into() },
         Request::Store { .. } => Response::Refused(Refused::new("the store is away")),
@@ -215,6 +229,26 @@ token     session 00ff00ff00ff00ff00ff00ff00ff00ff, shop/s1 in epoch 11, signed 
     )
     .await;
     prints(
+        "session list --limit 5",
+        "\
+TAG               SERVICE  BACKEND    IDLE  FORGOTTEN IN
+00ff00ff00ff00ff  shop     shop/web1  1m5s        28m55s
+and 5 more; --limit shows more of them
+",
+    )
+    .await;
+    prints(
+        "session show 00ff00ff00ff00ff --service shop",
+        "\
+session       00ff00ff00ff00ff, learned from its backend
+service       shop
+backend       shop/web1
+idle          1m5s
+forgotten in  28m55s
+",
+    )
+    .await;
+    prints(
         "session show x",
         "\
 session   00ff00ff00ff00ff00ff00ff00ff00ff
@@ -272,6 +306,8 @@ async fn json_is_the_answer_itself() {
         "flow list",
         "explain --token x",
         "session show x",
+        "session list",
+        "session show x --service shop",
     ] {
         let said = lbctl(&format!("{line} --json")).await;
         let response: Response = serde_json::from_str(&said.out).unwrap();

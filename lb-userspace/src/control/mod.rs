@@ -9,8 +9,8 @@ mod view;
 mod wire;
 
 pub use view::{
-    BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, ServiceView, SessionView,
-    StatsView, StatusView, StoreView, TokenView,
+    BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView, LearnedView,
+    ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView,
 };
 pub use wire::{MAX_LINE, VERSION, WireError};
 
@@ -47,13 +47,23 @@ pub enum Request {
         service: String,
         backend: String,
     },
-    SessionShow {
-        token: String,
+    /// Learned sessions.
+    SessionList {
+        service: Option<String>,
+        backend: Option<String>,
+        limit: usize,
     },
-    /// Ends a session everywhere at once.
+    SessionShow {
+        /// Its token; or the key or tag of a learned one.
+        token: String,
+        /// Where that key is looked for; everywhere, without.
+        service: Option<String>,
+    },
+    /// Ends a session everywhere at once, or forgets where a learned one is at home.
     SessionEnd {
-        /// Its token, or its id.
+        /// Its token, or its id; or the key or tag of a learned one.
         session: String,
+        service: Option<String>,
     },
     FlowList {
         service: Option<String>,
@@ -109,6 +119,8 @@ pub enum Response {
     Services { services: Vec<ServiceView> },
     Backends { backends: Vec<BackendView> },
     Session(Box<SessionView>),
+    Learned(Box<LearnedView>),
+    LearnedSessions(LearnedListView),
     Flows(FlowsView),
     Stats(StatsView),
     Explain(Box<ExplainView>),

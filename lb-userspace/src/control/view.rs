@@ -116,6 +116,26 @@ pub struct SessionView {
     pub state: Option<serde_json::Value>,
 }
 
+/// Where a session is at home whose key the backend handed out. The key itself is not kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LearnedView {
+    /// Keyed hash of service and key: 16 hexadecimal digits.
+    pub tag: String,
+    pub service: String,
+    pub backend: String,
+    /// Since a client last asked for it.
+    pub idle_ms: u64,
+    /// When it is forgotten unless one does.
+    pub forgotten_in_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LearnedListView {
+    pub sessions: Vec<LearnedView>,
+    /// How many there are; `sessions` may have been cut off at the limit.
+    pub total: usize,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FlowView {
     pub service: String,

@@ -31,18 +31,29 @@ impl Daemon {
                 });
                 return Ok(());
             }
-            Request::SessionShow { token } => {
-                self.show_session(&token, reply);
-                return Ok(());
-            }
+            Request::SessionShow { token, service } => match self.learned(&token, service.as_deref()) {
+                Ok(None) => {
+                    self.show_session(&token, reply);
+                    return Ok(());
+                }
+                Ok(Some(home)) => Ok(Response::Learned(Box::new(self.learned_view(&home)))),
+                Err(refused) => Err(refused),
+            },
+            Request::SessionList { service, backend, limit } => self
+                .list_learned(service.as_deref(), backend.as_deref(), limit)
+                .map(Response::LearnedSessions),
             Request::BackendForget { service, backend } => {
                 self.forget_backend(service, backend, reply);
                 return Ok(());
             }
-            Request::SessionEnd { session } => {
-                self.end_session(&session, reply);
-                return Ok(());
-            }
+            Request::SessionEnd { session, service } => match self.learned(&session, service.as_deref()) {
+                Ok(None) => {
+                    self.end_session(&session, reply);
+                    return Ok(());
+                }
+                Ok(Some(home)) => Ok(self.forget_learned(&home)),
+                Err(refused) => Err(refused),
+            },
             Request::Store { step } => {
                 let (store, peers) = (self.store.clone(), self.peers.clone());
                 tokio::spawn(async move {

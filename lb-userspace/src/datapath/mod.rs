@@ -7,6 +7,7 @@ mod clock;
 mod counters;
 mod error;
 mod flows;
+mod homes;
 mod left;
 mod limits;
 mod load;
@@ -20,6 +21,7 @@ pub use clock::{Clock, ClockError};
 pub use counters::Counters;
 pub use error::DatapathError;
 pub use flows::{Expired, Flows};
+pub use homes::Homes;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
 pub use write::MapWrite;
@@ -28,6 +30,7 @@ use crate::net::{Rtnl, check_peer};
 use attach::{Attached, Attacher};
 use lb_common::backend::Abilities;
 use lb_common::hash::FlowSeed;
+use lb_common::home;
 use lb_common::settings::Settings;
 use load::Loaded;
 use pins::Pins;
@@ -71,6 +74,7 @@ pub struct Datapath {
     mode: Mode,
     writer: Writer,
     flows: Flows,
+    homes: Homes,
     attached: BTreeMap<String, Attached>,
 }
 
@@ -86,9 +90,10 @@ impl Datapath {
             let (limits, maps) = (&options.limits, &loaded.maps);
             Flows::map(maps.flows.fd(), limits.flow_entries(), maps.live.fd(), limits.backends)?
         };
+        let homes = Homes::map(loaded.maps.homes.fd(), options.limits.home_entries())?;
         let writer = Writer::new(&mut loaded.maps, options.limits, loaded.inherited)?;
         let (object, mode) = (options.object.clone(), options.mode);
-        let mut datapath = Self { loaded, object, mode, writer, flows, attached: BTreeMap::new() };
+        let mut datapath = Self { loaded, object, mode, writer, flows, homes, attached: BTreeMap::new() };
         for interface in &options.interfaces {
             datapath.attach_interface(interface)?;
         }
@@ -112,7 +117,7 @@ impl Datapath {
     /// # Errors
     /// The first write that fails; those before it are done.
     pub fn apply(&mut self, writes: &[MapWrite]) -> Result<(), DatapathError> {
-        writes.iter().try_for_each(|write| self.writer.write(&mut self.loaded.maps, write))
+        writes.iter().try_for_each(|write| self.writer.write(&mut self.loaded.maps, &self.homes, write))
     }
 
     /// Ends the take-over of an earlier daemon's state. Services, backends and links that it left and this daemon has
@@ -121,7 +126,7 @@ impl Datapath {
     /// # Errors
     /// Something cannot be removed.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
-        self.writer.remove_unwritten(&mut self.loaded.maps)?;
+        self.writer.remove_unwritten(&mut self.loaded.maps, &self.homes)?;
         for link in self.loaded.pins.links() {
             if !self.attached.contains_key(&link.interface) {
                 tracing::info!(interface = link.interface, "detached: no longer configured");
@@ -223,6 +228,33 @@ impl Datapath {
     /// a budget that goes around [`Flows::capacity`] within the shortest timeout.
     pub fn expire(&mut self, budget: usize) -> Expired {
         self.flows.expire(self.writer.clock().tick(), budget, self.writer.settings())
+    }
+
+    /// The table of learned sessions.
+    pub fn homes(&self) -> &Homes {
+        &self.homes
+    }
+
+    /// The tag of the learned session of a service that has this key.
+    pub fn tag(&self, service: u16, key: &[u8]) -> u64 {
+        home::tag(&self.writer.settings().home_key, service, key)
+    }
+
+    /// Forgets a learned session. Returns whether it was known.
+    pub fn forget_home(&mut self, tag: u64) -> bool {
+        self.homes.forget(tag)
+    }
+
+    /// Ticks after which a session of a service is forgotten that nobody asked for; 0 where none are learned.
+    pub fn learned_ticks(&self, service: u16) -> u32 {
+        self.writer.learned_ticks(service)
+    }
+
+    /// Looks at the next `budget` learned sessions and forgets those that nobody asked for in too long. Returns how many. What
+    /// is past its time counts as forgotten whether this is called or not.
+    pub fn forget_idle(&mut self, budget: usize) -> usize {
+        let (now, writer) = (self.writer.clock().tick(), &self.writer);
+        self.homes.expire(now, budget, |service| writer.learned_ticks(service))
     }
 
     /// The kernel's clock, as the programs see it.

@@ -2,6 +2,7 @@
 
 use super::clock::Clock;
 use super::error::DatapathError;
+use super::homes::Homes;
 use super::limits::Limits;
 use super::maps::Maps;
 use super::tables::{Endpoints, MaglevTables};
@@ -38,8 +39,8 @@ pub(super) struct Writer {
     settings: Settings,
     endpoints: Endpoints,
     maglev: BTreeMap<u16, MaglevTables>,
-    /// What this daemon has written, and so has not merely found.
-    services: BTreeSet<u16>,
+    /// What this daemon has written, and so has not merely found: of services, for how long their learned sessions are kept.
+    services: BTreeMap<u16, u32>,
     backends: BTreeSet<u16>,
 }
 
@@ -67,7 +68,7 @@ impl Writer {
             settings,
             endpoints: Endpoints::new(seed),
             maglev: BTreeMap::new(),
-            services: BTreeSet::new(),
+            services: BTreeMap::new(),
             backends: BTreeSet::new(),
         };
         writer.write_settings(maps)?;
@@ -82,7 +83,17 @@ impl Writer {
         self.clock
     }
 
-    pub(super) fn write(&mut self, maps: &mut Maps, write: &MapWrite) -> Result<(), DatapathError> {
+    /// Ticks after which a learned session of a service is forgotten that nobody asked for.
+    pub(super) fn learned_ticks(&self, service: u16) -> u32 {
+        self.services.get(&service).copied().unwrap_or(0)
+    }
+
+    pub(super) fn write(
+        &mut self,
+        maps: &mut Maps,
+        homes: &Homes,
+        write: &MapWrite,
+    ) -> Result<(), DatapathError> {
         match write {
             MapWrite::Settings(settings) => {
                 self.settings = own_fields(&self.settings, settings);
@@ -92,27 +103,27 @@ impl Writer {
             MapWrite::Service { id, service, maglev } => {
                 self.write_service(maps, *id, *service, maglev.as_deref())
             }
-            MapWrite::Backend { slot, backend } => self.write_backend(maps, *slot, backend),
+            MapWrite::Backend { slot, backend } => self.write_backend(maps, homes, *slot, backend),
         }
     }
 
     /// Removes services and backends that were in the maps before and have not been written since.
-    pub(super) fn remove_unwritten(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
-        let unwritten = |limit: u32, written: &BTreeSet<u16>| {
+    pub(super) fn remove_unwritten(&mut self, maps: &mut Maps, homes: &Homes) -> Result<(), DatapathError> {
+        let unwritten = |limit: u32, is_written: &dyn Fn(&u16) -> bool| {
             let indices = 0..u16::try_from(limit - 1).expect("limits were checked to fit in 16 bits") + 1;
-            indices.filter(|index| !written.contains(index)).collect::<Vec<_>>()
+            indices.filter(|index| !is_written(index)).collect::<Vec<_>>()
         };
-        for slot in unwritten(self.limits.backends, &self.backends) {
+        for slot in unwritten(self.limits.backends, &|slot| self.backends.contains(slot)) {
             let found = maps
                 .backends
                 .get(&u32::from(slot), 0)
                 .map_err(DatapathError::system("cannot read map BACKENDS"))?;
             if found != Backend::default() {
                 tracing::info!(slot, "removed a backend that is no longer configured");
-                self.write_backend(maps, slot, &Backend::default())?;
+                self.write_backend(maps, homes, slot, &Backend::default())?;
             }
         }
-        for id in unwritten(self.limits.services, &self.services) {
+        for id in unwritten(self.limits.services, &|id| self.services.contains_key(id)) {
             let found = maps
                 .services
                 .get(&u32::from(id), 0)
@@ -179,13 +190,19 @@ impl Writer {
                 (tables.write(maps, (first, blocks), before.maglev_base, table)?, table.len() as u32)
             }
         };
-        self.services.insert(id);
+        self.services.insert(id, service.learned_ticks);
         maps.services
             .set(u32::from(id), service, 0)
             .map_err(DatapathError::system(format!("cannot write map SERVICES at {id}")))
     }
 
-    fn write_backend(&mut self, maps: &mut Maps, slot: u16, backend: &Backend) -> Result<(), DatapathError> {
+    fn write_backend(
+        &mut self,
+        maps: &mut Maps,
+        homes: &Homes,
+        slot: u16,
+        backend: &Backend,
+    ) -> Result<(), DatapathError> {
         if u32::from(slot) >= self.limits.backends {
             let (kind, name) = ("backend slot", "backends");
             return Err(DatapathError::Beyond {
@@ -194,6 +211,18 @@ impl Writer {
                 limit: self.limits.backends,
                 name,
             });
+        }
+        let before = maps
+            .backends
+            .get(&u32::from(slot), 0)
+            .map_err(DatapathError::system(format!("cannot read map BACKENDS at {slot}")))?;
+        let identity = |backend: &Backend| (backend.service, backend.addr, backend.port);
+        if before != Backend::default() && identity(&before) != identity(backend) {
+            // Who has the slot now never handed out a key of those.
+            let forgotten = homes.forget_slot(slot);
+            if forgotten > 0 {
+                tracing::info!(slot, forgotten, "forgot the sessions learned from a backend that is gone");
+            }
         }
         self.backends.insert(slot);
         maps.backends

@@ -272,6 +272,11 @@ impl Registry {
         self.backends.get(&slot).map(|backend| self.full_name(backend))
     }
 
+    /// Ids of all services.
+    pub fn service_ids(&self) -> impl Iterator<Item = u16> + '_ {
+        self.services.keys().copied()
+    }
+
     /// Name of a service.
     pub fn service_name(&self, id: u16) -> Option<&str> {
         self.services.get(&id).map(|service| service.name.as_str())
