@@ -63,7 +63,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn forget_learned(&mut self, home: &Home) -> Response {
+    pub(super) fn forget_learned(&self, home: &Home) -> Response {
         let LearnedView { tag, service, backend, .. } = self.learned_view(home);
         self.datapath.forget_home(home.tag);
         tracing::info!(tag, service, backend, "learned session forgotten by the operator");

@@ -99,6 +99,8 @@ impl Daemon {
         daemon.spawn_servers(&ids)?;
         daemon.datapath.settle()?;
         for slot in daemon.registry.leaving() {
+            // What was learned from it leads nowhere from now on.
+            daemon.datapath.forget_homes_of(slot);
             let flows = daemon.datapath.flows().live(slot);
             tracing::info!(
                 slot,

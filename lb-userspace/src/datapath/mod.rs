@@ -241,8 +241,17 @@ impl Datapath {
     }
 
     /// Forgets a learned session. Returns whether it was known.
-    pub fn forget_home(&mut self, tag: u64) -> bool {
+    pub fn forget_home(&self, tag: u64) -> bool {
         self.homes.forget(tag)
+    }
+
+    /// Forgets every learned session that is at home at the backend in a slot. One that leaves its slot takes them with it in
+    /// any case.
+    pub fn forget_homes_of(&self, slot: u16) {
+        let forgotten = self.homes.forget_slot(slot);
+        if forgotten > 0 {
+            tracing::info!(slot, forgotten, "forgot the sessions learned from a backend that is gone");
+        }
     }
 
     /// Ticks after which a session of a service is forgotten that nobody asked for; 0 where none are learned.
