@@ -10,6 +10,7 @@
 //! halves, which share the middle byte when the number is odd, and each half in turn is encrypted to hide the other.
 
 use crate::aes::{self, Block, RoundKeys};
+use crate::hash::mix64;
 use bytemuck::{Pod, Zeroable};
 
 /// Configurations that a service can have at once.
@@ -329,6 +330,14 @@ impl Permutation {
         self.0.scramble(&mut text[..len]);
         (text, len)
     }
+}
+
+/// Where a connection id that names nobody who serves stands in a Maglev table, by its first eight bytes, zeros behind a
+/// shorter one. As many must be random in the id that a client chooses (RFC 9000 §7.2), and a short header does not say
+/// how many there are, so more of them would give the same id another hash.
+#[inline(always)]
+pub const fn hash(first: u64) -> u32 {
+    mix64(first) as u32
 }
 
 /// The first `len` bytes.

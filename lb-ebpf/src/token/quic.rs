@@ -10,8 +10,9 @@ use crate::packet::{Packet, SHORT};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::aes::{self, Block};
-use lb_common::hash::mix64;
-use lb_common::quic_lb::{Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server, THREE_PASSES};
+use lb_common::quic_lb::{
+    self, Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server, THREE_PASSES,
+};
 
 /// A bit of what [`lb_quic`] returns: the packet has a long header, so it may be of a connection that is only beginning,
 /// whose id its client chose.
@@ -131,10 +132,8 @@ extern "C" fn lb_quic_read(ctx: *mut xdp_md, service: u32, len: u32) -> u64 {
     let there = len.saturating_sub(at as u32).min(most);
     // SAFETY: as above.
     let id = unsafe { bytes.add(at as usize) };
-    // What must be random in the id that a client chooses is eight bytes (RFC 9000 §7.2); a short header does not say how
-    // many there are, so more of them would give the same id another hash.
     let hashed = word(id, 0) & if there < 8 { !(u64::MAX << (8 * (there & 7))) } else { u64::MAX };
-    let kind = NOTHING | mix64(hashed) << 32 | if long { LONG } else { 0 };
+    let kind = NOTHING | u64::from(quic_lb::hash(hashed)) << 32 | if long { LONG } else { 0 };
     // SAFETY: as above.
     let rotation = u32::from(unsafe { *id } >> 5);
     let Some(config) = QUIC_CONFIGS.get(service * ROTATIONS + rotation) else { return kind };

@@ -1,4 +1,4 @@
-//! `lbctl explain --token T`
+//! `lbctl explain --token T`, `lbctl explain --connection-id HEX`
 
 use super::table::sheet;
 use crate::control::{ExplainView, Request};
@@ -6,8 +6,11 @@ use crate::control::{ExplainView, Request};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The value of the session cookie: 44 characters.
-    #[arg(long)]
-    token: String,
+    #[arg(long, required_unless_present = "connection_id")]
+    token: Option<String>,
+    /// The destination connection id of a QUIC packet, in hexadecimal.
+    #[arg(long, value_name = "HEX", conflicts_with = "token")]
+    connection_id: Option<String>,
     /// The service that the request is sent to; without it, the one that the token names.
     #[arg(long)]
     service: Option<String>,
@@ -15,7 +18,8 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn request(&self) -> Request {
-        Request::Explain { token: self.token.clone(), service: self.service.clone() }
+        let token = self.token.as_ref().or(self.connection_id.as_ref()).cloned().unwrap_or_default();
+        Request::Explain { token, service: self.service.clone() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! How a session finds its backend, and where what it goes by stands.
 
+use super::QuicConfig;
 use std::fmt;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub enum Affinity {
         /// A key that nobody asked for that long is forgotten.
         idle: Duration,
     },
+    /// By the server id in a QUIC connection id, as one of these configurations has it there.
+    Quic(Vec<QuicConfig>),
     /// By the client's address. Bound at the first packet, so a server may speak first.
     Source,
     /// Not at all: connections are spread by address and port. Bound at the first packet.
@@ -68,7 +71,7 @@ impl Affinity {
     pub const fn place(&self) -> Option<&Place> {
         match self {
             Self::Signed(place) | Self::Hashed(place) | Self::Learned { place, .. } => Some(place),
-            Self::Source | Self::None => None,
+            Self::Quic(_) | Self::Source | Self::None => None,
         }
     }
 
@@ -78,6 +81,7 @@ impl Affinity {
             Self::Signed(_) => "signed",
             Self::Hashed(_) => "hashed",
             Self::Learned { .. } => "learned",
+            Self::Quic(_) => "quic",
             Self::Source => "source",
             Self::None => "none",
         }

@@ -1,6 +1,7 @@
 //! What is wrong with a configuration, told so that it can be put right: file, line, column, the line itself, the
 //! reason, and what to do.
 
+use super::quic::without_key;
 use super::store::without_password;
 use std::fmt;
 use std::ops::Range;
@@ -87,7 +88,7 @@ impl<'a> Faults<'a> {
             line: self.text[..start].matches('\n').count() + 1,
             column: self.text[line_start..start].chars().count() + 1,
             // It may go into a log, or on a screen that others see.
-            text: without_password(self.text[line_start..line_end].trim_end_matches('\r')),
+            text: without_key(&without_password(self.text[line_start..line_end].trim_end_matches('\r'))),
             width: self.text[start..end].chars().count(),
             reason: reason.into(),
             help: help.into(),
@@ -106,6 +107,11 @@ impl<'a> Faults<'a> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()
+    }
+
+    /// How many there are by now.
+    pub(super) fn len(&self) -> usize {
+        self.found.len()
     }
 }
 

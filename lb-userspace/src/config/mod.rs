@@ -1,9 +1,10 @@
 //! The configuration: [`raw`] is what was typed, [`Config`] what it means; [`check`] leads from one to the other and
-//! tells every error with its line. Touches nothing but the file.
+//! tells every error with its line. Touches nothing but the file, and the files of keys that it names.
 
 mod affinity;
 mod check;
 mod fault;
+mod quic;
 mod raw;
 mod store;
 mod values;
@@ -15,6 +16,8 @@ pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
 pub use affinity::{Affinity, Anchor, Place};
 pub use fault::{ConfigError, Fault};
+pub(crate) use quic::hex;
+pub use quic::{QuicConfig, QuicKey};
 pub use store::{Redis, Store};
 pub use values::{Subnet, parse_duration, show_duration};
 
@@ -207,6 +210,8 @@ pub struct Backend {
     pub addr: Option<SocketAddr>,
     /// Share of new sessions; 0 takes none.
     pub weight: u16,
+    /// How QUIC connection ids name it, in one length for each configuration.
+    pub server_ids: Vec<Vec<u8>>,
 }
 
 impl Config {

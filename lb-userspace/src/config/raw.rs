@@ -76,7 +76,10 @@ table!(RawService "[[service]]" {
 });
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {
     kind: String, cookie: String, header: String, query: String, sni: bool, offset: u64, end: u64, marker: String,
-    encoding: String, bytes: u64, idle: String,
+    encoding: String, bytes: u64, idle: String, configs: Vec<Spanned<RawQuic>>,
+});
+table!(RawQuic "configs = [{ rotation = 0, server_id_bytes = 2, nonce_bytes = 6 }]" {
+    rotation: u64, server_id_bytes: u64, nonce_bytes: u64, key: String, key_file: String,
 });
 table!(RawHealth "[service.health]" {
     interval: String, timeout: String, rise: u64, fall: u64, send: String, expect: String,
@@ -85,7 +88,9 @@ table!(RawSession "[service.session]" {
     max_keys: u64, max_key_bytes: Size, max_value_bytes: Size, max_session_bytes: Size, idle: String, absolute: String,
     cache_entries: u64, cache_bytes: Size,
 });
-table!(RawBackend "[[service.backend]]" { name: String, managed: bool, addr: String, weight: u64 });
+table!(RawBackend "[[service.backend]]" {
+    name: String, managed: bool, addr: String, weight: u64, server_id: ServerIds,
+});
 
 /// A number of bytes: plain, or as text with a unit.
 #[derive(Debug)]
@@ -93,6 +98,10 @@ pub(super) enum Size {
     Bytes(u64),
     Text(String),
 }
+
+/// One server id, or several of different lengths.
+#[derive(Debug)]
+pub(super) struct ServerIds(pub(super) Vec<Spanned<String>>);
 
 /// Where sessions are: a directory, or a table that says what kind of store.
 #[derive(Debug)]
@@ -173,6 +182,19 @@ impl FromToml for RawStore {
             other => {
                 let help = "write it like \"/var/lib/lb/sessions\" or { kind = \"redis\", nodes = [...] }";
                 wrong_type(key, "a directory or a table", help, &other, span, faults);
+                None
+            }
+        }
+    }
+}
+
+impl FromToml for ServerIds {
+    fn from_toml(key: &str, value: DeValue<'_>, span: Span, faults: &mut Faults<'_>) -> Option<Self> {
+        match value {
+            DeValue::String(text) => Some(Self(vec![Spanned::new(span, text.into_owned())])),
+            list @ DeValue::Array(_) => Vec::from_toml(key, list, span, faults).map(Self),
+            other => {
+                wrong_type(key, "text or a list", "write it like \"0a0b\"", &other, span, faults);
                 None
             }
         }

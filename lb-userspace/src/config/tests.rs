@@ -1,4 +1,5 @@
 mod affinity;
+mod quic;
 
 use super::raw;
 use super::*;

@@ -4,7 +4,7 @@ use super::error::DatapathError;
 use super::limits::{ENDPOINT_BUCKETS, Limits};
 use super::pins::Pins;
 use aya::Ebpf;
-use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
@@ -143,6 +143,8 @@ pub(super) struct Maps {
     pub(super) service_counters: PerCpuArray<MapData, ServiceCounters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) abilities: Array<MapData, Abilities>,
+    pub(super) quic_configs: Array<MapData, quic_lb::Config>,
+    pub(super) quic_servers: HashMap<MapData, quic_lb::Server, u32>,
 }
 
 impl Maps {
@@ -160,6 +162,8 @@ impl Maps {
             service_counters: take(ebpf, path, "SERVICE_COUNTERS")?,
             backend_counters: take(ebpf, path, "BACKEND_COUNTERS")?,
             abilities: take(ebpf, path, "ABILITIES")?,
+            quic_configs: take(ebpf, path, "QUIC_CONFIGS")?,
+            quic_servers: take(ebpf, path, "QUIC_SERVERS")?,
         })
     }
 }

@@ -13,6 +13,7 @@ mod limits;
 mod load;
 mod maps;
 mod pins;
+mod quic;
 mod sys;
 mod tables;
 mod write;

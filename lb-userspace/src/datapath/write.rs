@@ -10,6 +10,7 @@ use lb_common::backend::Backend;
 use lb_common::endpoint::Endpoint;
 use lb_common::flow::GROUP;
 use lb_common::home;
+use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,9 @@ pub enum MapWrite {
     /// A service. With a table of backend slots, that becomes its Maglev table (empty: no backend is ready); without,
     /// the present table stays. `maglev_base` and `maglev_size` are filled in.
     Service { id: u16, service: Service, maglev: Option<Vec<u16>> },
+    /// How a service's QUIC connection ids are read, and the slots of the servers that they name: all of them; what was there
+    /// before and is not among them is removed.
+    Quic { id: u16, configs: Vec<quic_lb::Config>, servers: Vec<(quic_lb::Server, u16)> },
     /// A backend; `Backend::default()` removes it.
     Backend { slot: u16, backend: Backend },
 }
@@ -103,6 +107,7 @@ impl Writer {
             MapWrite::Service { id, service, maglev } => {
                 self.write_service(maps, *id, *service, maglev.as_deref())
             }
+            MapWrite::Quic { id, configs, servers } => maps.write_quic(*id, configs, servers),
             MapWrite::Backend { slot, backend } => self.write_backend(maps, homes, *slot, backend),
         }
     }
@@ -130,6 +135,7 @@ impl Writer {
                 .map_err(DatapathError::system("cannot read map SERVICES"))?;
             if found != Service::default() {
                 tracing::info!(id, "removed a service that is no longer configured");
+                maps.write_quic(id, &[], &[])?;
                 maps.services
                     .set(u32::from(id), Service::default(), 0)
                     .map_err(DatapathError::system("cannot write map SERVICES"))?;

@@ -21,6 +21,8 @@ pub(super) struct Backend {
     pub(super) slot: u16,
     pub(super) addr: SocketAddr,
     pub(super) weight: u16,
+    /// How QUIC connection ids name it.
+    pub(super) server_ids: Vec<Vec<u8>>,
     pub(super) admin: Admin,
     pub(super) server: Server,
     pub(super) health: Health,
@@ -86,6 +88,7 @@ impl Backend {
             slot,
             addr,
             weight: config.weight,
+            server_ids: config.server_ids.clone(),
             admin: Admin::Ready,
             server: if config.managed { Server::Starting } else { Server::Elsewhere },
             health: Health::Unknown,

@@ -16,12 +16,19 @@ struct Blind {
 }
 
 impl Registry {
-    /// Explains what would become of a first payload with this token, sent to `service` (or to the one it names).
+    /// Explains what would become of a first payload with this token, sent to `service` (or to the one it names); or of a QUIC
+    /// packet with this connection id, for a service that goes by them.
     ///
     /// # Errors
     /// The service is not known, or cannot be told from a token that does not verify.
     pub fn explain(&self, text: &str, service: Option<&str>) -> Result<ExplainView, Refused> {
         let asked = service.map(|name| self.find_service(name)).transpose()?;
+        let only = self.services.keys().next().copied().filter(|_| self.services.len() == 1);
+        if let Some(id) = asked.or(only)
+            && let Some(view) = self.explain_quic(id, text)?
+        {
+            return Ok(view);
+        }
         match self.verify(text) {
             Ok(token) => {
                 let id = asked.unwrap_or(token.service);
@@ -40,8 +47,7 @@ impl Registry {
                 })
             }
             Err(error) => {
-                let only = self.services.keys().next().filter(|_| self.services.len() == 1);
-                let id = asked.or(only.copied()).ok_or_else(|| {
+                let id = asked.or(only).ok_or_else(|| {
                     let help = "say which service it is sent to with --service";
                     Refused::with_help(format!("{error}, so it names no service"), help)
                 })?;
@@ -97,6 +103,9 @@ impl Registry {
                 );
                 (how, Counter::NewSession)
             }
+            Affinity::Quic(_) => {
+                ("the server id in a QUIC connection id leads to its backend".to_owned(), Counter::NewSession)
+            }
             Affinity::Source => (format!("{first}, by the client's address"), Counter::Hashed),
             Affinity::None => (format!("{first}, by the client's address and port"), Counter::NewSession),
         };
@@ -112,7 +121,7 @@ impl Registry {
     }
 
     /// Nobody is ready, which a TCP client is told.
-    fn explain_nobody(
+    pub(super) fn explain_nobody(
         &self,
         id: u16,
         view: Option<TokenView>,
@@ -185,7 +194,7 @@ impl Registry {
         self.explained(id, view, "new", None, why, &[Counter::InvalidToken, Counter::NewSession])
     }
 
-    fn explained(
+    pub(super) fn explained(
         &self,
         id: u16,
         token: Option<TokenView>,
@@ -204,11 +213,15 @@ impl Registry {
         }
     }
 
-    /// The backend that takes over a session whose own one does not serve: the same walk as the packet program's.
+    /// The backend that takes over a session whose own one does not serve.
     fn substitute(&self, id: u16, token: &Token) -> Option<String> {
+        self.walk(id, session_hash(&token.session))
+    }
+
+    /// The ready backend that a hash leads to: the same walk as the packet program's.
+    pub(super) fn walk(&self, id: u16, mut hash: u32) -> Option<String> {
         let table = &self.services[&id].table;
         let size = u32::try_from(table.len()).ok().filter(|size| *size > 0)?;
-        let mut hash = session_hash(&token.session);
         for _ in 0..WALK {
             let slot = table[scale(hash, size) as usize];
             if let Some(backend) = self.backends.get(&slot)

@@ -4,6 +4,7 @@
 
 mod backend;
 mod explain;
+mod explain_quic;
 mod find;
 mod leaving;
 mod list;
@@ -154,6 +155,10 @@ impl Registry {
         outcome.writes.push(registry.settings_write());
         registry.settle(now, &mut outcome);
         registry.keep_leaving(left, &mut outcome);
+        for service in registry.services.values() {
+            let backends = registry.backends.values().filter(|backend| backend.service == service.id);
+            outcome.writes.push(service.quic_write(backends));
+        }
         // Last: nothing finds its way into the tables before they are complete.
         outcome.writes.push(registry.endpoints_write());
         let checked = registry.backends.values().filter(|backend| backend.server == Server::Elsewhere);

@@ -1,12 +1,13 @@
 //! One service: its Maglev table and what it may promise, both following from its backends.
 
 use super::backend::Backend;
-use crate::config::{self, Affinity, Anchor, Balance, OnUnavailable, Place, Protocol};
+use crate::config::{self, Affinity, Anchor, Balance, OnUnavailable, Place, Protocol, QuicConfig};
 use crate::datapath::{Clock, MapWrite};
 use lb_common::addr::Be16;
 use lb_common::backend::State;
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
 use lb_common::maglev::{self, Candidate};
+use lb_common::quic_lb;
 use lb_common::service::{self as map, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
 use std::net::SocketAddr;
 
@@ -111,6 +112,7 @@ impl Service {
             Affinity::Signed(_) => map::Affinity::Signed,
             Affinity::Hashed(_) => map::Affinity::Hashed,
             Affinity::Learned { .. } => map::Affinity::Learned,
+            Affinity::Quic(_) => map::Affinity::Quic,
             Affinity::Source => map::Affinity::Source,
             Affinity::None => map::Affinity::None,
         } as u8;
@@ -125,6 +127,21 @@ impl Service {
             assert!(fits, "the configuration's check allows no name or marker that is too long");
         }
         entry
+    }
+
+    /// How its connection ids are read, and whom they name: for every service, so that nothing stays of what another
+    /// configuration had.
+    pub(super) fn quic_write<'a>(&self, backends: impl Iterator<Item = &'a Backend>) -> MapWrite {
+        let configs = match &self.affinity {
+            Affinity::Quic(configs) => configs.iter().map(QuicConfig::to_map).collect(),
+            _ => Ok(Vec::new()),
+        };
+        let configs = configs.expect("the configuration's check allows no other lengths");
+        let named = |backend: &'a Backend| {
+            let server = |id: &'a Vec<u8>| quic_lb::Server::new(self.id, id);
+            backend.server_ids.iter().filter_map(server).map(|server| (server, backend.slot))
+        };
+        MapWrite::Quic { id: self.id, configs, servers: backends.flat_map(named).collect() }
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {

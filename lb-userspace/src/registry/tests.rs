@@ -1,9 +1,11 @@
+mod quic;
 mod rules;
 
 use super::*;
 use crate::control::{BackendView, ExplainView};
 use lb_common::backend as map;
 use lb_common::counter::Counter;
+use lb_common::quic_lb;
 use lb_common::service as map_service;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
 use lb_common::token::{SessionId, Token, encode};
@@ -42,6 +44,9 @@ const BLOG: u16 = 2;
 const KEY: SipKey = [7, 8];
 const ALL: u8 = PROMISE_SACK | PROMISE_TIMESTAMPS | PROMISE_WINDOW_SCALE;
 
+/// What [`MapWrite::Quic`] says of a service.
+type Quic = (Vec<quic_lb::Config>, Vec<(quic_lb::Server, u16)>);
+
 /// The maps, as the writes leave them.
 #[derive(Default)]
 struct Maps {
@@ -50,6 +55,7 @@ struct Maps {
     tables: HashMap<u16, Vec<u16>>,
     settings: Vec<Settings>,
     endpoints: usize,
+    quic: HashMap<u16, Quic>,
 }
 
 impl Maps {
@@ -58,6 +64,9 @@ impl Maps {
             match write {
                 MapWrite::Settings(settings) => self.settings.push(*settings),
                 MapWrite::Endpoints(endpoints) => self.endpoints = endpoints.len(),
+                MapWrite::Quic { id, configs, servers } => {
+                    self.quic.insert(id, (configs, servers));
+                }
                 MapWrite::Service { id, service, maglev } => {
                     self.services.insert(id, service);
                     self.tables.extend(maglev.map(|table| (id, table)));

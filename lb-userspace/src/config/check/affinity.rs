@@ -10,7 +10,7 @@ use lb_common::token::{TOKEN_LEN, TOKEN_TEXT_LEN};
 use serde_spanned::Spanned;
 use std::time::Duration;
 
-const KINDS: [&str; 5] = ["signed", "hashed", "learned", "source", "none"];
+const KINDS: [&str; 6] = ["signed", "hashed", "learned", "quic", "source", "none"];
 const IN_A_REQUEST: &str = "`cookie`, `header`, `query` or `sni`";
 const IN_A_DATAGRAM: &str = "`offset`, `end` or `marker`";
 
@@ -47,14 +47,12 @@ impl Checker<'_, '_> {
             Some("learned") => Keyed::Learned,
             Some("source") => return self.keyless(&raw, "source", Affinity::Source),
             Some("none") => return self.keyless(&raw, "none", Affinity::None),
+            Some("quic") => {
+                self.keyless(&raw, "quic", Affinity::None);
+                return self.quic(raw, protocol, &span);
+            }
             Some(other) => {
-                let (reason, help) = match other {
-                    "quic" => (
-                        "affinity `quic` is not there yet".to_owned(),
-                        format!("this version has `{}`", KINDS.join("`, `")),
-                    ),
-                    _ => (format!("`{other}` is no affinity rule"), suggest(other, &KINDS)),
-                };
+                let (reason, help) = (format!("`{other}` is no affinity rule"), suggest(other, &KINDS));
                 let span = raw.kind.as_ref().map_or(span, Spanned::span);
                 self.faults.push(span, reason, help);
                 return Affinity::Source;
@@ -103,7 +101,9 @@ impl Checker<'_, '_> {
 
     /// A rule that looks at nothing in the payload.
     fn keyless(&mut self, raw: &RawAffinity, kind: &str, affinity: Affinity) -> Affinity {
-        let names = places(raw).into_iter().chain(companions(raw));
+        let configs =
+            raw.configs.as_ref().filter(|_| kind != "quic").map(|configs| ("configs", configs.span()));
+        let names = places(raw).into_iter().chain(companions(raw)).chain(configs);
         for (name, span) in names {
             let reason = format!("affinity `{kind}` looks at no {name}");
             self.faults.push(span, reason, format!("leave `{name}` away, or use `signed`"));
@@ -139,6 +139,13 @@ impl Checker<'_, '_> {
 
     /// What has a meaning beside some kinds and places only.
     fn companions(&mut self, raw: &RawAffinity, keyed: Keyed, in_datagram: bool) {
+        if let Some(configs) = &raw.configs {
+            self.faults.push(
+                configs.span(),
+                "`configs` has no meaning here",
+                "it belongs to affinity `quic`",
+            );
+        }
         for (name, span) in companions(raw) {
             let (fits, help) = match name {
                 "encoding" => (

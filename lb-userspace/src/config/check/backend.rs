@@ -1,5 +1,6 @@
 //! Backends, and the rule that an address and port belong to one service or backend alone.
 
+use super::quic::Ids;
 use super::{Checker, inner};
 use crate::config::fault::Span;
 use crate::config::raw::RawBackend;
@@ -27,7 +28,7 @@ impl Checker<'_, '_> {
         (service_span, mistyped): (&Span, bool),
         context: &Context<'_>,
         taken: &mut Taken,
-    ) -> Vec<Backend> {
+    ) -> (Vec<Backend>, Vec<Ids>) {
         let raw = inner(raw);
         let service = context.service;
         if raw.is_empty() {
@@ -35,7 +36,7 @@ impl Checker<'_, '_> {
             self.missing(mistyped, service_span.clone(), format!("service `{service}` has no backend"), help);
         }
         let mut names = HashMap::new();
-        let mut backends = Vec::new();
+        let (mut backends, mut all_ids) = (Vec::new(), Vec::new());
         for raw in raw {
             let span = raw.span();
             let raw = raw.into_inner();
@@ -52,20 +53,23 @@ impl Checker<'_, '_> {
                     if !managed {
                         let reason = format!("backend `{name}` has no `addr`");
                         let help = "write addr = \"192.0.2.10:8080\", or managed = true for lbd to run it";
-                        self.missing(raw.mistyped, span, reason, help);
+                        self.missing(raw.mistyped, span.clone(), reason, help);
                     }
                     None
                 }
             };
             let weight = self.number(raw.weight, "weight", 0..=256, 1);
-            backends.push(Backend { name, managed, addr, weight });
+            let ids = self.server_ids(raw.server_id);
+            let server_ids = ids.iter().map(|(id, _)| id.clone()).collect();
+            all_ids.push(Ids { backend: name.clone(), managed, span, ids });
+            backends.push(Backend { name, managed, addr, weight, server_ids });
         }
         if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
             let reason =
                 format!("every backend of service `{service}` has weight 0: none takes new sessions");
             self.faults.push(service_span.clone(), reason, "give one of them a weight from 1 to 256");
         }
-        backends
+        (backends, all_ids)
     }
 
     fn backend_addr(

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backend;
+mod quic;
 mod scalar;
 mod service;
 mod store;

@@ -102,7 +102,8 @@ fn tcp_and_udp_may_share_an_address_and_port() {
 #[test]
 fn the_rules_of_the_example_are_right() {
     let examples = EXAMPLE.lines().filter_map(|line| line.strip_prefix("# affinity = "));
-    let examples: Vec<_> = examples.collect();
+    // That of QUIC has a test of its own: its backends need more.
+    let examples: Vec<_> = examples.filter(|rule| !rule.contains("quic")).collect();
     assert_eq!(examples.len(), 7);
     for rule in examples {
         let udp = ["offset", "end", "marker"].iter().any(|place| rule.contains(place));
@@ -120,15 +121,6 @@ fn what_cannot_be_is_told_with_what_to_do() {
     const TCP: &str = "affinity = ";
     const UDP: &str = "protocol = \"udp\"; affinity = ";
     let rows: &[(&str, &str, Told<'_>)] = &[
-        (
-            TCP,
-            "{ kind = \"quic\" }",
-            &[(
-                21,
-                "affinity `quic` is not there yet",
-                "this version has `signed`, `hashed`, `learned`, `source`, `none`",
-            )],
-        ),
         (
             TCP,
             "{ cookie = \"a\", header = \"b\" }",
