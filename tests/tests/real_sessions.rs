@@ -3,29 +3,33 @@
 
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
-use tests::real::visit::{Program, answer, curl, homes, url};
+use tests::real::visit::{Jar, Program, answer, curl, homes, url};
 use tests::real::{App, Scene};
 
 #[test]
 fn php_finds_its_sessions() -> Result<()> {
-    sessions_of(App::Php)
+    sessions_of(App::Php, |scene| large_requests_arrive(scene))
 }
 
 #[test]
 fn express_finds_its_sessions() -> Result<()> {
-    sessions_of(App::Express)
+    sessions_of(App::Express, |scene| {
+        servers_drain(scene).context("a server drains")?;
+        who_lost_its_server_stays_where_it_went(scene).context("a server is lost")
+    })
 }
 
 #[test]
 fn django_finds_its_sessions() -> Result<()> {
-    sessions_of(App::Django)
+    sessions_of(App::Django, |_| Ok(()))
 }
 
-fn sessions_of(app: App) -> Result<()> {
+fn sessions_of(app: App, further: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     Scene::run(app, |scene| {
         everybody_is_at_home(scene).context("sessions that go on")?;
         ids_may_change(scene).context("sessions that change their ids")?;
-        sessions_begin_and_end(scene).context("sessions that begin late, and end")
+        sessions_begin_and_end(scene).context("sessions that begin late, and end")?;
+        further(scene)
     })
 }
 
@@ -68,6 +72,72 @@ fn sessions_begin_and_end(scene: &Scene) -> Result<()> {
     }
     ensure!(count("unknown_key")? == VISITORS, "{} of {VISITORS} are strangers", count("unknown_key")?);
     ensure!(count("affinity_hit")? == hits, "an ended session has a home");
+    Ok(())
+}
+
+/// A body of many segments, and a head of two with the cookie in its second one.
+fn large_requests_arrive(scene: &Scene) -> Result<()> {
+    const BODY: usize = 900_000;
+    let body = tempfile::NamedTempFile::new()?;
+    std::fs::write(body.path(), vec![b'x'; BODY])?;
+    let data = format!("@{}", body.path().display());
+    let large = "y".repeat(1800);
+    let upload = ["-H", "Content-Type: application/octet-stream", "--data-binary", &data];
+    for _ in 0..4 {
+        let jar = Jar::new(scene)?;
+        let (home, _) = jar.visit("/count")?;
+        ensure!(jar.visit_with("/upload", &upload)? == (home.clone(), BODY.to_string()));
+        ensure!(jar.visit_with("/count", &["--user-agent", &large])? == (home.clone(), "3".to_owned()));
+        ensure!(jar.visit("/count")? == (home, "4".to_owned()));
+    }
+    let awaited = scene.lbd.counter("head_awaited")?;
+    ensure!(awaited >= 4, "of 4 heads, {awaited} went on in a second segment");
+    Ok(())
+}
+
+/// Clients that came once, and their homes.
+fn settled(scene: &Scene, clients: usize) -> Result<Vec<(Jar<'_>, String)>> {
+    let settle = |_| {
+        let jar = Jar::new(scene)?;
+        let (home, count) = jar.visit("/count")?;
+        ensure!(count == "1", "a new session was here {count} times");
+        Ok((jar, home))
+    };
+    (0..clients).map(settle).collect()
+}
+
+fn servers_drain(scene: &Scene) -> Result<()> {
+    let old = settled(scene, 12)?;
+    scene.lbd.ctl(&["backend", "drain", "b1"])?;
+    for (jar, home) in &old {
+        ensure!(jar.visit("/count")? == (home.clone(), "2".to_owned()), "{home} has lost its session");
+    }
+    ensure!(settled(scene, 12)?.iter().all(|(_, home)| home != "b1"), "b1 drains, and got a new session");
+    scene.lbd.ctl(&["backend", "ready", "b1"])?;
+    scene.await_state("b1", "ready")
+}
+
+/// Sessions in the memory of a process end with it; who then has a new one elsewhere has no reason to come back.
+fn who_lost_its_server_stays_where_it_went(scene: &mut Scene) -> Result<()> {
+    let mut instances = std::mem::take(&mut scene.instances);
+    let scene = &*scene;
+    let clients = settled(scene, 16)?;
+    instances[0].kill()?;
+    let mut moved = Vec::new();
+    for (jar, before) in &clients {
+        let (home, count) = jar.visit("/count")?;
+        if before == "b0" {
+            ensure!(home != "b0" && count == "1", "from nowhere: {count} at {home}");
+        } else {
+            ensure!(home == *before && count == "2", "{before} became {home} with {count}");
+        }
+        moved.push((jar, home, count.parse::<usize>()?));
+    }
+    instances[0].resume()?;
+    scene.await_state("b0", "ready")?;
+    for (jar, home, count) in &moved {
+        ensure!(jar.visit("/count")? == (home.clone(), (count + 1).to_string()), "{home} was left");
+    }
     Ok(())
 }
 

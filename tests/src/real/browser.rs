@@ -2,6 +2,7 @@
 //! are JSON, each with a zero byte behind it.
 
 use super::{family, tools, visit};
+use crate::balancer::dial;
 use crate::client::WATCHDOG;
 use crate::netns::Process;
 use crate::topology::Topology;
@@ -40,6 +41,8 @@ impl Browser {
             .args(["--disable-dev-shm-usage", "--no-first-run", "--no-proxy-server", "--disable-quic"])
             // It is alone with the service: what it asks of the wide world would only fail.
             .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+            .arg(format!("--host-resolver-rules=MAP *.test {}", dial().ip()))
+            .arg("--ignore-certificate-errors")
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .env("HOME", profile.path())
             .stdin(Stdio::piped())
@@ -80,9 +83,14 @@ impl Browser {
 
     /// Goes to a page of the service and waits until it is there.
     pub fn visit(&mut self, path: &str) -> Result<()> {
+        self.go(&visit::url(path))
+    }
+
+    /// The same with a whole URL. All names that end in `.test` are the service's.
+    pub fn go(&mut self, url: &str) -> Result<()> {
         self.loading(|browser| {
-            let went = browser.order("Page.navigate", json!({ "url": visit::url(path) }))?;
-            ensure!(went.get("errorText").is_none(), "going to {path}: {}", went["errorText"]);
+            let went = browser.order("Page.navigate", json!({ "url": url }))?;
+            ensure!(went.get("errorText").is_none(), "going to {url}: {}", went["errorText"]);
             Ok(())
         })
     }
@@ -101,6 +109,11 @@ impl Browser {
     pub fn text(&mut self, id: &str) -> Result<Option<String>> {
         let value = self.script(&format!("document.getElementById({})?.textContent", json!(id)))?;
         Ok(value.as_str().map(str::to_owned))
+    }
+
+    /// All the text of the page.
+    pub fn page(&mut self) -> Result<String> {
+        Ok(self.script("document.body.textContent")?.as_str().context("a page is text")?.to_owned())
     }
 
     /// The page's title.

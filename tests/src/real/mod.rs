@@ -42,6 +42,8 @@ pub enum App {
     Django,
     /// nginx alone, which gives each visitor an id and keeps nothing. It answers its name and the id.
     Nginx,
+    /// nginx that speaks TLS and answers its name and the one that it was called by.
+    Tls,
     /// OpenSSH's server, each with a host key of its own.
     Sshd,
     /// aiosmtpd, which puts mail into a maildir.
@@ -57,17 +59,20 @@ impl App {
             Self::Express => learned("connect.sid"),
             Self::Django => learned("sessionid"),
             Self::Nginx => learned("uid"),
+            Self::Tls => "{ kind = \"hashed\", sni = true }".to_owned(),
             Self::Sshd => "{ kind = \"source\" }".to_owned(),
             Self::Smtp => "{ kind = \"none\" }".to_owned(),
         }
     }
 
-    /// What a server that speaks first begins with.
-    fn greeting(self) -> Option<&'static str> {
+    /// What it begins with when it is well: unasked, or when it is asked for `/plain`.
+    fn begins(self) -> &'static str {
         match self {
-            Self::Sshd => Some("SSH-2.0-"),
-            Self::Smtp => Some("220 "),
-            Self::Php | Self::Express | Self::Django | Self::Nginx => None,
+            Self::Sshd => "SSH-2.0-",
+            Self::Smtp => "220 ",
+            // It says that it wants to be asked by TLS.
+            Self::Tls => "HTTP/1.1 400",
+            Self::Php | Self::Express | Self::Django | Self::Nginx => "HTTP/1.1 200",
         }
     }
 
@@ -77,6 +82,7 @@ impl App {
             Self::Express => Ok(vec![express::command(place)?]),
             Self::Django => Ok(vec![django::command(place)?]),
             Self::Nginx => Ok(vec![nginx::naming_visitors(place)?]),
+            Self::Tls => Ok(vec![nginx::with_tls(place)?]),
             Self::Sshd => Ok(vec![sshd::command(place)?]),
             Self::Smtp => Ok(vec![smtp::command(place)?]),
         }
@@ -132,10 +138,7 @@ impl Instance {
                     bail!("{:?} ended with {status}", self.app);
                 }
             }
-            Ok(match self.app.greeting() {
-                Some(greeting) => self.greets(greeting).unwrap_or(false),
-                None => self.get("/plain", "").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")),
-            })
+            Ok(self.is_well().unwrap_or(false))
         })
         .with_context(|| self.log())
     }
@@ -158,10 +161,14 @@ impl Instance {
         Ok(stream)
     }
 
-    fn greets(&self, greeting: &str) -> Result<bool> {
-        let mut begin = vec![0; greeting.len()];
-        self.connect()?.read_exact(&mut begin)?;
-        Ok(begin == greeting.as_bytes())
+    fn is_well(&self) -> Result<bool> {
+        let mut stream = self.connect()?;
+        if !matches!(self.app, App::Sshd | App::Smtp) {
+            write!(stream, "GET /plain HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+        }
+        let mut begins = vec![0; self.app.begins().len()];
+        stream.read_exact(&mut begins)?;
+        Ok(begins == self.app.begins().as_bytes())
     }
 
     /// Asks it past the balancer, with further header lines, each ending in CRLF; the whole answer.

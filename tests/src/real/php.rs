@@ -18,10 +18,11 @@ pub(super) fn commands(place: &Place) -> Result<Vec<Command>> {
          fastcgi_param SCRIPT_FILENAME {}; fastcgi_param LB_SERVER {};\n\
          fastcgi_param REQUEST_METHOD $request_method; fastcgi_param REQUEST_URI $request_uri;\n\
          fastcgi_param QUERY_STRING $query_string; fastcgi_param REMOTE_ADDR $remote_addr;\n\
+         fastcgi_param CONTENT_TYPE $content_type; fastcgi_param CONTENT_LENGTH $content_length;\n\
          fastcgi_param REDIRECT_STATUS 200; }}",
         socket.display(),
         tools::fixture("php/index.php").display(),
         place.name
     );
-    Ok(vec![php, nginx::command(place, &server)?])
+    Ok(vec![php, nginx::command(place, "", &server)?])
 }

@@ -31,7 +31,10 @@ impl Scene {
     /// So many clients at once, each of which visits `path` so many times.
     pub fn visit(&self, program: Program, path: &str, clients: usize, visits: usize) -> Result<Vec<Walk>> {
         let walks = match program {
-            Program::Curl => each(clients, || with_curl(&self.town, path, visits)),
+            Program::Curl => each(clients, || {
+                let jar = Jar::new(self)?;
+                (0..visits).map(|_| jar.visit(path)).collect()
+            }),
             Program::Wget => each(clients, || with_wget(&self.town, path, visits)),
             Program::Python => script(python(&self.town, path)?, clients, visits, &[]),
             Program::PythonKeepingAlive => script(python(&self.town, path)?, clients, visits, &["keep"]),
@@ -76,11 +79,29 @@ fn each(clients: usize, walk: impl Fn() -> Result<Walk> + Sync) -> Result<Vec<Wa
     })
 }
 
-fn with_curl(town: &Topology, path: &str, visits: usize) -> Result<Walk> {
-    let file = tempfile::NamedTempFile::new()?;
-    let jar = file.path().to_str().context("a temporary file has a plain name")?;
-    let visit = |_| answer(&curl(town, &["--cookie", jar, "--cookie-jar", jar, &url(path)])?);
-    (0..visits).map(visit).collect()
+/// curl with a cookie jar, and a connection for each visit.
+pub struct Jar<'a> {
+    town: &'a Topology,
+    file: tempfile::NamedTempFile,
+}
+
+impl<'a> Jar<'a> {
+    pub fn new(scene: &'a Scene) -> Result<Self> {
+        Ok(Self { town: &scene.town, file: tempfile::NamedTempFile::new()? })
+    }
+
+    /// The two words that are answered.
+    pub fn visit(&self, path: &str) -> Result<(String, String)> {
+        self.visit_with(path, &[])
+    }
+
+    /// The same with further arguments for curl.
+    pub fn visit_with(&self, path: &str, more: &[&str]) -> Result<(String, String)> {
+        let jar = self.file.path().to_str().context("a temporary file has a plain name")?;
+        let url = url(path);
+        let args = [&["--cookie", jar, "--cookie-jar", jar, url.as_str()], more].concat();
+        answer(&curl(self.town, &args)?)
+    }
 }
 
 fn with_wget(town: &Topology, path: &str, visits: usize) -> Result<Walk> {

@@ -7,12 +7,13 @@ use crate::toolchain::{Compiler, Toolchain};
 
 /// Commands that verbs run, the Debian package of each, and who needs it. `python3 -m X` asks whether Python has that
 /// module.
-pub(crate) const COMMANDS: [(&str, &str, Need); 14] = [
+pub(crate) const COMMANDS: [(&str, &str, Need); 15] = [
     ("ip", "iproute2", Need::Run),
     ("ethtool", "ethtool", Need::Run),
     ("curl", "curl", Need::Run),
     ("nginx", "nginx-light", Need::Peers),
     ("redis-server", "redis-server", Need::Peers),
+    ("openssl", "openssl", Need::Peers),
     ("php-cgi", "php-cgi", Need::Peers),
     ("node", "nodejs", Need::Peers),
     ("npm", "npm", Need::Peers),

@@ -84,6 +84,7 @@ fn each_machine_gets_just_what_it_lacks() {
             "curl",
             "nginx-light",
             "redis-server",
+            "openssl",
             "php-cgi",
             "nodejs",
             "npm",
