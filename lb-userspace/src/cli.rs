@@ -1,5 +1,5 @@
 //! lbctl: each noun turns its verbs into a [`Request`], and the answer into text. Opens nothing but the control socket,
-//! unless it is told to work on a store that no lbd has open.
+//! unless it is told to work on a store that no lbd has open, or to be a client itself.
 
 mod backend;
 mod explain;
@@ -13,6 +13,8 @@ mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trace;
+mod udp_ping;
 
 use crate::control::client::ask;
 use crate::control::{Request, Response};
@@ -66,6 +68,10 @@ enum Noun {
     Stats(stats::Args),
     /// Tell where a request with a token would go, why, and which counters it would bump
     Explain(explain::Args),
+    /// Print steering decisions as they are made: flow, what was found of its key, and the backend
+    Trace(trace::Args),
+    /// Ask the session servers of a UDP service again and again, as one client; needs no lbd
+    UdpPing(udp_ping::Args),
     /// The store as a whole: verify it, take everything out, put it into another one
     #[command(subcommand)]
     Store(store::Verb),
@@ -80,6 +86,13 @@ struct Said {
     out: String,
     err: String,
     code: u8,
+}
+
+impl Said {
+    /// All has been said.
+    fn nothing(code: u8) -> Self {
+        Self { out: String::new(), err: String::new(), code }
+    }
 }
 
 /// Runs lbctl with the arguments of this process.
@@ -100,19 +113,16 @@ pub async fn run() -> ExitCode {
 }
 
 async fn execute(cli: &Cli) -> Said {
-    let request = match request(&cli.noun) {
-        Ok(request) => request,
-        Err(verb) => return store::run(verb, &cli.socket, cli.json).await,
-    };
+    let Some(request) = request(&cli.noun) else { return converse(cli).await };
     match ask(&cli.socket, &request).await {
         Ok(response) => say(cli, &response),
         Err(error) => Said { out: String::new(), err: format!("lbctl: {error}\n"), code: UNREACHABLE },
     }
 }
 
-/// What to ask lbd for; the other way round for a verb that asks many things.
-fn request(noun: &Noun) -> Result<Request, &store::Verb> {
-    Ok(match noun {
+/// The one thing to ask lbd for, if it is one.
+fn request(noun: &Noun) -> Option<Request> {
+    Some(match noun {
         Noun::Status => Request::Status {},
         Noun::Service(verb) => verb.request(),
         Noun::Backend(verb) => verb.request(),
@@ -121,8 +131,18 @@ fn request(noun: &Noun) -> Result<Request, &store::Verb> {
         Noun::Stats(args) => args.request(),
         Noun::Explain(args) => args.request(),
         Noun::Keys(verb) => verb.request(),
-        Noun::Store(verb) => return Err(verb),
+        Noun::Store(_) | Noun::Trace(_) | Noun::UdpPing(_) => return None,
     })
+}
+
+/// What asks many things, or others than lbd; most of it speaks while it does.
+async fn converse(cli: &Cli) -> Said {
+    match &cli.noun {
+        Noun::Store(verb) => store::run(verb, &cli.socket, cli.json).await,
+        Noun::Trace(args) => Said::nothing(trace::run(args, &cli.socket, cli.json).await),
+        Noun::UdpPing(args) => Said::nothing(udp_ping::run(args, cli.json).await),
+        _ => unreachable!("everything else is one request"),
+    }
 }
 
 fn say(cli: &Cli, response: &Response) -> Said {
@@ -152,7 +172,8 @@ fn say(cli: &Cli, response: &Response) -> Said {
         Response::Store(_)
         | Response::StoreChecked(_)
         | Response::StoreExported(_)
-        | Response::StoreImported(_) => {
+        | Response::StoreImported(_)
+        | Response::Traced(_) => {
             let err = "lbctl: lbd answered something else than it was asked\n".to_owned();
             return Said { out: String::new(), err, code: REFUSED };
         }

@@ -11,6 +11,7 @@ mod object;
 mod servers;
 mod sessions;
 mod start;
+mod trace;
 
 pub use detach::detach;
 pub use event::Event;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use trace::Trace;
 
 /// How long lbctl is kept waiting for a server's restart.
 const RESTART_PATIENCE: Duration = Duration::from_secs(30);
@@ -85,6 +87,8 @@ struct Daemon {
     /// Since when nothing lives at a backend that is leaving.
     deserted: BTreeMap<u16, Instant>,
     waiting: Vec<Waiting>,
+    /// Who listens to steering decisions.
+    trace: Trace,
     sources: Sources,
     epochs: mpsc::UnboundedSender<Event>,
     /// Hears of epochs that others gave out.
@@ -143,6 +147,7 @@ impl Daemon {
                 self.apply(Change::Announced { slot, epoch })?;
             }
             Event::Call(call) => self.answer(call)?,
+            Event::ListenerLeft(id) => self.stop_listening(id)?,
             Event::Tick => {
                 let expired = self.datapath.expire(self.expire_budget());
                 if expired.total() > 0 {
@@ -154,6 +159,7 @@ impl Daemon {
                 if forgotten > 0 {
                     tracing::debug!(forgotten, "learned sessions expired");
                 }
+                self.heed_losses()?;
             }
             Event::Clock => {
                 if let Err(error) = self.datapath.refresh_clock() {
@@ -342,6 +348,9 @@ impl Daemon {
     async fn stop(mut self) {
         // From here on lbctl is told that nobody answers.
         self.control.abort();
+        if let Err(error) = self.end_trace() {
+            tracing::warn!(error = %chain(&error), "the programs go on to tell decisions");
+        }
         if let Err(error) = self.apply(Change::Stopping) {
             tracing::error!(error = %chain(&error), "managed servers stay in the tables");
         }

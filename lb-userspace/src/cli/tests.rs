@@ -146,6 +146,7 @@ fn answer(request: &Request) -> Response {
         Request::SessionEnd { session, .. } => Response::Done { message: format!("session {session} ended") },
         Request::KeysPrepare {} => Response::Done { message: "prepared".into() },
         Request::KeysReload {} => Response::Done { message: "reloaded".into() },
+        Request::Trace { .. } => unreachable!("nobody listens here"),
         Request::Store { .. } => Response::Refused(Refused::new("the store is away")),
         Request::KeysRotate {} => Response::Done { message: "key 3 signs new tokens; 2 keys verify".into() },
     }

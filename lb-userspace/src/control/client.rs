@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,14 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`]; that lbd refused is an answer, not an error.
 pub async fn ask(path: &Path, request: &Request) -> Result<Response, ClientError> {
+    Ok(follow(path, request).await?.0)
+}
+
+/// Asks the lbd at `path` for what it answers again and again: the first answer, and where the others come from.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn follow(path: &Path, request: &Request) -> Result<(Response, Answers), ClientError> {
     let path = path.to_owned();
     let stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
@@ -40,15 +49,39 @@ pub async fn ask(path: &Path, request: &Request) -> Result<Response, ClientError
             });
         }
     };
-    let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::new(reader);
-    let gone = |source| match source {
-        WireError::Io(_) | WireError::Truncated => ClientError::Gone { path: path.clone() },
-        source => ClientError::Wire { path: path.clone(), source },
-    };
-    wire::write(&mut writer, request).await.map_err(gone)?;
-    match wire::read(&mut reader, MAX_ANSWER).await.map_err(gone)? {
-        Some(response) => Ok(response),
-        None => Err(ClientError::Gone { path: path.clone() }),
+    let (reader, writer) = stream.into_split();
+    let mut answers = Answers { path, reader: BufReader::new(reader), writer };
+    wire::write(&mut answers.writer, request).await.map_err(|source| answers.gone(source))?;
+    let first = answers.next().await?;
+    Ok((first, answers))
+}
+
+/// What lbd says on one connection.
+#[derive(Debug)]
+pub struct Answers {
+    path: PathBuf,
+    reader: BufReader<OwnedReadHalf>,
+    /// As long as it is open, lbd goes on.
+    writer: OwnedWriteHalf,
+}
+
+impl Answers {
+    /// The next answer. Not to be asked again when it was dropped before it came.
+    ///
+    /// # Errors
+    /// As [`ask`].
+    pub async fn next(&mut self) -> Result<Response, ClientError> {
+        match wire::read(&mut self.reader, MAX_ANSWER).await.map_err(|source| self.gone(source))? {
+            Some(response) => Ok(response),
+            None => Err(ClientError::Gone { path: self.path.clone() }),
+        }
+    }
+
+    fn gone(&self, source: WireError) -> ClientError {
+        let path = self.path.clone();
+        match source {
+            WireError::Io(_) | WireError::Truncated => ClientError::Gone { path },
+            source => ClientError::Wire { path, source },
+        }
     }
 }

@@ -9,8 +9,8 @@ mod view;
 mod wire;
 
 pub use view::{
-    BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView, LearnedView,
-    ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView,
+    BackendView, CounterView, DecisionView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
+    LearnedView, ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView, TraceView,
 };
 pub use wire::{MAX_LINE, VERSION, WireError};
 
@@ -18,6 +18,7 @@ use crate::session::Given;
 use crate::session::store::archive::{Checked, Exported, Import, Imported};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::IpAddr;
 
 /// What lbctl can ask for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -83,6 +84,11 @@ pub enum Request {
     KeysPrepare {},
     /// Reads the key file again.
     KeysReload {},
+    /// Wants to be told of steering decisions from the answer on, until the connection ends.
+    Trace {
+        service: Option<String>,
+        client: Option<IpAddr>,
+    },
     /// Goes through the whole store, or fills it, step by step.
     Store {
         step: StoreRequest,
@@ -124,6 +130,7 @@ pub enum Response {
     Flows(FlowsView),
     Stats(StatsView),
     Explain(Box<ExplainView>),
+    Traced(TraceView),
     Store(Box<StoreView>),
     StoreChecked(Checked),
     StoreExported(Exported),

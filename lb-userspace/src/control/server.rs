@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::BufReader;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 pub struct Call {
     pub request: Request,
     pub reply: oneshot::Sender<Response>,
+    /// For a request that is answered again and again: where everything behind the first answer goes, until it is closed.
+    pub follow: Option<mpsc::Sender<Response>>,
 }
 
 /// How long a connection may be silent.
@@ -23,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connections at the same time; more wait.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Messages that one who follows may be behind.
+const MAX_BEHIND: usize = 256;
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -120,11 +125,38 @@ async fn converse(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> Res
             }
         };
         let (reply, answer) = oneshot::channel();
-        let asked = calls.send(Call { request, reply }).is_ok();
+        let (follow, following) = match &request {
+            Request::Trace { .. } => Some(mpsc::channel(MAX_BEHIND)).unzip(),
+            _ => (None, None),
+        };
+        let asked = calls.send(Call { request, reply, follow }).is_ok();
         let response = match answer.await {
             Ok(response) if asked => response,
             _ => Response::Refused(Refused::new("lbd is stopping")),
         };
         wire::write(&mut writer, &response).await?;
+        if let Some(following) = following
+            && !matches!(response, Response::Refused(_))
+        {
+            return relay(&mut reader, &mut writer, following).await;
+        }
+    }
+}
+
+/// Writes whatever comes, until nothing more comes or the peer leaves.
+async fn relay(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut messages: mpsc::Receiver<Response>,
+) -> Result<(), WireError> {
+    loop {
+        tokio::select! {
+            message = messages.recv() => match message {
+                Some(message) => wire::write(writer, &message).await?,
+                None => return Ok(()),
+            },
+            // It has nothing more to say: this is its end.
+            _ = reader.fill_buf() => return Ok(()),
+        }
     }
 }

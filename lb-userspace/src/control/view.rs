@@ -182,3 +182,27 @@ pub struct ExplainView {
     /// The counters that would grow.
     pub counters: Vec<String>,
 }
+
+/// Steering decisions, in the order in which they were made.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TraceView {
+    pub decisions: Vec<DecisionView>,
+    /// How many were lost since the trace began.
+    pub lost: u64,
+}
+
+/// One steering decision.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// Microseconds since 1970.
+    pub at_unix_us: u64,
+    pub service: String,
+    /// Address and port.
+    pub client: String,
+    /// What was found where the service's key may stand: `valid`, `invalid`, `absent`, `hashed`, ...
+    pub key: String,
+    /// The backend that was chosen, if there was one.
+    pub backend: Option<String>,
+    /// The counter that says why.
+    pub reason: String,
+}

@@ -118,6 +118,7 @@ mod tests {
             Request::Stats { service: None },
             Request::Explain { token: "t".into(), service: None },
             Request::SessionEnd { session: "t".into(), service: Some("s".into()) },
+            Request::Trace { service: Some("shop".into()), client: Some([192, 0, 2, 7].into()) },
             Request::KeysRotate {},
             Request::KeysPrepare {},
             Request::KeysReload {},

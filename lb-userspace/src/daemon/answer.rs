@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 impl Daemon {
     /// Answers now, or has the answer sent when it is known.
     pub(super) fn answer(&mut self, call: Call) -> anyhow::Result<()> {
-        let Call { request, reply } = call;
+        let Call { request, reply, follow } = call;
         let now = Instant::now();
         let answered = match request {
             Request::Status {} => {
@@ -42,6 +42,9 @@ impl Daemon {
             Request::SessionList { service, backend, limit } => self
                 .list_learned(service.as_deref(), backend.as_deref(), limit)
                 .map(Response::LearnedSessions),
+            Request::Trace { service, client } => {
+                return Ok(self.listen(service.as_deref(), client, reply, follow)?);
+            }
             Request::BackendForget { service, backend } => {
                 self.forget_backend(service, backend, reply);
                 return Ok(());

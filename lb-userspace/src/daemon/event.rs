@@ -25,6 +25,8 @@ pub enum Event {
     Announced { slot: u16, epoch: u32 },
     /// lbctl wants something.
     Call(Call),
+    /// A listener to steering decisions has left.
+    ListenerLeft(u64),
     /// Time to look for flows that have expired, and for askers who have waited long enough.
     Tick,
     /// Time to set the programs' clock.
@@ -49,7 +51,7 @@ pub(super) struct Reports {
     pub(super) health: UnboundedSender<HealthEvent>,
     pub(super) next_hops: UnboundedSender<NextHopEvent>,
     pub(super) calls: UnboundedSender<Call>,
-    /// Answers of the database.
+    /// Answers of the database, and what else its own tasks tell lbd.
     pub(super) epochs: UnboundedSender<Event>,
 }
 

@@ -3,6 +3,7 @@
 
 use super::event::Sources;
 use super::servers::SessionServers;
+use super::trace::Trace;
 use super::{Daemon, Known, Options, epochs, object};
 use crate::config::{self, Config, Managed, Protocol};
 use crate::control::server::ControlSocket;
@@ -48,7 +49,7 @@ impl Daemon {
         let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
         tracing::info!(store = store.state().place, "store opened");
 
-        let datapath = Datapath::open(&DatapathOptions {
+        let mut datapath = Datapath::open(&DatapathOptions {
             object,
             run_dir: config.lbd.run_dir.clone(),
             limits: config.limits,
@@ -69,6 +70,8 @@ impl Daemon {
         let session_servers = SessionServers::new(&config, store.clone(), keys.clone(), peers.clone());
         let known = known(&config, &ids);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
+        let decisions = datapath.decisions()?.context("nobody has taken the decisions yet")?;
+        let trace = Trace::spawn(decisions, &registry, reports.epochs.clone());
         let (pause, slice) = SWEEP;
         let sweeper = store::sweep_forever(store.clone(), Arc::new(unix_millis), pause, slice);
         let mut daemon = Self {
@@ -87,6 +90,7 @@ impl Daemon {
             links: BTreeMap::new(),
             deserted: BTreeMap::new(),
             waiting: Vec::new(),
+            trace,
             sources,
             announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),
             epochs: reports.epochs,

@@ -3,7 +3,7 @@
 use super::error::DatapathError;
 use super::maps::Maps;
 use aya::maps::{MapData, PerCpuArray};
-use lb_common::counter::{BackendCounters, COUNTERS, ServiceCounters};
+use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 
 /// What the programs counted.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +25,13 @@ pub(super) fn read(maps: &Maps) -> Result<Counters, DatapathError> {
         services: services.iter().map(|row| std::array::from_fn(|i| row[i])).collect(),
         backends: backends.into_iter().map(bytemuck::cast).collect(),
     })
+}
+
+/// One counter of every service, by id.
+pub(super) fn of_services(maps: &Maps, counter: Counter) -> Result<Vec<u64>, DatapathError> {
+    let rows =
+        sums(&maps.service_counters, "SERVICE_COUNTERS", |ServiceCounters(row)| [row[counter as usize]])?;
+    Ok(rows.into_iter().map(|[value]| value).collect())
 }
 
 fn sums<V: aya::Pod, const N: usize>(

@@ -4,7 +4,7 @@ use super::error::DatapathError;
 use super::limits::{ENDPOINT_BUCKETS, Limits};
 use super::pins::Pins;
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
@@ -145,6 +145,8 @@ pub(super) struct Maps {
     pub(super) abilities: Array<MapData, Abilities>,
     pub(super) quic_configs: Array<MapData, quic_lb::Config>,
     pub(super) quic_servers: HashMap<MapData, quic_lb::Server, u32>,
+    /// Until somebody reads it.
+    pub(super) trace: Option<RingBuf<MapData>>,
 }
 
 impl Maps {
@@ -164,6 +166,7 @@ impl Maps {
             abilities: take(ebpf, path, "ABILITIES")?,
             quic_configs: take(ebpf, path, "QUIC_CONFIGS")?,
             quic_servers: take(ebpf, path, "QUIC_SERVERS")?,
+            trace: Some(take(ebpf, path, "TRACE")?),
         })
     }
 }

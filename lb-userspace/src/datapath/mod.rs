@@ -16,6 +16,7 @@ mod pins;
 mod quic;
 mod sys;
 mod tables;
+mod trace;
 mod write;
 
 pub use clock::{Clock, ClockError};
@@ -25,11 +26,13 @@ pub use flows::{Expired, Flows};
 pub use homes::Homes;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
+pub use trace::Decisions;
 pub use write::MapWrite;
 
 use crate::net::{Rtnl, check_peer};
 use attach::{Attached, Attacher};
 use lb_common::backend::Abilities;
+use lb_common::counter::Counter;
 use lb_common::hash::FlowSeed;
 use lb_common::home;
 use lb_common::settings::Settings;
@@ -207,6 +210,23 @@ impl Datapath {
     /// A map cannot be read.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         counters::read(&self.loaded.maps)
+    }
+
+    /// The steering decisions that the programs tell while somebody listens; `None` when they were taken before. To be
+    /// called on a tokio runtime.
+    ///
+    /// # Errors
+    /// They cannot be waited for.
+    pub fn decisions(&mut self) -> Result<Option<Decisions>, DatapathError> {
+        self.loaded.maps.trace.take().map(Decisions::new).transpose()
+    }
+
+    /// By service id, how many decisions the programs could not tell.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn trace_lost(&self) -> Result<Vec<u64>, DatapathError> {
+        counters::of_services(&self.loaded.maps, Counter::TraceLost)
     }
 
     /// What the programs found out about a backend's TCP from its SYN-ACKs; `None` when nothing yet.

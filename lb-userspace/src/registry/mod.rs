@@ -17,10 +17,12 @@ use crate::control::{Admin, Refused};
 use crate::datapath::{Clock, Left, MapWrite};
 use crate::net::NextHop;
 use backend::{Backend, Server};
+use lb_common::addr::Addr;
 use lb_common::backend::{Abilities, State};
 use lb_common::hash::SipKey;
 use lb_common::settings::Settings;
 use lb_common::token::MAX_KEYS;
+use lb_common::trace::Decision;
 use service::Service;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -79,8 +81,42 @@ pub enum Change {
     CookieKey { key: SipKey },
     /// Nothing lives any more at a backend that is leaving.
     Deserted { slot: u16 },
+    /// Somebody wants to be told of these steering decisions, or nobody of any.
+    Trace(Option<TraceFilter>),
     /// lbd stops: managed servers take no new flows.
     Stopping,
+}
+
+/// Which steering decisions are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TraceFilter {
+    /// Those of that service, or of all (0)...
+    pub service: u16,
+    /// ...and of that client, or of all (zero).
+    pub client: Addr,
+}
+
+impl TraceFilter {
+    /// What lets through all that one of both lets through.
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            service: if self.service == other.service { self.service } else { 0 },
+            client: if self.client == other.client { self.client } else { Addr::default() },
+        }
+    }
+
+    pub fn wants(&self, decision: &Decision) -> bool {
+        (self.service == 0 || self.service == decision.service)
+            && (self.client == Addr::default() || self.client == decision.client)
+    }
+
+    /// How much of this was lost, given what was by service id.
+    pub fn lost(&self, by_service: &[u64]) -> u64 {
+        match self.service {
+            0 => by_service.iter().sum(),
+            id => by_service.get(usize::from(id)).copied().unwrap_or(0),
+        }
+    }
 }
 
 /// What follows from a change.
@@ -251,6 +287,13 @@ impl Registry {
                 outcome.writes.push(self.settings_write());
             }
             Change::Deserted { slot } => self.leave(slot, &mut outcome),
+            Change::Trace(filter) => {
+                let TraceFilter { service, client } = filter.unwrap_or_default();
+                let settings = &mut self.settings;
+                (settings.trace_service, settings.trace_client) = (service.into(), client);
+                settings.trace = u32::from(filter.is_some());
+                outcome.writes.push(self.settings_write());
+            }
             Change::Stopping => self.stopping = true,
         }
         self.settle(now, &mut outcome);
@@ -280,6 +323,16 @@ impl Registry {
     /// Ids of all services.
     pub fn service_ids(&self) -> impl Iterator<Item = u16> + '_ {
         self.services.keys().copied()
+    }
+
+    /// Names of all services, by id.
+    pub fn service_names(&self) -> BTreeMap<u16, String> {
+        self.services.iter().map(|(id, service)| (*id, service.name.clone())).collect()
+    }
+
+    /// `service/backend` of all backends, by slot.
+    pub fn backend_names(&self) -> BTreeMap<u16, String> {
+        self.backends.iter().map(|(slot, backend)| (*slot, self.full_name(backend))).collect()
     }
 
     /// Name of a service.
