@@ -37,6 +37,10 @@ pub struct Manner {
     pub store: Option<String>,
     /// `affinity` of the service, as TOML.
     pub affinity: Option<String>,
+    /// More lines of the service, as TOML.
+    pub more: Option<String>,
+    /// More lines of `[limits]`.
+    pub limits: Option<String>,
     /// The file of the token keys.
     pub keys: Option<PathBuf>,
     /// A promise that this lbd breaks; it is the one that `cargo xtask torture --fault` builds.
@@ -95,7 +99,7 @@ impl Lbd {
     fn text(&self, town: &Topology, backends: &[Backend<'_>]) -> Result<String> {
         let dir = self.dir.display();
         let interfaces: Vec<String> = town.ports().into_iter().map(|port| port.name).collect();
-        let Manner { store, keys, prefix, affinity, .. } = &self.manner;
+        let Manner { store, keys, prefix, affinity, more, limits, .. } = &self.manner;
         let affinity = affinity.as_deref().unwrap_or("{ kind = \"signed\", cookie = \"lb\" }");
         let store = store.clone().unwrap_or_else(|| format!("\"{dir}/sessions\""));
         let keys = keys.clone().unwrap_or_else(|| self.dir.join("keys.toml"));
@@ -103,13 +107,15 @@ impl Lbd {
         let mut text = format!(
             "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = {store}\n\
              keys = \"{}\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
-             [limits]\nmaglev_size = 251\n\
-             [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {affinity}\n\
+             [limits]\nmaglev_size = 251\n{}\n\
+             [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {affinity}\n{}\n\
              [service.health]\ninterval = \"200ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 2\n",
             keys.display(),
             path_of("lb")?.display(),
+            limits.as_deref().unwrap_or_default(),
             self.service,
             dial(),
+            more.as_deref().unwrap_or_default(),
         );
         for (i, backend) in backends.iter().enumerate() {
             text += &match backend {
@@ -271,8 +277,11 @@ fn collect(value: &Value, found: &mut Vec<Listed>) {
     }
 }
 
-/// A binary of the workspace, beside the test's own, and the verb of xtask that builds it.
-fn program(name: &str, verb: &str) -> Result<String> {
+/// The path of a binary of the workspace, beside the test's own, which that verb of xtask builds.
+///
+/// # Errors
+/// It was not built.
+pub fn program(name: &str, verb: &str) -> Result<String> {
     let own = std::env::current_exe()?;
     let own = own.parent().context("a program lies in a directory")?;
     // Tests run from target/PROFILE/deps, programs from target/PROFILE.
