@@ -1,14 +1,14 @@
 //! What is measured: the frames of each row, the counters that show which path they took, and our aims.
 
-use super::flows::{SLOT, client, first_place};
+use super::flows::{SLOT, client, first_place, free_place};
 use super::report::Aim;
 use super::rig::{BACKENDS, Rig, SERVICE};
-use super::{FLOWS, rig};
+use super::{FLOWS, kinds, rig};
 use crate::balancer::dial;
 use crate::frame::{ACK, Opt, PSH, SYN, Segment};
 use crate::scene::{CLIENT_MAC, CLIENT_SCALE, ISN, LOCAL_MAC, TS, backend, macs};
 use crate::testbed::rule::{DESTINATION, HEADERS, HEADERS_LEN, Image, SOURCE, Undo, WHOLE};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::flow::GROUP;
 use lb_common::syn_cookie::{Agreed, mss_index};
@@ -28,11 +28,11 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn new(name: impl ToString, what: u32, frames: &[Segment], counted: &[Counter]) -> Self {
+    pub(super) fn new(name: impl ToString, what: u32, frames: &[Segment], counted: &[Counter]) -> Self {
         Self::of_bytes(name, what, frames.iter().map(Segment::bytes), counted)
     }
 
-    fn of_bytes(
+    pub(super) fn of_bytes(
         name: impl ToString,
         what: u32,
         frames: impl IntoIterator<Item = Vec<u8>>,
@@ -58,6 +58,7 @@ impl Case {
 pub(super) fn all(rigs: &[Rig]) -> Result<Vec<Case>> {
     let mut cases = vec![arp(), not_ours(), syn()];
     cases.extend(handshakes(&rigs[0])?);
+    cases.extend(kinds::all(&rigs[0])?);
     for (direction, client_is) in [(from_client as fn(&str) -> Case, SOURCE), (from_backend, DESTINATION)] {
         for (rig, flows) in ["1 flow", "16k flows", "1M flows"].into_iter().enumerate() {
             cases.push(Case { aim: EXPECTED[rig], ..direction(flows).clients(rig, client_is) });
@@ -95,10 +96,15 @@ fn syn() -> Case {
 }
 
 /// A segment of a client that has our SYN-ACK and acknowledges nothing more.
-fn second(rig: &Rig, client: SocketAddrV4, payload: &[u8]) -> Segment {
+pub(super) fn second(
+    rig: &Rig,
+    (vip, service): (SocketAddrV4, u16),
+    client: SocketAddrV4,
+    payload: &[u8],
+) -> Segment {
     let agreed = Agreed { mss_index: mss_index(1460), window_scale: CLIENT_SCALE, sack: true };
-    let cookie = rig.setup.cookie(client, SERVICE, ISN, agreed);
-    Segment::new(client, dial())
+    let cookie = rig.setup.cookie(client, service, ISN, agreed);
+    Segment::new(client, vip)
         .macs(CLIENT_MAC, LOCAL_MAC)
         .seq(ISN.wrapping_add(1))
         .ack(cookie.wrapping_add(1))
@@ -114,8 +120,12 @@ fn handshakes(rig: &Rig) -> Result<Vec<Case>> {
     let new = |n: u32| client(1_000_000 + n);
     let here = rig.setup.token(SLOT, 1);
     let gone = rig.setup.token(BACKENDS - 1, 2);
-    let mut cases =
-        vec![Case::new("handshake ACK absorbed", WHOLE, &[second(rig, new(0), b"")], &[HandshakeAck])];
+    let mut cases = vec![Case::new(
+        "handshake ACK absorbed",
+        WHOLE,
+        &[second(rig, (dial(), SERVICE), new(0), b"")],
+        &[HandshakeAck],
+    )];
     for len in [100, 500, 1_200] {
         let name = format!("first payload, {len} bytes");
         let request = request(len, Some(&here));
@@ -135,7 +145,7 @@ fn handshakes(rig: &Rig) -> Result<Vec<Case>> {
         &[Redispatched, Bound],
     )?);
     cases.push(first(rig, "new session, 500 bytes", &[new(1)], &request(500, None), &[NewSession, Bound])?);
-    let stray = Segment { ack: 77, ..second(rig, new(2), b"lost") };
+    let stray = Segment { ack: 77, ..second(rig, (dial(), SERVICE), new(2), b"lost") };
     cases.push(Case::new("unknown flow reset", WHOLE, &[stray], &[ResetUnknownFlow]));
     Ok(cases)
 }
@@ -148,24 +158,24 @@ fn first(
     request: &[u8],
     counted: &[Counter],
 ) -> Result<Case> {
-    let frames: Vec<Segment> = clients.iter().map(|client| second(rig, *client, request)).collect();
+    let frames: Vec<Segment> =
+        clients.iter().map(|client| second(rig, (dial(), SERVICE), *client, request)).collect();
     let mut case = Case::new(name, WHOLE, &frames, counted);
     for (image, client) in case.images.iter_mut().zip(clients) {
-        image.flow = first_place(&rig.setup, *client) + 1;
-        ensure!(rig.maps.flow(image.flow - 1)?.head == Default::default(), "the entry of {client} is in use");
+        image.flow = free_place(&rig.maps, &rig.setup, *client, SERVICE)? + 1;
     }
     Ok(case)
 }
 
 /// Clients whose flows do not share a group of the table, nor one with the established flow.
 fn apart(rig: &Rig, count: usize) -> Vec<SocketAddrV4> {
-    let group = |client| first_place(&rig.setup, client) / GROUP as u32;
+    let group = |client| first_place(&rig.setup, client, SERVICE) / GROUP as u32;
     let mut taken: HashSet<u32> = rig.clients.iter().map(|client| group(*client)).collect();
     (2_000_000..).map(client).filter(|client| taken.insert(group(*client))).take(count).collect()
 }
 
 /// A request of `len` bytes whose last header is the cookie.
-fn request(len: usize, token: Option<&str>) -> Vec<u8> {
+pub(super) fn request(len: usize, token: Option<&str>) -> Vec<u8> {
     let cookie = match token {
         Some(token) => format!("Cookie: lb={token}\r\n\r\n"),
         None => "\r\n".to_owned(),

@@ -4,7 +4,7 @@ use super::rig::SERVICE;
 use crate::maps::Maps;
 use crate::scene::{CLIENT_MAC, CLIENT_SCALE, LOCAL_MAC};
 use crate::setup::{Setup, addr};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lb_common::addr::Be16;
 use lb_common::flow::{Flow, FlowState, GROUP, Head, NO_STASH};
 use lb_common::hash::{flow_hash, mix64};
@@ -23,7 +23,7 @@ pub(super) fn fill(maps: &mut Maps, setup: &Setup, count: u32) -> Result<Vec<Soc
             break;
         }
         let client = client(number);
-        let first = first_place(setup, client);
+        let first = first_place(setup, client, SERVICE);
         let (group, first) = (first / GROUP as u32, first % GROUP as u32);
         let mut places = (0..GROUP as u32).map(|i| group * GROUP as u32 + (first + i) % GROUP as u32);
         // A few groups overflow at this load; their clients would be refused, so others take their turns.
@@ -42,11 +42,24 @@ pub(super) fn client(n: u32) -> SocketAddrV4 {
     SocketAddrV4::new(ip, 1024 + (bits >> 32) as u16 % 60_000)
 }
 
-/// Where the program begins to look for the flow of a client.
-pub(super) fn first_place(setup: &Setup, client: SocketAddrV4) -> u32 {
-    let tail = Head::key(Be16::new(client.port()), SERVICE);
+/// Where the program begins to look for the flow of a client of a service.
+pub(super) fn first_place(setup: &Setup, client: SocketAddrV4, service: u16) -> u32 {
+    let tail = Head::key(Be16::new(client.port()), service);
     let hash = flow_hash(&setup.settings.flow_seed, addr(*client.ip()), tail);
     (hash & setup.settings.flow_group_mask) * GROUP as u32 + (hash >> 29) % GROUP as u32
+}
+
+/// Where the program will put a flow of a client of a service: the first free place in the order in which it looks.
+pub(super) fn free_place(maps: &Maps, setup: &Setup, client: SocketAddrV4, service: u16) -> Result<u32> {
+    let first = first_place(setup, client, service);
+    let (group, first) = (first / GROUP as u32, first % GROUP as u32);
+    let places = (0..GROUP as u32).map(|i| group * GROUP as u32 + (first + i) % GROUP as u32);
+    for place in places {
+        if maps.flow(place)?.head == Head::default() {
+            return Ok(place);
+        }
+    }
+    bail!("the group of {client} is full")
 }
 
 /// A spliced flow whose backend scales windows by two more than the service promised.

@@ -7,6 +7,7 @@
 
 mod cases;
 mod flows;
+mod kinds;
 mod report;
 mod rig;
 

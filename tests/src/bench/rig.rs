@@ -1,7 +1,7 @@
 //! The product and the wrapper that undoes its work, loaded around one flow table.
 
 use super::cases::Case;
-use super::flows;
+use super::{flows, kinds};
 use crate::balancer::dial;
 use crate::maps::Maps;
 use crate::object::{Sizes, load_lb_with, load_program, path_of};
@@ -78,6 +78,9 @@ impl Rig {
         let empty_fd = load_program(&mut testbed, "tb_empty", Xdp::load)?.fd()?.try_clone()?;
 
         let clients = flows::fill(&mut maps, &setup, count)?;
+        if count == 1 {
+            kinds::fill(&mut maps, &setup)?;
+        }
         let mut table: Array<_, Client> = take(&mut testbed, "TB_CLIENTS")?;
         for (i, client) in clients.iter().enumerate() {
             table.set(i as u32, Client::new(*client), 0)?;
@@ -154,6 +157,7 @@ fn setup(sizes: Sizes) -> Setup {
         setup.backend(SERVICE, backend(slot), Some(NextHop { ifindex: 1, local_mac, mac }));
     }
     setup.set_state(BACKENDS - 1, State::Maint);
+    kinds::add(&mut setup);
     setup
 }
 
