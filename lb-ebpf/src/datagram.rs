@@ -9,7 +9,7 @@ use crate::maps::{BACKENDS, SCRATCH, SERVICES, count, count_backend, settings};
 use crate::packet::{Frame, Packet, SHORT, at};
 use crate::plain;
 use crate::rewrite::{forward, has_hop_left};
-use crate::select::{by_hash, decided, fresh};
+use crate::select::{NONE_TRIED, by_hash, decided, fresh};
 use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
 use crate::token::datagram::{lb_datagram_key, lb_known_key};
 use crate::token::quic::{self, lb_quic};
@@ -213,13 +213,13 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         if found == UNKNOWN {
             (scratch.hash, Counter::UnknownKey)
         } else if entry.affinity != Affinity::Source as u8 {
-            let slot = fresh(entry, key.service, client_hash(key.client, key.port), |_| false).slot;
+            let slot = fresh(entry, id, client_hash(key.client, key.port), NONE_TRIED).slot;
             return Choice { slot, found, reason: Counter::NewSession };
         } else {
             (client_hash(key.client, Be16::new(0)), Counter::Hashed)
         }
     };
-    Choice { slot: by_hash(entry, key.service, hash, |_| false).slot, found, reason }
+    Choice { slot: by_hash(id, hash, NONE_TRIED).slot, found, reason }
 }
 
 /// Where a QUIC packet goes whose connection id is what [`lb_quic`] says. One that may be a new connection never goes where the
@@ -246,7 +246,7 @@ fn by_connection_id(entry: &Service, service: u16, present: u16, id: u64) -> Cho
         }
         Counter::Unroutable
     };
-    Choice { slot: by_hash(entry, service, quic::hash(id), |_| false).slot, found, reason }
+    Choice { slot: by_hash(u32::from(service), quic::hash(id), NONE_TRIED).slot, found, reason }
 }
 
 #[inline(always)]

@@ -112,21 +112,24 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
     let here = Whereabouts { slot: slot as u16, service: service as u16, last_used: now(settings) };
     let mut turn = 0;
     while turn < TRIES {
-        let choice = choose(settings, tag, here.last_used);
-        let Some(home) = place(settings, tag, choice.index) else { return 0 };
-        if choice.rank == 0 {
-            // All of them are being filled in by others at this moment.
-            return 0;
-        }
-        if choice.seen == tag {
+        let choice = lb_place_for(tag, here.last_used);
+        let (index, suits) = (choice & (GROUP as u32 - 1), choice >> 8);
+        let Some(home) = place(settings, tag, index) else { return 0 };
+        let seen = tag_of(home);
+        if suits == OWN && seen == tag {
             let at = whereabouts(home);
             if at.slot == here.slot && at.service == here.service {
                 touch(home, at.last_used, here.last_used);
                 return 0;
             }
         }
+        let as_chosen = match suits {
+            OWN => seen == tag,
+            UNUSED => seen == FREE,
+            _ => seen != CLAIMED,
+        };
         // SAFETY: an aligned word of a map value.
-        if unsafe { compare_exchange(&raw mut (*home).tag, choice.seen, CLAIMED) } == choice.seen {
+        if as_chosen && unsafe { compare_exchange(&raw mut (*home).tag, seen, CLAIMED) } == seen {
             // SAFETY: aligned words of a map value; between the claim and the new tag nobody else writes to it. Each of
             // the two is a barrier.
             unsafe {
@@ -135,7 +138,7 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
             }
             only_first(settings, tag);
             count(here.service, Counter::Learned as u32);
-            if choice.rank < OVERDUE {
+            if suits == IN_USE {
                 count(here.service, Counter::LearnedEvicted as u32);
             }
             return 1;
@@ -145,25 +148,24 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
     0
 }
 
-/// The entry that a session shall have.
-struct Choice {
-    index: u32,
-    /// Its tag.
-    seen: u64,
-    /// How well it suits: its age + 1, from [`OVERDUE`] on when nobody loses anything.
-    rank: u64,
-}
+/// How well an entry suits a session: another one, whose time has not come, has it...
+const IN_USE: u32 = 0;
+/// ...or one whose time is over...
+const OVERDUE: u32 = 1;
+/// ...or none...
+const UNUSED: u32 = 2;
+/// ...or the session itself.
+const OWN: u32 = 3;
 
-/// The session's time is over.
-const OVERDUE: u64 = 1 << 32;
-/// The entry is free.
-const UNUSED: u64 = 2 << 32;
-/// It is the session's own.
-const OWN: u64 = 3 << 32;
-
-#[inline(always)]
-fn choose(settings: &Settings, tag: u64, now: u32) -> Choice {
-    let mut best = Choice { index: 0, seen: CLAIMED, rank: 0 };
+/// The entry of its group that a session shall have: its index, and how well it suits in the second byte. Of those that suit
+/// alike the one that was not asked for longest.
+///
+/// A global function, as [`lb_home`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_place_for(tag: u64, now: u32) -> u32 {
+    let Some(settings) = settings() else { return 0 };
+    let (mut best, mut rank) = (0, 0);
     let mut i = 0;
     while i < GROUP as u32 {
         let Some(home) = place(settings, tag, i) else { break };
@@ -172,19 +174,20 @@ fn choose(settings: &Settings, tag: u64, now: u32) -> Choice {
         let age = now.wrapping_sub(at.last_used);
         // Another processor's tick may have begun after this one's.
         let age = if (age as i32) < 0 { 0 } else { u64::from(age) };
-        let rank = if seen == CLAIMED {
-            0
-        } else if seen == tag {
+        let suits = if seen == tag {
             OWN
         } else if seen == FREE {
             UNUSED
         } else if is_over(limit(at.service), at.last_used, now) {
-            OVERDUE + age
+            OVERDUE
         } else {
-            1 + age
+            IN_USE
         };
-        if rank > best.rank {
-            best = Choice { index: i, seen, rank };
+        let this = (u64::from(suits) << 32) + age + 1;
+        // One that is being filled in has no rank at all.
+        if seen != CLAIMED && this > rank {
+            rank = this;
+            best = suits << 8 | i;
         }
         i += 1;
     }

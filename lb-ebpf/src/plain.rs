@@ -11,7 +11,7 @@ use crate::header::Header;
 use crate::maps::{BACKENDS, SERVICES, count_backend, settings};
 use crate::packet::{Frame, Packet, Segment};
 use crate::rewrite;
-use crate::select::{by_hash, decided, fresh};
+use crate::select::{NONE_TRIED, by_hash, decided, fresh};
 use crate::syn::{back, send};
 use crate::token::ABSENT;
 use crate::verdict::{Verdict, consume, leave};
@@ -74,9 +74,9 @@ fn begin(
     let hash = client_hash(key.client, port);
     // Where a connection that began elsewhere belongs, a hash alone can tell.
     let chosen = if by_address || segment.flags & SYN == 0 {
-        by_hash(service, key.service, hash, |_| false)
+        by_hash(u32::from(key.service), hash, NONE_TRIED)
     } else {
-        fresh(service, key.service, hash, |_| false)
+        fresh(service, u32::from(key.service), hash, NONE_TRIED)
     }
     .slot;
     if chosen == u32::from(NOBODY) {

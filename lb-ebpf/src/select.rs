@@ -42,8 +42,8 @@ pub(crate) const ANOTHER: Found = 3;
 /// A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 {
-    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get_ptr_mut(stash)) else {
+pub(crate) extern "C" fn lb_choose(index: u32, service: u32, found: u32) -> u32 {
+    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get_ptr_mut(index)) else {
         return u32::from(NOBODY);
     };
     // SAFETY: a map value stays valid, and the caller has its lock.
@@ -68,67 +68,100 @@ pub(crate) extern "C" fn lb_choose(stash: u32, service: u32, found: u32) -> u32 
         Counter::Redispatched
     };
     stash.reason = reason as u32;
-    let tried = |slot| stash.tried.contains(slot);
     let chosen = match reason {
-        Counter::NewSession => fresh(entry, id, stash.hash, tried),
-        _ => by_hash(entry, id, stash.hash, tried),
+        Counter::NewSession => fresh(entry, service, stash.hash, index),
+        _ => by_hash(service, stash.hash, index),
     };
     stash.hash = chosen.hash;
     chosen.slot
 }
 
 /// A backend's slot, or [`NOBODY`], and the hash that led there.
+#[derive(Clone, Copy)]
 pub(crate) struct Chosen {
     pub(crate) slot: u32,
     pub(crate) hash: u32,
 }
 
-/// The ready backend that the Maglev table has at a hash, or a next one that is not ruled out.
+impl Chosen {
+    #[inline(always)]
+    const fn to_bits(self) -> u64 {
+        self.slot as u64 | (self.hash as u64) << 32
+    }
+    #[inline(always)]
+    const fn from_bits(bits: u64) -> Self {
+        Self { slot: bits as u32, hash: (bits >> 32) as u32 }
+    }
+}
+
+/// Not the index of a stash: no backend was tried before.
+pub(crate) const NONE_TRIED: u32 = u32::MAX;
+
+/// The ready backend that a service's Maglev table has at a hash, or a next one that was not tried for that stash.
 #[inline(always)]
-pub(crate) fn by_hash(service: &Service, id: u16, hash: u32, ruled_out: impl Fn(u16) -> bool) -> Chosen {
-    let start = hash;
-    let mut hash = hash;
+pub(crate) fn by_hash(service: u32, hash: u32, stash: u32) -> Chosen {
+    Chosen::from_bits(lb_walk(service, hash, stash))
+}
+
+/// A global function (see [`crate::cold`]), because it is a loop.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_walk(service: u32, start: u32, stash: u32) -> u64 {
+    let nobody = Chosen { slot: u32::from(NOBODY), hash: start };
+    let Some(entry) = SERVICES.get(service) else { return nobody.to_bits() };
+    let tried = STASHES.get(stash);
+    let mut hash = start;
     let mut turn = 0;
-    while turn < WALK && service.maglev_size != 0 {
-        let entry = scale(hash, service.maglev_size);
-        let Some(block) = MAGLEV.get(service.maglev_base + entry / BLOCK as u32) else { break };
-        let slot = block.0[entry as usize % BLOCK];
+    while turn < WALK && entry.maglev_size != 0 {
+        let place = scale(hash, entry.maglev_size);
+        let Some(block) = MAGLEV.get(entry.maglev_base + place / BLOCK as u32) else { break };
+        let slot = block.0[place as usize % BLOCK];
         if let Some(backend) = BACKENDS.get(u32::from(slot))
-            && backend.service == id
+            && u32::from(backend.service) == service
             && backend.state == State::Ready as u8
-            && !ruled_out(slot)
+            && !tried.is_some_and(|stash| stash.tried.contains(slot))
         {
-            return Chosen { slot: u32::from(slot), hash };
+            return Chosen { slot: u32::from(slot), hash }.to_bits();
         }
         hash = next_hash(hash);
         turn += 1;
     }
-    Chosen { slot: u32::from(NOBODY), hash: start }
+    nobody.to_bits()
 }
 
 /// The backend for what belongs to none, in the way that the service balances.
 #[inline(always)]
-pub(crate) fn fresh(service: &Service, id: u16, hash: u32, ruled_out: impl Fn(u16) -> bool) -> Chosen {
-    if service.balance != Balance::Least as u8 {
-        return by_hash(service, id, hash, ruled_out);
+pub(crate) fn fresh(entry: &Service, service: u32, hash: u32, stash: u32) -> Chosen {
+    if entry.balance == Balance::Least as u8 {
+        return Chosen::from_bits(lb_least(service, hash, stash));
     }
+    by_hash(service, hash, stash)
+}
+
+/// Backends that are drawn.
+const DRAWS: u32 = 2;
+
+/// Of two backends that the Maglev table has at random places, the one with fewer live flows for its weight. A global function
+/// (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_least(service: u32, hash: u32, stash: u32) -> u64 {
     let mut best = Chosen { slot: u32::from(NOBODY), hash };
-    let mut load = u64::MAX;
+    let mut least = u64::MAX;
     let mut draw = 0;
     while draw < DRAWS {
         // SAFETY: the helper takes nothing and returns a number.
-        let hash = unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() } as u32;
-        let chosen = by_hash(service, id, hash, &ruled_out);
-        if chosen.slot != u32::from(NOBODY) && chosen.slot != best.slot {
+        let chosen = by_hash(service, unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() }, stash);
+        if chosen.slot != u32::from(NOBODY) {
             let share = share(chosen.slot);
-            if share < load {
-                load = share;
+            if share < least {
+                least = share;
                 best = chosen;
             }
         }
         draw += 1;
     }
-    best
+    best.to_bits()
 }
 
 /// Live flows of a backend for its weight, the one to come included, in 256ths.
@@ -138,9 +171,6 @@ fn share(slot: u32) -> u64 {
     let flows = (live(slot as u16) + 1) << 8;
     flows.checked_div(weight).unwrap_or(flows)
 }
-
-/// Backends that are drawn.
-const DRAWS: u32 = 2;
 
 /// Counts why a backend was chosen, per service and per backend, and tells who listens. `slot` is [`NOBODY`] when none was.
 #[inline(always)]
