@@ -1,6 +1,7 @@
 //! Everything together: a town, the balancer in it, and a watch at every end point that no wrong checksum gets past.
 
 use crate::balancer::Balancer;
+use crate::object::Sizes;
 use crate::server::Server;
 use crate::testbed::{Filter, Side};
 use crate::topology::{Arms, Topology};
@@ -21,7 +22,12 @@ pub struct World {
 impl World {
     /// Backends named `b0`, `b1`, … each with a server.
     pub fn new(arms: Arms, backends: usize) -> Result<Self> {
-        let mut world = Self::silent(arms, backends)?;
+        Self::sized(arms, backends, Sizes::large())
+    }
+
+    /// The same with tables of other sizes.
+    pub fn sized(arms: Arms, backends: usize, sizes: Sizes) -> Result<Self> {
+        let mut world = Self::silent_sized(arms, backends, sizes)?;
         for (i, backend) in world.town.backends.iter().enumerate() {
             world.servers.push(Server::start(backend, &format!("b{i}"))?);
         }
@@ -30,11 +36,15 @@ impl World {
 
     /// Backends on which nobody listens.
     pub fn silent(arms: Arms, backends: usize) -> Result<Self> {
+        Self::silent_sized(arms, backends, Sizes::large())
+    }
+
+    fn silent_sized(arms: Arms, backends: usize, sizes: Sizes) -> Result<Self> {
         let town = Topology::new(arms, backends)?;
         let at_client = Filter::attach(&town.client, Side::Ingress)?;
         let at_backends =
             town.backends.iter().map(|host| Filter::attach(host, Side::Ingress)).collect::<Result<_>>()?;
-        let balancer = Balancer::start(&town)?;
+        let balancer = Balancer::start_sized(&town, sizes)?;
         Ok(Self { servers: Vec::new(), balancer, at_client, at_backends, town })
     }
 
