@@ -1,10 +1,10 @@
 //! Headless Chromium in the client's namespace, told what to do over the pipe of its DevTools protocol: requests and events
 //! are JSON, each with a zero byte behind it.
 
-use super::{family, tools, visit};
+use super::family::{self, Family};
+use super::{tools, visit};
 use crate::balancer::dial;
 use crate::client::WATCHDOG;
-use crate::netns::Process;
 use crate::topology::Topology;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 /// One browser with one page.
 pub struct Browser {
-    _process: Process,
+    _family: Family,
     orders: ChildStdin,
     answers: Receiver<Value>,
     /// Events that came while something else was awaited.
@@ -34,7 +34,7 @@ impl Browser {
     pub fn start(town: &Topology) -> Result<Self> {
         let profile = tempfile::tempdir()?;
         let log = File::create(profile.path().join("log"))?;
-        let mut process = family(&town.client.netns, "sh")
+        let mut process = family::command(&town.client.netns, "sh")
             .args(["-c", SCRIPT, "sh"])
             .arg(tools::program("chromium")?)
             .args(["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu"])
@@ -65,7 +65,7 @@ impl Browser {
             }
         });
         let mut browser = Self {
-            _process: Process(process),
+            _family: Family(process),
             orders,
             answers,
             events: Vec::new(),

@@ -17,7 +17,7 @@ pub(super) fn command(place: &Place) -> Result<Command> {
     if !database.exists() {
         fs::write(&database, template()?)?;
     }
-    let mut gunicorn = family(&place.netns, tools::python()?);
+    let mut gunicorn = family::command(&place.netns, tools::python()?);
     settings(&mut gunicorn, &database)
         .args(["-m", "gunicorn", "--threads", "8", "--no-control-socket", "--bind", &place.addr.to_string()])
         .arg("--worker-tmp-dir")

@@ -5,6 +5,7 @@
 pub mod browser;
 pub mod django;
 mod express;
+mod family;
 mod nginx;
 mod php;
 mod smtp;
@@ -14,9 +15,10 @@ pub mod visit;
 
 use crate::client::eventually;
 use crate::daemon::{Backend, Lbd, Manner};
-use crate::netns::{Netns, Process};
+use crate::netns::Netns;
 use crate::topology::{Arms, Host, Topology};
 use anyhow::{Context, Result, bail, ensure};
+use family::Family;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
@@ -102,7 +104,7 @@ struct Place {
 pub struct Instance {
     app: App,
     place: Place,
-    processes: Vec<Process>,
+    families: Vec<Family>,
     _dir: tempfile::TempDir,
 }
 
@@ -116,25 +118,25 @@ impl Instance {
             name: name.to_owned(),
             dir: dir.path().to_owned(),
         };
-        let mut instance = Self { app, place, processes: Vec::new(), _dir: dir };
+        let mut instance = Self { app, place, families: Vec::new(), _dir: dir };
         instance.launch()?;
         Ok(instance)
     }
 
     fn launch(&mut self) -> Result<()> {
-        ensure!(self.processes.is_empty(), "{} runs already", self.place.name);
+        ensure!(self.families.is_empty(), "{} runs already", self.place.name);
         for mut command in self.app.commands(&self.place)? {
             let log = File::options().create(true).append(true).open(self.place.dir.join("log"))?;
             let child = command.stdout(log.try_clone()?).stderr(log).spawn();
-            self.processes.push(Process(child.with_context(|| format!("starting {:?}", self.app))?));
+            self.families.push(Family(child.with_context(|| format!("starting {:?}", self.app))?));
         }
         Ok(())
     }
 
     fn await_ready(&mut self) -> Result<()> {
         eventually("the application serves", || {
-            for process in &mut self.processes {
-                if let Some(status) = process.0.try_wait()? {
+            for family in &mut self.families {
+                if let Some(status) = family.0.try_wait()? {
                     bail!("{:?} ended with {status}", self.app);
                 }
             }
@@ -144,9 +146,8 @@ impl Instance {
     }
 
     /// `kill -9` to all its processes; waits until they are gone.
-    pub fn kill(&mut self) -> Result<()> {
-        self.processes.clear();
-        eventually("nobody listens any more", || Ok(self.connect().is_err()))
+    pub fn kill(&mut self) {
+        self.families.clear();
     }
 
     /// Starts it again and waits until it serves.
@@ -247,12 +248,4 @@ impl Scene {
         let instances: String = self.instances.iter().map(Instance::log).collect();
         format!("lbd:\n{}\n{stats}\n{instances}", self.lbd.log())
     }
-}
-
-/// A command whose whole family ends with it, however it ends: what it forks lives in a process namespace of its own,
-/// and the kernel ends that with its first process.
-fn family(netns: &Netns, program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = netns.command("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]).arg(program);
-    command
 }

@@ -20,7 +20,7 @@ pub(super) fn command(place: &Place, listen: &str, server: &str) -> Result<Comma
     );
     let file = place.dir.join("nginx.conf");
     fs::write(&file, config)?;
-    let mut command = family(&place.netns, tools::program("nginx")?);
+    let mut command = family::command(&place.netns, tools::program("nginx")?);
     command.args(["-e", "stderr", "-c"]).arg(file);
     Ok(command)
 }

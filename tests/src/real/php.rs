@@ -8,7 +8,7 @@ use std::process::Command;
 pub(super) fn commands(place: &Place) -> Result<Vec<Command>> {
     let (socket, sessions) = (place.dir.join("php.sock"), place.dir.join("sessions"));
     fs::create_dir_all(&sessions)?;
-    let mut php = family(&place.netns, tools::program("php-cgi")?);
+    let mut php = family::command(&place.netns, tools::program("php-cgi")?);
     php.arg("-b")
         .arg(&socket)
         .args(["-d", &format!("session.save_path={}", sessions.display())])

@@ -5,7 +5,7 @@ use anyhow::Result;
 use std::process::Command;
 
 pub(super) fn command(place: &Place) -> Result<Command> {
-    let mut smtp = family(&place.netns, tools::python()?);
+    let mut smtp = family::command(&place.netns, tools::python()?);
     smtp.args(["-m", "aiosmtpd", "--nosetuid", "--listen", &place.addr.to_string()])
         .args(["--class", "aiosmtpd.handlers.Mailbox"])
         .arg(place.dir.join("mail"));

@@ -18,7 +18,7 @@ pub(super) fn command(place: &Place) -> Result<Command> {
         format!("ListenAddress {}\nHostKey {}\nPidFile none\nUsePAM no\n", place.addr, key.display());
     let file = place.dir.join("sshd_config");
     fs::write(&file, config)?;
-    let mut sshd = family(&place.netns, tools::program("sshd")?);
+    let mut sshd = family::command(&place.netns, tools::program("sshd")?);
     sshd.args(["-D", "-e", "-f"]).arg(file);
     Ok(sshd)
 }
