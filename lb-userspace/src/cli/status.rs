@@ -1,13 +1,14 @@
 //! `lbctl status`
 
-use super::table::{count, number, sheet, span};
-use crate::control::StatusView;
+use super::table::Align::{Left, Right};
+use super::table::{count, number, sheet, span, table};
+use crate::control::{MapView, StatusView};
 use crate::session::StoreState;
 
 pub(super) fn text(status: &StatusView) -> String {
     let interfaces: Vec<_> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect();
     let took_over = if status.took_over { ", took over from an earlier lbd" } else { "" };
-    sheet(&[
+    let mut text = sheet(&[
         (
             "lbd",
             format!("{}, pid {}, up {}{took_over}", status.version, status.pid, span(status.uptime_seconds)),
@@ -30,7 +31,21 @@ pub(super) fn text(status: &StatusView) -> String {
                 status.token_key
             ),
         ),
-    ])
+    ]);
+    text += "\n";
+    text += &maps(status);
+    text
+}
+
+/// What the programs' maps hold, and the memory that they take.
+fn maps(status: &StatusView) -> String {
+    let heads = [("MAP", Left), ("ENTRIES", Right), ("IN USE", Right), ("BYTES", Right)];
+    let known = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), number);
+    let row =
+        |map: &MapView| vec![map.name.to_lowercase(), known(map.entries), known(map.used), number(map.bytes)];
+    let all = vec!["all of them".to_owned(), String::new(), String::new(), number(status.map_bytes)];
+    let rows: Vec<_> = status.maps.iter().map(row).chain([all]).collect();
+    table(&heads, &rows)
 }
 
 fn store(state: &StoreState) -> String {

@@ -4,7 +4,7 @@ use super::*;
 use crate::control::server::{Call, ControlSocket};
 use crate::control::{
     Admin, BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
-    LearnedView, Refused, ServiceView, SessionView, StatsView, StatusView, TokenView,
+    LearnedView, MapView, Refused, ServiceView, SessionView, StatsView, StatusView, TokenView,
 };
 use crate::session::StoreState;
 use clap::CommandFactory;
@@ -72,6 +72,11 @@ fn answer(request: &Request) -> Response {
             token_key: 2,
             token_keys: 1,
             store: StoreState { place: "sled /var/lib/lb/sessions".into(), available: true, detail: None },
+            maps: vec![
+                MapView { name: "FLOWS".into(), entries: Some(131_072), used: Some(1234), bytes: 8_388_608 },
+                MapView { name: "TRACE".into(), entries: None, used: None, bytes: 274_000 },
+            ],
+            map_bytes: 8_662_608,
         })),
         Request::ServiceList {} => Response::Services {
             services: vec![ServiceView {
@@ -188,6 +193,11 @@ flows       1,234 of 65,536
 sessions    1,000,000
 store       sled /var/lib/lb/sessions
 token keys  1 key alive, key 2 signs
+
+MAP          ENTRIES  IN USE      BYTES
+flows        131,072   1,234  8,388,608
+trace              -       -    274,000
+all of them                   8,662,608
 ",
     )
     .await;

@@ -10,7 +10,7 @@ mod wire;
 
 pub use view::{
     BackendView, CounterView, DecisionView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
-    LearnedView, ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView, TraceView,
+    LearnedView, MapView, ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView, TraceView,
 };
 pub use wire::{MAX_LINE, VERSION, WireError};
 

@@ -28,6 +28,21 @@ pub struct StatusView {
     /// ...and how many verify.
     pub token_keys: u32,
     pub store: StoreState,
+    /// The maps of the programs.
+    pub maps: Vec<MapView>,
+    /// Bytes that all of them take.
+    pub map_bytes: u64,
+}
+
+/// A map of the programs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MapView {
+    pub name: String,
+    /// What it has room for; none where it has bytes only.
+    pub entries: Option<u64>,
+    /// Entries that are taken, where that is known.
+    pub used: Option<u64>,
+    pub bytes: u64,
 }
 
 /// A store as a whole.

@@ -3,15 +3,16 @@
 use super::{Daemon, READY_PATIENCE, RESTART_PATIENCE, Waiting, chain};
 use crate::control::server::Call;
 use crate::control::{
-    Admin, CounterView, FlowView, FlowsView, InterfaceView, Refused, Request, Response, StatsView, StatusView,
+    Admin, CounterView, FlowView, FlowsView, InterfaceView, MapView, Refused, Request, Response, StatsView,
+    StatusView,
 };
-use crate::datapath::Mode;
+use crate::datapath::{DatapathError, MapMemory, Mode};
 use crate::registry::Change;
 use crate::session::TokenKeys;
 use crate::stores;
 use lb_common::backend::State;
 use lb_common::counter::{BackendCounters, Counter};
-use lb_common::flow::{Flow, FlowState};
+use lb_common::flow::{Flow, FlowState, NO_STASH};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,10 @@ impl Daemon {
     }
 
     fn status(&self) -> StatusView {
+        let maps = self.maps().unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "the memory of the maps is not known");
+            Vec::new()
+        });
         let (backends, backends_ready) = self.registry.count_backends();
         let keys = self.keys.load();
         StatusView {
@@ -155,7 +160,40 @@ impl Daemon {
             token_key: keys.ids().first().copied().unwrap_or(0),
             token_keys: keys.ids().len() as u32,
             store: self.store.state(),
+            map_bytes: maps.iter().map(|map| map.bytes).sum(),
+            maps,
         }
+    }
+
+    /// The maps, and how full they are, where looking costs little.
+    fn maps(&self) -> Result<Vec<MapView>, DatapathError> {
+        let mut stashes = 0;
+        let mut flows = 0;
+        for (_, flow) in self.datapath.flows().iter() {
+            flows += 1;
+            stashes += u64::from(flow.stash != NO_STASH);
+        }
+        let services = self.config.services.len() as u64;
+        let backends = self.registry.count_backends().0 as u64;
+        let used = |name: &str| {
+            Some(match name {
+                "FLOWS" => flows,
+                "STASHES" => stashes,
+                "HOMES" => self.datapath.homes().iter().count() as u64,
+                "SERVICES" => services,
+                "BACKENDS" => backends,
+                "SETTINGS" => 1,
+                _ => return None,
+            })
+        };
+        let memory = self.datapath.memory()?.into_iter();
+        let view = |map: MapMemory| MapView {
+            used: used(&map.name),
+            name: map.name,
+            entries: map.entries,
+            bytes: map.bytes,
+        };
+        Ok(memory.map(view).collect())
     }
 
     fn list_flows(

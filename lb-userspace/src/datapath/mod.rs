@@ -12,6 +12,7 @@ mod left;
 mod limits;
 mod load;
 mod maps;
+mod memory;
 mod pins;
 mod quic;
 mod sys;
@@ -26,6 +27,7 @@ pub use flows::{Expired, Flows};
 pub use homes::Homes;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
+pub use memory::MapMemory;
 pub use trace::Decisions;
 pub use write::MapWrite;
 
@@ -210,6 +212,14 @@ impl Datapath {
     /// A map cannot be read.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         counters::read(&self.loaded.maps)
+    }
+
+    /// Every map with the memory that it takes.
+    ///
+    /// # Errors
+    /// A map cannot be asked about.
+    pub fn memory(&self) -> Result<Vec<MapMemory>, DatapathError> {
+        memory::maps(&self.loaded.pins)
     }
 
     /// The steering decisions that the programs tell while somebody listens; `None` when they were taken before. To be

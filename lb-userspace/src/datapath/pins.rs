@@ -75,6 +75,13 @@ impl Pins {
         self.layout(MAP_LAYOUT_VERSION).join("maps").join(name)
     }
 
+    /// All maps of the present layout: names and pins.
+    pub(super) fn maps(&self) -> Vec<(String, PathBuf)> {
+        let directory = self.layout(MAP_LAYOUT_VERSION).join("maps");
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect()
+    }
+
     /// Where a link is pinned.
     pub(super) fn link(&self, interface: &str, hook: Hook) -> PathBuf {
         self.layout(MAP_LAYOUT_VERSION).join("links").join(link_name(interface, hook))

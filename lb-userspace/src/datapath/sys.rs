@@ -1,4 +1,4 @@
-//! What aya does not tell: where a pinned link is attached.
+//! What aya does not tell: where a pinned link is attached, and what the kernel says of a descriptor.
 
 use std::ffi::CString;
 use std::io;
@@ -41,11 +41,12 @@ pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
     std::fs::remove_file(pin)
 }
 
-fn open(pin: &Path) -> io::Result<OwnedFd> {
+/// Opens a pinned link or map.
+pub(super) fn open(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
-    let link = bpf(BPF_OBJ_GET, &[path.as_ptr() as u64, 0])?;
+    let object = bpf(BPF_OBJ_GET, &[path.as_ptr() as u64, 0])?;
     // SAFETY: the descriptor was just returned to us and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
 }
 
 fn bpf(command: libc::c_long, attributes: &[u64; 2]) -> io::Result<i32> {

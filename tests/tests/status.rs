@@ -1,0 +1,38 @@
+//! What `lbctl status` says of the maps is what the kernel says.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::client::get;
+use tests::daemon::{Backend, Lbd};
+use tests::topology::{Arms, Topology};
+
+#[test]
+fn every_map_is_told_with_its_memory() -> Result<()> {
+    let town = Topology::new(Arms::Several, 0)?;
+    let lbd = Lbd::start(&town, &[Backend::Managed, Backend::Managed])?;
+    get(&town.client.netns, "")?;
+    let status: Value = serde_json::from_str(&lbd.ctl(&["status", "--json"])?)?;
+    let maps = status["maps"].as_array().context("maps")?;
+    let map = |name: &str| maps.iter().find(|map| map["name"] == name).with_context(|| name.to_owned());
+    // Entries, those in use (at least), and bytes that they take at least: a flow has 64, a learned session 16.
+    for (name, entries, used, least) in [
+        ("FLOWS", 131_072, Some(1), 131_072 * 64),
+        ("HOMES", 131_072, Some(0), 131_072 * 16),
+        ("BACKENDS", 1024, Some(2), 1024 * 64),
+        ("SERVICES", 16, Some(1), 16 * 128),
+        ("STASHES", 1024, Some(0), 1024 * 4000),
+        ("MAGLEV", 16 * 2 * 8, None, 16 * 2 * 8 * 64),
+    ] {
+        let map = map(name)?;
+        ensure!(map["entries"] == entries, "{map}");
+        ensure!(map["used"].as_u64().is_some() == used.is_some() && map["used"].as_u64() >= used, "{map}");
+        ensure!(map["bytes"].as_u64().is_some_and(|bytes| (least..least * 2).contains(&bytes)), "{map}");
+    }
+    let trace = map("TRACE")?;
+    ensure!(trace["entries"].is_null() && trace["bytes"].as_u64() >= Some(256 << 10), "{trace}");
+    let sum: u64 = maps.iter().filter_map(|map| map["bytes"].as_u64()).sum();
+    ensure!(sum > 15 << 20 && status["map_bytes"].as_u64() == Some(sum), "{sum}: {status}");
+    let text = lbd.ctl(&["status"])?;
+    ensure!(text.contains("all of them") && text.lines().any(|line| line.starts_with("flows ")), "{text}");
+    Ok(())
+}
