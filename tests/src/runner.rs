@@ -83,6 +83,17 @@ impl Runner {
         Ok(Outcome { verdict, frame, counted })
     }
 
+    /// Sends frames through `lb` one right after the other, whatever becomes of them: for threads that do so at once.
+    pub fn flood<'a>(&self, frames: impl IntoIterator<Item = &'a [u8]> + Send) -> Result<()> {
+        let program: &Xdp = self.ebpf.program("lb").context("the object has no program lb")?.try_into()?;
+        self.netns.run(|| {
+            for frame in frames {
+                program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() })?;
+            }
+            Ok(())
+        })
+    }
+
     /// Sends a frame through `lb_joint`.
     pub fn joint(&self, frame: &[u8]) -> Result<Outcome<TcVerdict>> {
         let program: &SchedClassifier =

@@ -7,7 +7,8 @@ use lb_common::home::{GROUP, Home, tag};
 use lb_common::service::{Affinity, Service};
 use proptest::prelude::*;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Barrier;
 use tests::balancer::dial;
 use tests::frame::{PSH, Segment};
 use tests::object::Sizes;
@@ -605,5 +606,88 @@ fn the_frame_is_what_it_would_be_without_learning() -> Result<()> {
     scene.runner.change(|setup| setup.services[0].affinity = Affinity::None as u8)?;
     assert_eq!(scene.xdp(&sent)?.segment(), learned);
     assert_eq!(learned.src, dial());
+    Ok(())
+}
+
+/// More sessions than there is room for: each new one is learned, an old one makes room, and whoever was forgotten is served
+/// all the same.
+#[test]
+fn a_full_table_harms_nobody() -> Result<()> {
+    let mut scene = scene(3)?;
+    let room = GROUP * scene.runner.setup.sizes.homes as usize;
+    let (mut given, mut evicted) = (Vec::new(), 0);
+    for n in 0..4 * room {
+        let value = format!("crowd-{n}");
+        let (slot, _) = connect(&mut scene, &request(None))?;
+        let counted = respond(&scene, slot, &[&head(&[&format!("Set-Cookie: {NAME}={value}")])])?.concat();
+        assert!(counted.contains(&Counter::Learned), "{counted:?}");
+        evicted += usize::from(counted.contains(&Counter::LearnedEvicted));
+        scene.runner.maps.forget()?;
+        given.push((value, slot));
+    }
+    let known = homes(&scene)?;
+    assert_eq!((known.len(), evicted), (room, 3 * room));
+    let mut found = 0;
+    for (value, slot) in &given {
+        let (to, why) = connect(&mut scene, &session(value))?;
+        let is_known = known.contains(&(tag_of(&scene, value), *slot));
+        assert_eq!(why, if is_known { Counter::AffinityHit } else { Counter::UnknownKey }, "{value}");
+        assert!(!is_known || to == *slot, "{value}");
+        found += usize::from(is_known);
+        scene.runner.maps.forget()?;
+    }
+    assert_eq!(found, room);
+    Ok(())
+}
+
+/// Two processors that learn in one group at the same moment, also the same session: nothing is lost, and nothing stands there
+/// twice.
+#[test]
+fn processors_that_learn_at_once_agree() -> Result<()> {
+    const BURSTS: usize = 3_000;
+    let mut scene = scene(2)?;
+    let mask = u64::from(scene.runner.setup.sizes.homes - 1);
+    let mut ends = BTreeMap::new();
+    while ends.len() < 2 {
+        let (slot, _) = connect(&mut scene, &request(None))?;
+        ends.insert(slot, scene.client);
+    }
+    // Six sessions of one group, two of which both teach.
+    let values: Vec<String> =
+        (0..).map(|n| format!("v{n}")).filter(|v| tag_of(&scene, v) & mask == 3).take(6).collect();
+    let mut frame = |n: usize| {
+        let slot = (n % 2) as u16;
+        scene.client = ends[&slot];
+        scene.response(slot, 0, PSH, &head(&[&format!("Set-Cookie: {NAME}={}", values[n])])).bytes()
+    };
+    let sets = [[0, 1, 2, 3].map(&mut frame), [4, 1, 5, 3].map(&mut frame)];
+    let expected: BTreeSet<_> = (0..6).map(|n| (tag_of(&scene, &values[n]), (n % 2) as u16)).collect();
+    for burst in 0..BURSTS {
+        let (runner, start) = (&scene.runner, Barrier::new(2));
+        std::thread::scope(|scope| {
+            let floods: Vec<_> = sets
+                .iter()
+                .map(|set| {
+                    let start = &start;
+                    // Nobody begins before both are ready.
+                    let frames = set.iter().enumerate().map(move |(i, frame)| {
+                        if i == 0 {
+                            start.wait();
+                        }
+                        frame.as_slice()
+                    });
+                    scope.spawn(move || runner.flood(frames))
+                })
+                .collect();
+            floods.into_iter().try_for_each(|flood| flood.join().expect("sending does not panic"))
+        })?;
+        let known = homes(&scene)?;
+        let agreed =
+            known.len() == expected.len() && known.iter().copied().collect::<BTreeSet<_>>() == expected;
+        assert!(agreed, "burst {burst}: {known:?} are not {expected:?}");
+        for (index, _) in scene.runner.maps.homes()? {
+            scene.runner.maps.set_home(index, &Home::default())?;
+        }
+    }
     Ok(())
 }
