@@ -37,9 +37,19 @@ pub const KEY_WORDS: usize = 16;
 /// little-endian words up to [`KEY_WORDS`] of them, what is left of it as one word with zeros behind it (not there when that
 /// is empty or the key is cut), and the number of hashed bytes. Never [`FREE`] or [`CLAIMED`].
 pub fn tag(key: &SipKey, service: u16, bytes: &[u8]) -> u64 {
-    let bytes = &bytes[..bytes.len().min(KEY_WORDS * 8)];
     let mut sip = Sip::new(key);
     sip.absorb(u64::from(service));
+    absorb(sip, bytes)
+}
+
+/// The hash by which the value of a cookie, a header field or a parameter finds its backend when nothing is known of it: the
+/// same as a tag's, under a key of zeros and without a service, so that every node comes to the same one.
+pub fn spread(bytes: &[u8]) -> u32 {
+    absorb(Sip::new(&[0; 2]), bytes) as u32
+}
+
+fn absorb(mut sip: Sip, bytes: &[u8]) -> u64 {
+    let bytes = &bytes[..bytes.len().min(KEY_WORDS * 8)];
     for chunk in bytes.chunks(8) {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);

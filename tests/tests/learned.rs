@@ -224,6 +224,18 @@ fn the_operator_sees_and_ends_what_was_learned() -> Result<()> {
         let of = scene.json(&["session", "list", "--backend", &scene.backend(n)])?;
         ensure!(of["sessions"].as_array().is_some_and(|all| all.iter().any(|s| s["tag"] == tag)), "{of}");
     }
+    let value = visitors[3].0.cookie.clone().context("it has one")?;
+    let explained = scene.json(&["explain", "--token", &value])?;
+    ensure!(explained["verdict"] == "hit" && explained["counters"][0] == "affinity_hit", "{explained}");
+    let n: usize = visitors[3].1.trim_start_matches("app").parse()?;
+    assert_eq!(explained["backend"], scene.backend(n));
+    let explained = scene.json(&["explain", "--token", "nobody's"])?;
+    ensure!(explained["verdict"] == "unknown" && explained["counters"][0] == "unknown_key", "{explained}");
+    let mut stranger = Visitor { cookie: Some("nobody's".to_owned()) };
+    let (there, _) = stranger.visit(&scene.town, "/visit")?;
+    assert_eq!(explained["backend"], scene.backend(there.trim_start_matches("app").parse()?));
+    scene.lbd.ctl(&["session", "end", &stranger.cookie.context("it was given one")?])?;
+
     let some = scene.lbd.ctl(&["session", "list", "--limit", "2"])?;
     ensure!(
         some.ends_with("and 4 more; --limit shows more of them\n") && some.lines().count() == 4,
@@ -243,7 +255,7 @@ fn the_operator_sees_and_ends_what_was_learned() -> Result<()> {
     let told = String::from_utf8(unknown.stderr)?;
     ensure!(unknown.status.code() == Some(1) && told.contains("knows no such session"), "{told}");
     visitors[0].0.visit(&scene.town, "/visit")?;
-    assert_eq!(scene.counted("unknown_key")?, 1);
+    assert_eq!(scene.counted("unknown_key")?, 2);
 
     // One that its server ends.
     let (visitor, home) = &mut visitors[2];

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
-use lb_common::home::{GROUP, Home, tag};
+use lb_common::hash::scale;
+use lb_common::home::{GROUP, Home, spread, tag};
 use lb_common::service::{Affinity, Service};
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -444,6 +445,8 @@ fn an_unknown_key_goes_to_the_same_backend_and_is_not_remembered() -> Result<()>
         let value = format!("unknown-{n}");
         let (slot, why) = connect(&mut scene, &session(&value))?;
         assert_eq!(why, Counter::UnknownKey);
+        let table = scene.runner.setup.maglev(SERVICE);
+        assert_eq!(slot, table[scale(spread(value.as_bytes()), table.len() as u32) as usize]);
         assert_eq!(connect(&mut scene, &session(&value))?, (slot, Counter::UnknownKey));
         slots.insert(slot);
         scene.runner.maps.forget()?;

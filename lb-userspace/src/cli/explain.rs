@@ -5,7 +5,7 @@ use crate::control::{ExplainView, Request};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The value of the session cookie: 44 characters.
+    /// The value of the session cookie: a token, or the key of a service that learns its sessions.
     #[arg(long, required_unless_present = "connection_id")]
     token: Option<String>,
     /// The destination connection id of a QUIC packet, in hexadecimal.

@@ -188,7 +188,7 @@ pub struct ExplainView {
     pub service: String,
     /// What the token says, if it verifies.
     pub token: Option<TokenView>,
-    /// `hit`, `stale`, `redispatched`, `new` or `reset`.
+    /// `hit`, `stale`, `redispatched`, `unknown`, `new` or `reset`.
     pub verdict: String,
     /// The backend that would get it; `None` when that is chosen by weight, or there is none.
     pub backend: Option<String>,

@@ -112,8 +112,8 @@ impl Daemon {
             }
             Request::Stats { service } => self.stats(service.as_deref()).map(Response::Stats),
             Request::Explain { token, service } => self
-                .registry
-                .explain(&token, service.as_deref())
+                .explain_learned(&token, service.as_deref())
+                .map_or_else(|| self.registry.explain(&token, service.as_deref()), Ok)
                 .map(|view| Response::Explain(Box::new(view))),
         };
         // An asker who has gone does not want the answer.

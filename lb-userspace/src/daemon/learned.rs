@@ -2,7 +2,7 @@
 //! once.
 
 use super::Daemon;
-use crate::control::{LearnedListView, LearnedView, Refused, Response};
+use crate::control::{ExplainView, LearnedListView, LearnedView, Refused, Response};
 use lb_common::home::Home;
 
 /// Digits of a tag in hexadecimal.
@@ -48,6 +48,13 @@ impl Daemon {
             }
         }
         Ok(view)
+    }
+
+    /// Where a request with a key would go, if it is a key's place to lead anywhere.
+    pub(super) fn explain_learned(&self, key: &str, service: Option<&str>) -> Option<ExplainView> {
+        let id = self.registry.learning(service)?;
+        let home = self.present(self.datapath.tag(id, key.as_bytes()), Some(id));
+        Some(self.registry.explain_key(id, key.as_bytes(), home.map(|home| home.slot)))
     }
 
     pub(super) fn learned_view(&self, home: &Home) -> LearnedView {

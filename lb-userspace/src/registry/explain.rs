@@ -1,6 +1,7 @@
 //! Where a request with a token would go, and why: the packet program's steering rules, told instead of done.
 
 use super::Registry;
+use super::backend::Backend;
 use crate::config::{Affinity, OnUnavailable, Protocol};
 use crate::control::{ExplainView, Refused, TokenView};
 use lb_common::backend::State;
@@ -13,6 +14,16 @@ use lb_common::token::{self, Token, TokenError};
 struct Blind {
     how: String,
     counter: Counter,
+}
+
+/// What a substitute does with a session of the database.
+const RELOADS: &str = " and reloads the session from the database";
+
+/// A backend's state, and why it is in it.
+pub(super) fn condition(backend: &Backend) -> String {
+    let reason = backend.reason.as_ref().filter(|_| !backend.state.serves_sessions());
+    let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+    format!("{}{reason}", backend.state.name())
 }
 
 impl Registry {
@@ -141,13 +152,12 @@ impl Registry {
         let owner = self.backends.get(&token.slot).filter(|backend| backend.service == id);
         let Some(backend) = owner else {
             let why = format!("no backend of this service has slot {} any more", token.slot);
-            return self.explain_redispatch(id, token, view, &why);
+            return self.explain_redispatch(id, session_hash(&token.session), view, &why, RELOADS);
         };
         let (name, state) = (&backend.name, backend.state.name());
         if !backend.state.serves_sessions() {
-            let reason = backend.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-            let why = format!("{name} holds the session, but is {state}{reason}");
-            return self.explain_redispatch(id, token, view, &why);
+            let why = format!("{name} holds the session, but is {}", condition(backend));
+            return self.explain_redispatch(id, session_hash(&token.session), view, &why, RELOADS);
         }
         let stale = backend.epoch != token.epoch;
         let (verdict, why, counters) = if stale {
@@ -167,7 +177,14 @@ impl Registry {
         self.explained(id, view, verdict, Some(self.full_name(backend)), why, &counters)
     }
 
-    fn explain_redispatch(&self, id: u16, token: &Token, view: Option<TokenView>, why: &str) -> ExplainView {
+    pub(super) fn explain_redispatch(
+        &self,
+        id: u16,
+        hash: u32,
+        view: Option<TokenView>,
+        why: &str,
+        then: &str,
+    ) -> ExplainView {
         if self.services[&id].on_unavailable == OnUnavailable::Reject {
             let why = format!("{why}, and this service gives its sessions to no other backend");
             let verdict = match self.services[&id].protocol {
@@ -176,9 +193,9 @@ impl Registry {
             };
             return self.explained(id, view, verdict, None, why, &[Counter::Rejected]);
         }
-        match self.substitute(id, token) {
+        match self.walk(id, hash) {
             Some(name) => {
-                let why = format!("{why}; {name} takes its place and reloads the session from the database");
+                let why = format!("{why}; {name} takes its place{then}");
                 self.explained(id, view, "redispatched", Some(name), why, &[Counter::Redispatched])
             }
             None => self.explain_nobody(id, view, why, &[]),
@@ -211,11 +228,6 @@ impl Registry {
             why,
             counters: counters.iter().map(|counter| counter.name().to_owned()).collect(),
         }
-    }
-
-    /// The backend that takes over a session whose own one does not serve.
-    fn substitute(&self, id: u16, token: &Token) -> Option<String> {
-        self.walk(id, session_hash(&token.session))
     }
 
     /// The ready backend that a hash leads to: the same walk as the packet program's.

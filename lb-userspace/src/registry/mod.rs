@@ -4,6 +4,7 @@
 
 mod backend;
 mod explain;
+mod explain_key;
 mod explain_quic;
 mod find;
 mod leaving;

@@ -140,3 +140,46 @@ fn explain_knows_every_rule() {
     let told = registry.explain(&text, None).unwrap();
     assert_eq!((told.verdict.as_str(), told.counters.join(" ")), ("dropped", "drop_no_backend".to_owned()));
 }
+
+#[test]
+fn explain_tells_where_a_key_leads() {
+    let learned = "affinity = { kind = \"learned\", cookie = \"sid\" }";
+    let told = |registry: &Registry, home| {
+        let told = registry.explain_key(SHOP, b"value", home);
+        (told.verdict, told.backend, told.why, told.counters.join(" "))
+    };
+    let row = |verdict: &str, backend: Option<&str>, why: &str, counters: &str| {
+        (verdict.to_owned(), backend.map(str::to_owned), why.to_owned(), counters.to_owned())
+    };
+    let maint = |registry: &mut Registry, backend: &str| {
+        registry.apply(Change::Admin { backend: backend.into(), admin: Admin::Maint }, Instant::now());
+    };
+    let unknown = "no backend is known to have handed that key out, or it is forgotten";
+    let hashed = format!("{unknown}: it is hashed, so that every balancer sends it to the same backend");
+
+    let (mut registry, _) = with(learned);
+    let hit = row("hit", Some("shop/b"), "b handed that key out, and is ready", "affinity_hit");
+    assert_eq!(told(&registry, Some(1)), hit);
+    let (verdict, backend, why, counters) = told(&registry, None);
+    assert_eq!((verdict.as_str(), &why, counters.as_str()), ("unknown", &hashed, "unknown_key"));
+    assert!(backend.is_some());
+    assert_eq!(told(&registry, Some(77)).0, "unknown", "nobody is there");
+    maint(&mut registry, "b");
+    let why = "b handed that key out, and is maint; shop/a takes its place until it is back";
+    assert_eq!(told(&registry, Some(1)), row("redispatched", Some("shop/a"), why, "redispatched"));
+    maint(&mut registry, "a");
+    let nobody = format!("{unknown}; no backend is ready");
+    assert_eq!(told(&registry, None), row("reset", None, &nobody, "reset_no_backend"));
+
+    let (mut registry, _) = with(&format!("{learned}\non_unavailable = \"reject\""));
+    maint(&mut registry, "b");
+    let why = "b handed that key out, and is maint, and this service gives its sessions to no other backend";
+    assert_eq!(told(&registry, Some(1)), row("reset", None, why, "rejected"));
+
+    let learned = "protocol = \"udp\"\naffinity = { kind = \"learned\", offset = 0, bytes = 5 }";
+    assert_eq!(told(&with(learned).0, None), row("unknown", None, &hashed, "unknown_key"));
+    for (name, is) in [(Some("shop"), true), (None, true), (Some("other"), false)] {
+        assert_eq!(with(learned).0.learning(name), is.then_some(SHOP), "{name:?}");
+    }
+    assert_eq!(with("protocol = \"udp\"").0.learning(None), None);
+}
