@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.host_only {
         build::build(&[], Profile::Debug)?;
     } else {
-        build::build(&[Need::Run, Need::Peers], Profile::Debug)?;
+        build::build(&[Need::Run, Need::Peers, Need::Guests], Profile::Debug)?;
         build::build_faulty()?;
         suites.push(("packet and namespace tests", cargo_test(&["--package", "tests"])));
     }

@@ -16,8 +16,10 @@ use plan::Plan;
 pub(crate) enum Need {
     /// Namespaces, network cards and an HTTP client: what runs lbd and the demonstration.
     Run,
-    /// Servers that the tests put behind the balancer, and beside it, and clients that they put in front of it.
+    /// Servers that tests and torture put beside the balancer, and simple ones behind it.
     Peers,
+    /// Applications that tests put behind the balancer, and browsers and other clients in front of it.
+    Guests,
     /// Clippy and rustfmt, for the host and for BPF.
     Lint,
 }
@@ -26,7 +28,7 @@ pub(crate) enum Need {
 const TURNS: usize = 5;
 
 pub(crate) fn run() -> Result<()> {
-    let toolchain = ensure(&[Need::Run, Need::Peers, Need::Lint])?;
+    let toolchain = ensure(&[Need::Run, Need::Peers, Need::Guests, Need::Lint])?;
     let compiler = match &toolchain.compiler {
         Compiler::Nightly(directory) => format!("rustup's nightly in {}", directory.display()),
         Compiler::Debian => "Debian's rustc".to_owned(),

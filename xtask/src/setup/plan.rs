@@ -13,16 +13,16 @@ pub(crate) const COMMANDS: [(&str, &str, Need); 15] = [
     ("curl", "curl", Need::Run),
     ("nginx", "nginx-light", Need::Peers),
     ("redis-server", "redis-server", Need::Peers),
-    ("openssl", "openssl", Need::Peers),
-    ("php-cgi", "php-cgi", Need::Peers),
-    ("node", "nodejs", Need::Peers),
-    ("npm", "npm", Need::Peers),
-    ("python3", "python3", Need::Peers),
-    ("python3 -m ensurepip", "python3-venv", Need::Peers),
-    ("sshd", "openssh-server", Need::Peers),
-    ("ssh", "openssh-client", Need::Peers),
-    ("wget", "wget", Need::Peers),
-    ("chromium", "chromium", Need::Peers),
+    ("openssl", "openssl", Need::Guests),
+    ("php-cgi", "php-cgi", Need::Guests),
+    ("node", "nodejs", Need::Guests),
+    ("npm", "npm", Need::Guests),
+    ("python3", "python3", Need::Guests),
+    ("python3 -m ensurepip", "python3-venv", Need::Guests),
+    ("sshd", "openssh-server", Need::Guests),
+    ("ssh", "openssh-client", Need::Guests),
+    ("wget", "wget", Need::Guests),
+    ("chromium", "chromium", Need::Guests),
 ];
 
 /// The linker's version, and the versions of LLVM that it can be built with, with Debian's packages of each. The LLVM has
@@ -82,7 +82,7 @@ pub(crate) fn decide(machine: &Machine, needs: &[Need]) -> Plan {
             shopping.packages(command, &[package]);
         }
     }
-    if needs.contains(&Need::Peers) {
+    if needs.contains(&Need::Guests) {
         machine.absent_libraries.iter().for_each(|library| shopping.library(*library));
     }
     if needs.contains(&Need::Lint) && !machine.host_lints {

@@ -4,7 +4,7 @@ use super::*;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-const ALL: [Need; 3] = [Need::Run, Need::Peers, Need::Lint];
+const ALL: [Need; 4] = [Need::Run, Need::Peers, Need::Guests, Need::Lint];
 
 /// Debian 12 with stable Rust and root, package lists fetched, nothing else.
 fn fresh() -> Machine {
@@ -132,9 +132,29 @@ fn each_machine_gets_just_what_it_lacks() {
             vec![Step::AptInstall(vec!["ethtool"])],
         ),
         (
+            "fresh, to run and torture",
+            fresh(),
+            &[Need::Run, Need::Peers],
+            vec![
+                Step::AptInstall(vec![
+                    "rustc-web",
+                    "cargo-web",
+                    "libstd-rust-web-dev-bpf",
+                    "llvm-22-dev",
+                    "libpolly-22-dev",
+                    "iproute2",
+                    "ethtool",
+                    "curl",
+                    "nginx-light",
+                    "redis-server",
+                ]),
+                Step::BuildLinker(22),
+            ],
+        ),
+        (
             "an old version of a library",
             Machine { absent_libraries: [Library::PyPi].into(), ..complete() },
-            &[Need::Peers],
+            &[Need::Guests],
             vec![Step::Library(Library::PyPi)],
         ),
         (
