@@ -2,6 +2,9 @@
 //! back to where they are known.
 
 use anyhow::{Context, Result, ensure};
+use lb_common::counter::Counter;
+use lb_common::home::{self, GROUP};
+use lb_common::service::Affinity;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -9,8 +12,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use tests::balancer::Balancer;
 use tests::client::{Client, eventually};
 use tests::daemon::{Backend, Lbd, Manner};
+use tests::object::Sizes;
 use tests::topology::{Arms, Host, Topology};
 
 /// An application with sessions in its memory. Knows nothing of the balancer.
@@ -320,5 +325,53 @@ fn what_nobody_asks_for_is_swept() -> Result<()> {
     eventually("the last one is as well", || Ok(scene.list()?.is_empty()))?;
     assert_eq!(scene.counted("forgotten")?, 0, "no backend deleted a cookie");
     scene.restart_with(&[0, 1])?;
+    Ok(())
+}
+
+/// Many more sessions than there is room for: a session that had to make room begins anew somewhere, and nobody is turned away.
+#[test]
+fn a_full_table_turns_nobody_away() -> Result<()> {
+    let town = Topology::new(Arms::Several, 2)?;
+    for (i, host) in town.backends.iter().enumerate() {
+        App::start(host, &format!("app{i}"))?;
+    }
+    let mut setup = Balancer::setup_of(&town, Sizes { homes: 1, ..Sizes::large() });
+    setup.services[0].affinity = Affinity::Learned as u8;
+    // In ticks of a quarter of a second: nothing is idle for too long.
+    setup.services[0].learned_ticks = 1 << 20;
+    assert!(setup.services[0].set_cookie_name("sid"));
+    let key = setup.settings.home_key;
+    let balancer = Balancer::start_with(&town, setup)?;
+    let count = |counter| -> Result<u64> { Ok(balancer.maps.counts()?.get(counter)) };
+
+    // Kept connections need no table.
+    let mut kept = Client::connect(&town.client.netns)?;
+    let mut regular = Visitor::default();
+    let home = regular.visit_on(&mut kept, "/visit")?.0;
+    let mut visitors: Vec<Visitor> = (0..4 * GROUP).map(|_| Visitor::default()).collect();
+    for (n, visitor) in visitors.iter_mut().enumerate() {
+        ensure!(visitor.visit(&town, "/visit")?.1 == 1, "a session begins");
+        let nth = n as u32 + 2;
+        ensure!(regular.visit_on(&mut kept, "/visit")? == (home.clone(), nth), "visit {nth}");
+    }
+    let all = 4 * GROUP as u64 + 1;
+    assert_eq!((count(Counter::Learned)?, count(Counter::LearnedEvicted)?), (all, all - GROUP as u64));
+
+    // Whoever is known comes home; whoever is not is served as well.
+    let known = balancer.maps.homes()?;
+    let is_known = |visitor: &Visitor| {
+        let tag = home::tag(&key, 1, visitor.cookie.as_deref().unwrap_or_default().as_bytes());
+        known.iter().any(|(_, home)| home.tag == tag)
+    };
+    let (mut there, mut gone): (Vec<_>, Vec<_>) = visitors.into_iter().partition(is_known);
+    ensure!(there.len() >= GROUP - 1 && gone.len() >= 3 * GROUP, "{known:?}");
+    for visitor in &mut there {
+        ensure!(visitor.visit(&town, "/visit")?.1 == 2, "one who is known is at home");
+    }
+    assert_eq!(count(Counter::AffinityHit)?, there.len() as u64);
+    for visitor in &mut gone {
+        ensure!(visitor.visit(&town, "/visit")?.1 <= 2, "one who is not known is served");
+    }
+    assert_eq!(count(Counter::UnknownKey)?, gone.len() as u64);
     Ok(())
 }
