@@ -45,7 +45,7 @@ pub const FOUR_PASSES: u8 = 4;
 
 /// Value of the map of configurations, at service id × [`ROTATIONS`] + rotation: what it takes to read a server id.
 /// All zero is no configuration.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Config {
     /// Round keys; all zero without a key.
@@ -121,6 +121,18 @@ impl core::ops::Deref for ConnectionId {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl core::fmt::Debug for Config {
+    /// Without its key.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Config")
+            .field("rotation", &self.rotation)
+            .field("server_len", &self.server_len)
+            .field("len", &self.len)
+            .field("way", &self.way)
+            .finish_non_exhaustive()
     }
 }
 

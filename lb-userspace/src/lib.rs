@@ -14,6 +14,7 @@
 //! | `web` | `web`: a layer for any tower stack of `http` requests |
 //! | `axum` | ...whose session is an extractor, and whose errors are responses |
 //! | `tower-sessions` | `web::tower_sessions`: applications that use that crate switch by a few lines |
+//! | `quinn` | `quic`: connection ids for QUIC servers that use quinn |
 //! | `server`, `daemon` (default) | what lbd is made of |
 //!
 //! docs/library.md leads from an empty directory to an application behind the balancer. Without a web framework, it looks
@@ -62,6 +63,8 @@ pub mod datapath;
 pub mod health;
 #[cfg(feature = "daemon")]
 pub mod net;
+#[cfg(feature = "quinn")]
+pub mod quic;
 #[cfg(feature = "daemon")]
 pub mod registry;
 #[cfg(feature = "server")]
