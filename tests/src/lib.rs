@@ -15,6 +15,7 @@ pub mod maps;
 pub mod netns;
 pub mod nginx;
 pub mod object;
+pub mod quic;
 pub mod raw;
 pub mod real;
 pub mod redis;
