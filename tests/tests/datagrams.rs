@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tests::balancer::dial;
 use tests::client::eventually;
@@ -45,7 +45,7 @@ fn ask(socket: &UdpSocket, request: &Request<'_>) -> Result<Response> {
         match socket.recv(&mut buffer) {
             Ok(length) => {
                 let response = Response::parse(&buffer[..length])?;
-                if response.id == request.id {
+                if (response.id, response.operation) == (request.id, request.operation as u8) {
                     return Ok(response);
                 }
             }
@@ -105,6 +105,68 @@ fn a_session_stays_at_home_wherever_its_client_is_and_survives_its_server() -> R
     ensure!(lbd.counter("redispatched")? >= 1);
     let ended = ask(&socket(&town, own)?, &Request::new(Operation::End, moved.token, 6))?;
     ensure!((ended.status, ended.token) == (Status::Done, NO_TOKEN), "{ended:?}");
+    Ok(())
+}
+
+/// Sends a request until it is done, the very same one.
+fn until_done(socket: &UdpSocket, request: &Request<'_>) -> Result<Response> {
+    loop {
+        let answer = ask(socket, request)?;
+        match answer.status {
+            Status::Done | Status::Created => return Ok(answer),
+            Status::Unavailable | Status::Conflict => {}
+            _ => anyhow::bail!("{request:?}: {answer:?}"),
+        }
+    }
+}
+
+/// One client writes and reads what it wrote, again and again, until it is told to stop. All count how often.
+fn insist(town: &Topology, stop: &AtomicBool, all: &AtomicU64) -> Result<u64> {
+    let begun = ask(&socket(town, town.client.ip)?, &show(NO_TOKEN, 0))?;
+    let mut token = begun.token;
+    let mut written = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let socket = socket(town, town.client.ip)?;
+        written += 1;
+        let value = written.to_string();
+        let put = until_done(&socket, &put(token, written, "n", &value))?;
+        let get = Request { key: "n", ..Request::new(Operation::Get, put.token, written) };
+        let seen = until_done(&socket, &get)?;
+        ensure!(seen.body == value.as_bytes(), "{value} was written, this was read: {seen:?}");
+        ensure!(seen.version == put.version, "{put:?} was written, this was read: {seen:?}");
+        token = seen.token;
+        all.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(written)
+}
+
+#[test]
+fn what_was_acknowledged_is_there_whatever_happens_to_the_servers() -> Result<()> {
+    let town = Topology::new(Arms::Several, 0)?;
+    let lbd = Lbd::start_in(&town, &[Backend::Managed, Backend::Managed, Backend::Managed], managed())?;
+    let (stop, all) = (AtomicBool::new(false), AtomicU64::new(0));
+    let written = std::thread::scope(|scope| -> Result<Vec<u64>> {
+        let clients: Vec<_> = (0..6).map(|_| scope.spawn(|| insist(&town, &stop, &all))).collect();
+        let trouble = || -> Result<()> {
+            for round in 0..6 {
+                for (verb, n) in [("kill", 0), ("maint", 1), ("ready", 1), ("restart", 2)] {
+                    let before = all.load(Ordering::Relaxed);
+                    lbd.ctl(&["backend", verb, &format!("b{}", (round + n) % 3)])?;
+                    eventually("clients get on", || {
+                        let failed = clients.iter().any(|client| client.is_finished());
+                        Ok(failed || all.load(Ordering::Relaxed) > before + 40)
+                    })?;
+                }
+            }
+            Ok(())
+        };
+        let troubled = trouble();
+        stop.store(true, Ordering::Relaxed);
+        let written = clients.into_iter().map(|client| client.join().expect("no panic")).collect();
+        troubled.and(written)
+    })?;
+    ensure!(written.iter().all(|count| *count > 10), "{written:?}");
+    ensure!(lbd.counter("redispatched")? > 0, "nobody had to move");
     Ok(())
 }
 
@@ -340,6 +402,22 @@ fn trace_tells_decisions_to_who_listens_and_nothing_when_nobody_does() -> Result
     one.process.end(nix::sys::signal::Signal::SIGKILL)?;
     all.process.end(nix::sys::signal::Signal::SIGKILL)?;
     eventually("the programs tell nobody", || Ok(traced(&lbd)? == 0))?;
+    // An lbd that stops takes its listeners with it, and one that died leaves none to the next.
+    let mut lbd = lbd;
+    for graceful in [true, false] {
+        let mut last = Listener::start(&lbd, "last", &[])?;
+        eventually("the programs tell again", || Ok(traced(&lbd)? == 1))?;
+        if graceful {
+            lbd.stop()?;
+            ensure!(traced(&lbd)? == 0, "nobody is left to read");
+        } else {
+            lbd.kill()?;
+        }
+        let status = last.process.0.wait()?;
+        ensure!(status.code() == Some(2), "lbctl is told that lbd is gone: {status}");
+        lbd.resume()?;
+        ensure!(traced(&lbd)? == 0, "graceful: {graceful}");
+    }
     Ok(())
 }
 
