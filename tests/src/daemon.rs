@@ -39,6 +39,8 @@ pub struct Manner {
     pub affinity: Option<String>,
     /// More lines of the service, as TOML.
     pub more: Option<String>,
+    /// More lines of each backend, by its number, as TOML.
+    pub each: Option<fn(usize) -> String>,
     /// More lines of `[limits]`.
     pub limits: Option<String>,
     /// The file of the token keys.
@@ -124,6 +126,7 @@ impl Lbd {
                     format!("[[service.backend]]\nname = \"{prefix}{i}\"\naddr = \"{}\"\n", host.serves())
                 }
             };
+            text += &self.manner.each.map_or_else(String::new, |each| each(i));
         }
         Ok(text)
     }

@@ -39,3 +39,8 @@ pub fn require_root() {
     let uid = unsafe { libc::geteuid() };
     assert!(uid == 0, "this test loads BPF programs and creates network namespaces: run it as root");
 }
+
+/// The examples of docs/quic.md compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/quic.md")]
+struct Quic;

@@ -12,6 +12,7 @@ use quinn::Connection;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use tests::balancer::{Balancer, SERVICE, dial};
+use tests::daemon::{Backend, Lbd, Manner};
 use tests::object::Sizes;
 use tests::quic::{Client, Server, Trust, ask};
 use tests::topology::{Arms, Topology};
@@ -208,6 +209,63 @@ fn keys_change_while_connections_live() -> Result<()> {
         quic.moved(&client, to)?;
         assert_eq!(quic.ask(&connections, nth)?, before);
     }
+    Ok(())
+}
+
+/// lbd reads configurations, keys and server ids, writes them for the programs, and says of an id where it leads.
+#[test]
+fn lbd_steers_by_its_configuration() -> Result<()> {
+    let town = Topology::new(Arms::Several, 3)?;
+    town.client.netns.ip(&[&format!("addr add {ELSEWHERE}/24 dev eth0")])?;
+    let (clear, hidden) = (config(0, 1, 7, None), config(1, 2, 6, Some(&KEY)));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let manner = Manner {
+        affinity: Some(format!(
+            "{{ kind = \"quic\", configs = [{{ rotation = 0, server_id_bytes = 1, nonce_bytes = 7 }}, \
+             {{ rotation = 1, server_id_bytes = 2, nonce_bytes = 6, key = \"{}\" }}] }}",
+            hex(&KEY)
+        )),
+        more: Some("protocol = \"udp\"".to_owned()),
+        each: Some(|slot| format!("server_id = [\"0{slot}\", \"5e0{slot}\"]\n")),
+        ..Manner::default()
+    };
+    let runtime = Runtime::new()?;
+    let trust = Trust::new()?;
+    let _entered = runtime.enter();
+    let mut ids = Vec::new();
+    let mut servers = Vec::new();
+    for (slot, host) in town.backends.iter().enumerate() {
+        let made = QuicLbIds::new(hidden, &server_id(&hidden, slot as u16))?;
+        servers.push(Server::start(host, &format!("b{slot}"), &made, &trust)?);
+        ids.push(made);
+    }
+    let backends: Vec<_> = town.backends.iter().map(Backend::Remote).collect();
+    let lbd = Lbd::start_in(&town, &backends, manner)?;
+    let client = Client::new(&town.client.netns, town.client.ip, &trust)?;
+    let connections = runtime.block_on(try_join_all((0..12).map(|_| client.connect(dial()))))?;
+    let asked = |nth: u32| -> Result<Vec<String>> {
+        let answers = runtime.block_on(try_join_all(connections.iter().map(|c| ask(c, 10))))?;
+        assert!(answers.iter().all(|(_, asked)| *asked == nth), "{answers:?}");
+        Ok(answers.into_iter().map(|(name, _)| name).collect())
+    };
+    let before = asked(1)?;
+    assert!(shares(&before).len() > 1, "{before:?}");
+    // In the clear from now on, too; and from another address.
+    for (slot, ids) in ids.iter().enumerate() {
+        ids.rotate(clear, &[slot as u8])?;
+    }
+    client.move_to(&town.client.netns, ELSEWHERE)?;
+    assert_eq!(asked(2)?, before);
+    assert!(lbd.counter("affinity_hit")? > 0);
+
+    let id = hidden.encode(&server_id(&hidden, 2), &[9; 6], hidden.own_length());
+    let told = lbd.ctl(&["explain", "--connection-id", &hex(&id)])?;
+    assert!(
+        told.contains("b2") && told.contains("its server id 5e02 is that of b2, which is ready"),
+        "{told}"
+    );
+    let listed = lbd.ctl(&["service", "list"])?;
+    assert!(listed.contains("quic") && !listed.contains(&hex(&KEY)), "{listed}");
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use lb_common::counter::Counter::{
 };
 use lb_common::flow::{Flow, FlowState, Head, NO_STASH, PLAIN, REPLIED};
 use lb_common::home::{self, Home};
+use lb_common::quic_lb;
 use lb_common::service::{Affinity, Balance, Place, Service};
 use lb_common::token::{TOKEN_LEN, TOKEN_TEXT_LEN, decode};
 use std::net::SocketAddrV4;
@@ -39,9 +40,10 @@ enum Kind {
     TextDatagram,
     HashedDatagram,
     LearnedDatagram,
+    Quic,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Plain,
     Kind::PlainLeast,
     Kind::HashedCookie,
@@ -53,6 +55,7 @@ const KINDS: [Kind; 11] = [
     Kind::TextDatagram,
     Kind::HashedDatagram,
     Kind::LearnedDatagram,
+    Kind::Quic,
 ];
 
 impl Kind {
@@ -109,6 +112,7 @@ impl Kind {
                 service.learned_ticks = u32::MAX / 4;
                 datagrams(service, Affinity::Learned, Place::Offset, 16)
             }
+            Self::Quic => datagrams(service, Affinity::Quic, Place::Offset, 0),
         };
         assert!(named, "the names are short enough");
     }
@@ -131,6 +135,30 @@ pub(super) fn add(setup: &mut Setup) {
         let (local_mac, mac) = macs(kind.slot());
         setup.backend(id, backend(kind.slot()), Some(NextHop { ifindex: 1, local_mac, mac }));
     }
+    for (_, config) in quic_configs() {
+        let server =
+            quic_lb::Server::new(Kind::Quic.id(), &server_id(&config)).expect("a server id's length");
+        setup.quic.push((Kind::Quic.id(), config));
+        setup.quic_servers.push((server, Kind::Quic.slot()));
+    }
+}
+
+/// Each way in which a server id can be written.
+fn quic_configs() -> [(&'static str, quic_lb::Config); 4] {
+    let key = Some(b"a key of the lot");
+    let of = |rotation, server, nonce, key| {
+        quic_lb::Config::new(rotation, server, nonce, key).expect("within the limits")
+    };
+    [
+        ("in the clear", of(0, 2, 6, None)),
+        ("one pass", of(1, 8, 8, key)),
+        ("three passes", of(2, 3, 5, key)),
+        ("four passes", of(3, 9, 6, key)),
+    ]
+}
+
+fn server_id(config: &quic_lb::Config) -> Vec<u8> {
+    vec![config.server_len; config.server_len.into()]
 }
 
 /// The client of the flows that are there.
@@ -341,12 +369,18 @@ fn datagram_rows(rig: &Rig) -> Result<Vec<Case>> {
     let (local, next) = macs(Kind::SignedDatagram.slot());
     let answer =
         Datagram::new(backend(Kind::SignedDatagram.slot()), known(), [7; 100]).macs(next, local).bytes();
-    Ok(vec![
+    let mut cases = vec![
         begins(rig, Kind::SignedDatagram, begun)?,
         row("datagram, raw token", Kind::SignedDatagram, &raw(Kind::SignedDatagram)?),
         row("datagram, token behind a marker", Kind::TextDatagram, text.as_bytes()),
         row("datagram, hashed key", Kind::HashedDatagram, &[9; 100]),
         row("datagram, learned key", Kind::LearnedDatagram, &learned),
         Case::of_bytes("datagram, from backend", HEADERS, [answer], &[FromBackend]),
-    ])
+    ];
+    for (how, config) in quic_configs() {
+        let id = config.encode(&server_id(&config), &vec![5; config.nonce_len()], config.own_length());
+        let packet = [&[0x4f][..], &id, &[7; 80]].concat();
+        cases.push(row(&format!("QUIC, server id {how}"), Kind::Quic, &packet));
+    }
+    Ok(cases)
 }

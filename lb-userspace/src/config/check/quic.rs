@@ -43,7 +43,7 @@ impl Checker<'_, '_> {
                     "each has its own, 0 to 6: it is how a connection id tells which one it was made with";
                 self.faults.push(span.clone(), reason, help);
             }
-            // §9.9 of the draft: else the clear ids help to break the encrypted ones.
+            // §9.7 of the draft: else the clear ids help to break the encrypted ones.
             let clear = |other: &QuicConfig| {
                 other.server_id_bytes == config.server_id_bytes && other.key.is_none() != config.key.is_none()
             };
