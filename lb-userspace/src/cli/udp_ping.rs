@@ -39,7 +39,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     timeout: Duration,
     /// The token to begin with, 44 characters; or `new`: every request begins a session. Without it, the first one does.
-    #[arg(long, value_name = "TOKEN|new", value_parser = session, default_value = "first")]
+    #[arg(long, value_name = "TOKEN|new", value_parser = session, default_value = "first", hide_default_value = true)]
     session: Session,
     /// Send each request from a port of its own, as a client whose address changes.
     #[arg(long)]

@@ -12,18 +12,19 @@ mod list;
 mod service;
 #[cfg(test)]
 mod tests;
+mod trace;
+
+pub use trace::TraceFilter;
 
 use crate::config::Config;
 use crate::control::{Admin, Refused};
 use crate::datapath::{Clock, Left, MapWrite};
 use crate::net::NextHop;
 use backend::{Backend, Server};
-use lb_common::addr::Addr;
 use lb_common::backend::{Abilities, State};
 use lb_common::hash::SipKey;
 use lb_common::settings::Settings;
 use lb_common::token::MAX_KEYS;
-use lb_common::trace::Decision;
 use service::Service;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -86,38 +87,6 @@ pub enum Change {
     Trace(Option<TraceFilter>),
     /// lbd stops: managed servers take no new flows.
     Stopping,
-}
-
-/// Which steering decisions are told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct TraceFilter {
-    /// Those of that service, or of all (0)...
-    pub service: u16,
-    /// ...and of that client, or of all (zero).
-    pub client: Addr,
-}
-
-impl TraceFilter {
-    /// What lets through all that one of both lets through.
-    pub fn union(self, other: Self) -> Self {
-        Self {
-            service: if self.service == other.service { self.service } else { 0 },
-            client: if self.client == other.client { self.client } else { Addr::default() },
-        }
-    }
-
-    pub fn wants(&self, decision: &Decision) -> bool {
-        (self.service == 0 || self.service == decision.service)
-            && (self.client == Addr::default() || self.client == decision.client)
-    }
-
-    /// How much of this was lost, given what was by service id.
-    pub fn lost(&self, by_service: &[u64]) -> u64 {
-        match self.service {
-            0 => by_service.iter().sum(),
-            id => by_service.get(usize::from(id)).copied().unwrap_or(0),
-        }
-    }
 }
 
 /// What follows from a change.
