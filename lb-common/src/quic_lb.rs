@@ -21,6 +21,8 @@ pub const UNROUTABLE: u8 = 7;
 pub const ROTATIONS: u32 = 8;
 /// Server ids that a backend can have, each of another length.
 pub const SERVER_IDS: u32 = 4;
+/// Entries of the map of servers for each backend: new ids are written before old ones go.
+pub const SERVER_ROOM: u32 = 2 * SERVER_IDS;
 /// Longest server id, in bytes.
 pub const MAX_SERVER_ID: usize = 15;
 /// Shortest nonce, in bytes.

@@ -83,7 +83,7 @@ pub(crate) static QUIC_CONFIGS: Array<quic_lb::Config> = Array::with_max_entries
 /// Service and server id → the slot of the backend that has it. Written by the daemon.
 #[map]
 pub(crate) static QUIC_SERVERS: HashMap<quic_lb::Server, u32> =
-    HashMap::with_max_entries(1024 * quic_lb::SERVER_IDS, NO_PREALLOCATION);
+    HashMap::with_max_entries(1024 * quic_lb::SERVER_ROOM, NO_PREALLOCATION);
 
 /// 0 → a QUIC connection id while it is read. Of this processor.
 #[map]

@@ -45,7 +45,7 @@ const SHAPES: [Shape; 16] = [
     shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),
     shape::<Abilities>("ABILITIES", |limits| limits.backends),
     shape::<quic_lb::Config>("QUIC_CONFIGS", |limits| limits.services * quic_lb::ROTATIONS),
-    shape::<u32>("QUIC_SERVERS", |limits| limits.backends * quic_lb::SERVER_IDS),
+    shape::<u32>("QUIC_SERVERS", |limits| limits.backends * quic_lb::SERVER_ROOM),
 ];
 
 /// What a map must be: the object says type and flags, the limits say how many entries.

@@ -2,9 +2,11 @@
 
 use crate::town::{LAN, Town, ip};
 use anyhow::{Context, Result};
+use aya::maps::{Map, MapData};
 use lb_common::addr::Be16;
 use lb_common::backend::{Backend, State};
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
+use lb_common::quic_lb::{Config, NONE, SERVER_IDS, Server};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_userspace::datapath::{self, DatapathError, MapWrite, Mode};
@@ -70,6 +72,56 @@ fn pinned_backends(town: &Town) -> Result<Vec<u32>> {
     Ok((0..map.len())
         .filter(|slot| map.get(slot, 0).is_ok_and(|found| found != Backend::default()))
         .collect())
+}
+
+/// As many server ids as there can be, and then as many others: new ones are there before old ones go.
+#[test]
+fn quic_ids_are_replaced_and_go_with_their_service() -> Result<()> {
+    let town = Town::build()?;
+    let mut first = town.open()?;
+    let most = town.options().limits.backends * SERVER_IDS;
+    let servers = |from: u32| -> Servers {
+        let server = |n: u32| Server::new(1, &n.to_be_bytes()).expect("of a right length");
+        (from..from + most).map(|n| (server(n), (n % 8) as u16)).collect()
+    };
+    let config = |rotation| Config::new(rotation, 4, 4, Some(&[rotation; 16])).expect("within the limits");
+    let quic = |rotations: &[u8], servers| MapWrite::Quic {
+        id: 1,
+        configs: rotations.iter().map(|rotation| config(*rotation)).collect(),
+        servers,
+    };
+    let service = Service { addr: ip(100).into(), ..Default::default() };
+    first.apply(&[MapWrite::Service { id: 1, service, maglev: None }, quic(&[0, 3], servers(0))])?;
+    assert_eq!(pinned_quic(&town)?, (vec![8, 11], sorted(servers(0))));
+    first.apply(&[quic(&[3, 6], servers(1_000))])?;
+    assert_eq!(pinned_quic(&town)?, (vec![11, 14], sorted(servers(1_000))));
+    drop(first);
+    let mut second = town.open()?;
+    second.settle()?;
+    assert_eq!(pinned_quic(&town)?, (vec![], vec![]), "the service is no longer configured");
+    Ok(())
+}
+
+/// Server ids and the slots that they name.
+type Servers = Vec<(Server, u16)>;
+
+fn sorted(mut servers: Servers) -> Servers {
+    servers.sort_by_key(|(server, _)| server.id);
+    servers
+}
+
+/// Indices of the configurations that are there, and all servers.
+fn pinned_quic(town: &Town) -> Result<(Vec<u32>, Servers)> {
+    let pin = |name: &str| -> Result<MapData> {
+        let pin = town.pins().into_iter().find(|pin| pin.ends_with(name)).context("pinned")?;
+        Ok(MapData::from_pin(pin)?)
+    };
+    let configs = aya::maps::Array::<_, Config>::try_from(Map::Array(pin("QUIC_CONFIGS")?))?;
+    let servers = aya::maps::HashMap::<_, Server, u32>::try_from(Map::HashMap(pin("QUIC_SERVERS")?))?;
+    let there = (0..configs.len()).filter(|index| configs.get(index, 0).is_ok_and(|found| found.way != NONE));
+    let found: Result<Vec<_>, _> = servers.iter().collect();
+    let found = found?.into_iter().map(|(server, slot)| (server, slot as u16)).collect();
+    Ok((there.collect(), sorted(found)))
 }
 
 #[test]
