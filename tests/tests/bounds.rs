@@ -139,3 +139,25 @@ fn a_flood_of_datagrams_takes_no_place_from_those_who_were_answered() -> Result<
     there.iter().try_for_each(echo).with_context(|| format!("{:?}", balancer.maps.counts()))?;
     Ok(())
 }
+
+/// Services, backends and their addresses: each table exactly as large as what is in it.
+#[test]
+fn tables_without_a_free_place_serve_all_that_they_hold() -> Result<()> {
+    let sizes = Sizes { services: 2, backends: 4, buckets: 4, ..Sizes::default() };
+    let world = World::sized(Arms::Several, 4, sizes)?;
+    let mut seen = std::collections::BTreeSet::new();
+    for slot in 0..4 {
+        let token = world.balancer.setup.token(slot, 1);
+        let response = Client::connect(&world.town.client.netns)?
+            .get("/", &format!("Cookie: lb={token}\r\nConnection: close\r\n"))?;
+        seen.insert(response.body);
+    }
+    ensure!(seen.into_iter().eq(["b0", "b1", "b2", "b3"]), "{}", world.counts());
+    // A token of a slot beyond the table is a token of nobody.
+    let mut beyond = world.balancer.setup.clone();
+    beyond.backends.push(beyond.backends[0]);
+    let cookie = format!("Cookie: lb={}\r\n", beyond.token(4, 1));
+    Client::connect(&world.town.client.netns)?.get("/", &cookie)?;
+    ensure!(count(&world, Counter::Redispatched)? == 1, "{}", world.counts());
+    world.check()
+}

@@ -48,9 +48,6 @@ pub struct LimitError {
     pub rule: &'static str,
 }
 
-/// Buckets in each half of the endpoint table.
-pub(crate) const ENDPOINT_BUCKETS: u32 = 16_384;
-
 impl Limits {
     /// Checks every limit.
     ///
@@ -90,6 +87,11 @@ impl Limits {
     /// Entries of the flow table: half as many again as flows at most, in whole groups, their number a power of two.
     pub fn flow_entries(&self) -> u32 {
         (self.flows * 2).next_power_of_two().max(GROUP as u32)
+    }
+
+    /// Buckets in each half of the endpoint table: so many that a hash seed without a collision too many is found at once.
+    pub(crate) fn endpoint_buckets(&self) -> u32 {
+        (8 * (self.services + self.backends)).next_power_of_two()
     }
 
     /// Entries of the table of learned sessions: room for half as many again at least, because groups do not fill evenly.

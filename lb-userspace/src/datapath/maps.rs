@@ -1,7 +1,7 @@
 //! The maps: what each must look like, and typed handles through which alone they are written.
 
 use super::error::DatapathError;
-use super::limits::{ENDPOINT_BUCKETS, Limits};
+use super::limits::Limits;
 use super::pins::Pins;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, RingBuf};
@@ -31,7 +31,7 @@ const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
 
 const SHAPES: [Shape; 16] = [
     shape::<Settings>("SETTINGS", |_| 1),
-    shape::<Bucket>("ENDPOINTS", |_| 2 * ENDPOINT_BUCKETS),
+    shape::<Bucket>("ENDPOINTS", |limits| 2 * limits.endpoint_buckets()),
     shape::<Service>("SERVICES", |limits| limits.services),
     shape::<Backend>("BACKENDS", |limits| limits.backends),
     shape::<Block>("MAGLEV", |limits| limits.services * 2 * limits.maglev_blocks()),

@@ -2,7 +2,6 @@
 //! holds is remembered, so that only what changes is written.
 
 use super::error::DatapathError;
-use super::limits::ENDPOINT_BUCKETS;
 use super::maps::Maps;
 use lb_common::endpoint::{self, Bucket, Endpoint};
 use lb_common::maglev::{BLOCK, Block, NOBODY};
@@ -11,6 +10,8 @@ use std::time::{Duration, Instant};
 /// Halves of the endpoint table.
 #[derive(Debug)]
 pub(super) struct Endpoints {
+    /// In each half.
+    buckets: u32,
     /// What each half holds, once we wrote it.
     halves: [Option<Vec<Bucket>>; 2],
     flip: Flip,
@@ -27,8 +28,8 @@ pub(super) struct LiveHalf {
 }
 
 impl Endpoints {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { halves: [None, None], flip: Flip::default(), seed }
+    pub(super) fn new(buckets: u32, seed: u64) -> Self {
+        Self { buckets, halves: [None, None], flip: Flip::default(), seed }
     }
 
     /// Fills the half that is not live. The caller then makes it live.
@@ -38,11 +39,11 @@ impl Endpoints {
         live: u64,
         endpoints: &[Endpoint],
     ) -> Result<LiveHalf, DatapathError> {
-        let (seed, table) = endpoint::build(endpoints, ENDPOINT_BUCKETS as usize, self.seed)
+        let (seed, table) = endpoint::build(endpoints, self.buckets as usize, self.seed)
             .map_err(DatapathError::system("the endpoint table is too small"))?;
         let half = if live as u32 == 0 && live != 0 { 1 } else { 0 };
         self.flip.wait();
-        let base = half as u32 * ENDPOINT_BUCKETS;
+        let base = half as u32 * self.buckets;
         write_changes(self.halves[half].take().as_deref(), &table, |i, bucket| {
             maps.endpoints.set(base + i, bucket, 0)
         })

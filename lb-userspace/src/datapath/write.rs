@@ -70,7 +70,7 @@ impl Writer {
             limits,
             clock,
             settings,
-            endpoints: Endpoints::new(seed),
+            endpoints: Endpoints::new(limits.endpoint_buckets(), seed),
             maglev: BTreeMap::new(),
             services: BTreeMap::new(),
             backends: BTreeSet::new(),
