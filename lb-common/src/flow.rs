@@ -118,7 +118,8 @@ pub struct Flow {
     pub seq_delta: u32,
     /// Add it to a timestamp of the backend to get the client's view of it.
     pub ts_delta: u32,
-    /// The SYN cookie: our initial sequence number towards the client. Its options say what was agreed with it.
+    /// The SYN cookie: our initial sequence number towards the client. Its options say what was agreed with it. Of a flow
+    /// that is [`PLAIN`]: the sequence number of the backend's first segment.
     pub cookie: u32,
     /// The client's initial sequence number, the same on both halves.
     pub client_isn: u32,
@@ -151,10 +152,14 @@ pub const MAYBE_REBORN: u8 = 8;
 pub const REPLAYED: u8 = 16;
 /// Bound at its first packet: client and backend speak to each other, nothing is stashed and nothing spliced.
 pub const PLAIN: u8 = 32;
+/// A flow of datagrams: the client's next one would make it again, so it makes room before a connection does.
+pub const DATAGRAMS: u8 = 64;
 /// The backend has sent something: the flow's client is heard.
 pub const REPLIED: u8 = 2;
 /// The head of the backend's response goes on in its next segment.
 pub const IN_HEAD: u8 = 4;
+/// The backend has sent an RST.
+pub const RESET_SEEN: u8 = 8;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
 pub const RESCALE_CLIENT: u8 = 4;
 

@@ -21,7 +21,7 @@ use lb_common::addr::{Addr, Be16, Mac};
 use lb_common::backend::{Backend, State};
 use lb_common::checksum::update;
 use lb_common::counter::Counter;
-use lb_common::flow::{FlowState, Head, NO_STASH, PLAIN, REPLIED};
+use lb_common::flow::{DATAGRAMS, FlowState, Head, NO_STASH, PLAIN, REPLIED};
 use lb_common::maglev::{NOBODY, client_hash};
 use lb_common::service::{Affinity, Service};
 use lb_common::settings::Settings;
@@ -139,9 +139,9 @@ fn from_client(
     let slot = choice.slot as u16;
     let now = flows::now(settings);
     match known {
-        Some(flow) if present == slot => touch(flow, now),
+        Some(flow) if present == slot => touch(ctx, flow, datagram, now),
         Some(flow) => {
-            touch(flow, now);
+            touch(ctx, flow, datagram, now);
             give(flow, slot);
             decided(&key, slot, choice.found, choice.reason as u32);
             count(service, Counter::FlowMoved as u32);
@@ -256,7 +256,7 @@ fn serves(backend: &Backend, service: u16) -> bool {
 
 /// Notes that a flow lives; once its backend has answered, the client that goes on is none that was forged.
 #[inline(always)]
-fn touch(entry: Entry, now: u32) {
+fn touch(ctx: &XdpContext, entry: Entry, datagram: &Datagram, now: u32) {
     // SAFETY: a map value stays valid; a lost race writes the same time.
     let flow = unsafe {
         if (*entry.flow).last_seen != now {
@@ -264,8 +264,18 @@ fn touch(entry: Entry, now: u32) {
         }
         &*entry.flow
     };
+    let from = datagram.frame.load::<{ at::ETH_SRC }, Mac>();
+    if flow.client_mac != from {
+        // The client's router has changed: which it is, and the interface at which it stands.
+        // SAFETY: a map value stays valid; at worst a few datagrams go astray between the two routers.
+        unsafe {
+            (*entry.flow).client_mac = from;
+            (*entry.flow).local_mac = datagram.frame.load::<{ at::ETH_DST }, Mac>();
+            (*entry.flow).client_ifindex = ctx.ingress_ifindex() as u32;
+        }
+    }
     if flow.head.state == FlowState::Opening as u8 && flow.backend_flags & REPLIED != 0 {
-        plain::confirm(entry, flow.head);
+        plain::establish(entry, flow.head);
     }
 }
 
@@ -292,7 +302,7 @@ fn fill(ctx: &XdpContext, entry: Entry, key: &Key, datagram: &Datagram, now: u32
     flow.client_ifindex = ctx.ingress_ifindex() as u32;
     flow.last_seen = now;
     flow.stash = NO_STASH;
-    flow.client_flags = PLAIN;
+    flow.client_flags = PLAIN | DATAGRAMS;
     flow.backend_flags = 0;
 }
 

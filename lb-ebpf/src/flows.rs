@@ -1,10 +1,10 @@
 //! The flow table: finding, claiming, expiring. See [`lb_common::flow`] for its shape.
 
 use crate::atomic::{add, compare_exchange, exchange};
-use crate::maps::{FLOWS, LIVE, count};
+use crate::maps::{FLOWS, LIVE, count, settings};
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, GROUP, Head};
+use lb_common::flow::{DATAGRAMS, Flow, FlowState, GROUP, Head};
 use lb_common::hash::flow_hash;
 use lb_common::settings::Settings;
 
@@ -60,6 +60,12 @@ fn place(settings: &Settings, hash: u32, i: u32) -> u32 {
 fn head_of(flow: *mut Flow) -> u64 {
     // SAFETY: map values stay valid; the head is an aligned word.
     unsafe { core::ptr::read_volatile((&raw const (*flow).head).cast()) }
+}
+
+/// The head of an entry as it is now.
+#[inline(always)]
+pub(crate) fn head(entry: Entry) -> Head {
+    Head::from_bits(head_of(entry.flow))
 }
 
 /// Finds a flow.
@@ -157,7 +163,8 @@ pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
 }
 
 /// Takes an entry for a new flow: the flow's own former one, a free one, or one that has expired; failing that, one that
-/// is closing or that its client has not confirmed. The entry is nobody's until its head is published. `None`: the group is full of live flows.
+/// is closing or that its client has not confirmed; failing that, one of datagrams, which their client's next one makes again.
+/// The entry is nobody's until its head is published. `None`: the group is full of live connections.
 #[inline(always)]
 pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
     const CLAIMED: Head = Head {
@@ -180,25 +187,66 @@ pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
         }
         i += 1;
     }
-    let mut i = 0;
-    while choice.is_none() && i < GROUP as u32 {
-        let index = place(settings, hash, i);
+    let mut evicts = false;
+    if choice.is_none() {
+        let index = lb_victim(hash, now);
         let flow = FLOWS.get_ptr_mut(index)?;
         let head = head_of(flow);
         let state = Head::from_bits(head).state;
-        if state == FlowState::Closing as u8 || state == FlowState::Opening as u8 {
-            if state == FlowState::Opening as u8 {
-                count(key.service, Counter::FlowEvicted as u32);
-            }
+        evicts = state != FlowState::Closing as u8;
+        // SAFETY: map values stay valid; the flags are a plain integer.
+        if rank(state, unsafe { (*flow).client_flags }) != 0 {
             choice = Some((Entry { flow, index }, head));
         }
-        i += 1;
     }
     let (entry, seen) = choice?;
-    if !replace(entry, Head::from_bits(seen), CLAIMED) {
+    let was = Head::from_bits(seen);
+    if !replace(entry, was, CLAIMED) {
         return None;
+    }
+    if evicts {
+        count(was.service, Counter::FlowEvicted as u32);
     }
     // SAFETY: a map value stays valid, and the entry is ours.
     unsafe { (*entry.flow).last_seen = now };
     Some(entry)
+}
+
+/// Of the flows of a full group the one that loses least: one that is closing, else one that only begins, else the one of datagrams
+/// that was not heard of longest. Its index; beyond all of them when nobody can go.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_victim(hash: u32, now: u32) -> u32 {
+    let Some(settings) = settings() else { return u32::MAX };
+    let (mut best, mut victim) = (0, u32::MAX);
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let index = place(settings, hash, i);
+        let Some(flow) = FLOWS.get_ptr_mut(index) else { break };
+        let state = Head::from_bits(head_of(flow)).state;
+        // SAFETY: map values stay valid; the fields are plain integers.
+        let (flags, last_seen) = unsafe { ((*flow).client_flags, (*flow).last_seen) };
+        let age = now.wrapping_sub(last_seen);
+        let age = if (age as i32) < 0 { 0 } else { u64::from(age) };
+        let rank = u64::from(rank(state, flags)) << 32;
+        if rank != 0 && rank + age >= best {
+            best = rank + age;
+            victim = index;
+        }
+        i += 1;
+    }
+    victim
+}
+
+/// How readily a flow that has not expired makes room: 0 is not at all.
+#[inline(always)]
+fn rank(state: u8, flags: u8) -> u32 {
+    match FlowState::from_bits(state) {
+        FlowState::Closing => 3,
+        FlowState::Opening | FlowState::Awaiting => 2,
+        FlowState::Established if flags & DATAGRAMS != 0 => 1,
+        _ => 0,
+    }
 }

@@ -8,6 +8,7 @@ use crate::learn;
 use crate::maps::{BACKENDS, FLOWS, SERVICES, count_backend};
 use crate::offer::offer;
 use crate::packet::{Frame, Packet, Segment};
+use crate::plain;
 use crate::replay;
 use crate::rewrite;
 use crate::stash;
@@ -62,6 +63,14 @@ pub(crate) fn handle(
             }
             if !rewrite::has_hop_left(frame) {
                 return (id, consume(Counter::DropTtl));
+            }
+            match FlowState::from_bits(flow.head.state) {
+                FlowState::Opening => plain::note_reply(entry, flow, segment),
+                // Its client has reset it, or somebody in its name: the backend, who knows, goes on.
+                FlowState::Closing if segment.flags & RST == 0 && !plain::has_ended(flow) => {
+                    plain::establish(entry, flow.head);
+                }
+                _ => {}
             }
             if segment.flags & (FIN | RST) != 0 {
                 if flow.stash != NO_STASH && segment.payload == 0 && service.replay != 0 {

@@ -10,7 +10,7 @@ use crate::{handshake, plain, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESET_SEEN};
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
 
@@ -53,8 +53,8 @@ pub(crate) fn handle(
         FlowState::Established | FlowState::Closing => frame,
         FlowState::Binding | FlowState::Awaiting => {
             let bits = handshake::lb_more(ctx.ctx, u32::from(service), entry.index);
-            if bits == handshake::WHOLE {
-                return handshake::place(ctx, service, entry.index, handshake::LAST);
+            if handshake::is_stashed(bits) {
+                return handshake::place(ctx, service, bits, handshake::LAST);
             }
             if bits != handshake::ESTABLISHED {
                 return Verdict::from_bits(bits);
@@ -64,7 +64,7 @@ pub(crate) fn handle(
             again
         }
         FlowState::Opening => {
-            plain::confirm(entry, flow.head);
+            plain::confirm(entry, flow, segment);
             frame
         }
         FlowState::Free | FlowState::Claimed => return consume(Counter::DropBusy),
@@ -133,6 +133,9 @@ pub(crate) fn close(entry: Entry, flags: u8, side: Side) {
             let head = (&raw mut flow.head).cast::<u64>();
             let same = core::ptr::read_volatile(head);
             crate::atomic::compare_exchange(head, same, same);
+        }
+        if flags & RST != 0 && side == Side::Backend {
+            flow.backend_flags |= RESET_SEEN;
         }
         let both = core::ptr::read_volatile(&raw const flow.client_flags)
             & core::ptr::read_volatile(&raw const flow.backend_flags)

@@ -2,7 +2,6 @@
 
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
-use crate::from_backend::settle;
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{lb_refuse, offer};
 use crate::packet::Segment;
@@ -25,22 +24,35 @@ use lb_common::tcp::{FIN, RST};
 #[inline(always)]
 pub(crate) fn begin(ctx: &XdpContext, service: u16) -> Verdict {
     let bits = lb_bind(ctx.ctx, u32::from(service));
-    if bits >> 32 == STASHED { place(ctx, service, bits as u32, FIRST) } else { Verdict::from_bits(bits) }
+    if is_stashed(bits) { place(ctx, service, bits, FIRST) } else { Verdict::from_bits(bits) }
 }
 
-/// Chooses a backend for the flow at an index, whose stash this processor has locked, and turns the packet into the SYN that it
-/// gets. `part` is [`FIRST`] or [`LAST`].
+/// Chooses a backend for a flow whose first payload [`stashed`] says where it is, in a stash that this processor has locked,
+/// and turns the packet into the SYN that it gets. `part` is [`FIRST`] or [`LAST`].
 #[inline(always)]
-pub(crate) fn place(ctx: &XdpContext, service: u16, flow: u32, part: u32) -> Verdict {
-    match lb_place(u32::from(service), flow, part) {
+pub(crate) fn place(ctx: &XdpContext, service: u16, stashed: u64, part: u32) -> Verdict {
+    let flow = stashed as u32;
+    match lb_place(u32::from(service), flow, (stashed >> 32) as u32 & 0xffff, part) {
         CHOSEN => offer(ctx, flow, Counter::Bound),
         NOBODY_READY => Verdict::from_bits(lb_refuse(ctx.ctx)),
         bits => Verdict::from_bits(bits),
     }
 }
 
-/// Not a verdict, in the high half of one: the flow whose index is in the low half has its first payload in a stash.
-const STASHED: u64 = 0xffff_fffe;
+/// Not a verdict: the flow at an index has its first payload in the stash at another one, which is left locked.
+#[inline(always)]
+const fn stashed(flow: u32, stash: u16) -> u64 {
+    STASHED << 48 | (stash as u64) << 32 | flow as u64
+}
+
+/// In the top bits, where a verdict has zeros.
+const STASHED: u64 = 0x8000;
+
+/// Whether something is no verdict, but from [`stashed`].
+#[inline(always)]
+pub(crate) const fn is_stashed(bits: u64) -> bool {
+    bits >> 48 == STASHED
+}
 
 /// Takes a flow and a stash for a first payload. The flow has no backend yet, and the stash is left locked. A global function
 /// (see [`crate::cold`]).
@@ -80,7 +92,7 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
     }
     // Whoever finds it meanwhile also finds the stash locked.
     set_head(entry, key, NOBODY, FlowState::Awaiting);
-    STASHED << 32 | u64::from(entry.index)
+    stashed(entry.index, slot.index)
 }
 
 /// What is stashed of a flow whose backend is to be chosen: its first segment...
@@ -97,17 +109,22 @@ const NOBODY_READY: u64 = u64::MAX - 1;
 /// [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_place(service: u32, flow: u32, part: u32) -> u64 {
+extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
     let (Some(known), Some(entry)) = (FLOWS.get_ptr_mut(flow), SERVICES.get(service)) else {
         return consume(Counter::DropNoService).to_bits();
     };
     let place = Entry { flow: known, index: flow };
     // SAFETY: a map value stays valid; its fields are plain integers.
     let known = unsafe { &*known };
-    let was = known.head;
-    let index = u32::from(known.stash);
+    let index = stash;
     let Some(stash) = STASHES.get_ptr_mut(index) else { return consume(Counter::DropBusy).to_bits() };
     let slot = Slot { stash, index: index as u16 };
+    let was = flows::head(place);
+    if was.state != FlowState::Awaiting as u8 || was.service != service as u16 || known.stash != slot.index {
+        // Its client has reset it meanwhile, on another processor.
+        stash::release(slot);
+        return consume(Counter::DropBusy).to_bits();
+    }
     let found = token::find(entry, service, index);
     if found == ABSENT && token::lb_is_whole(service, index) == 0 {
         if part == FIRST && known.client_flags & FIN_SEEN == 0 && is_full(entry, known, stash) {
@@ -126,7 +143,7 @@ extern "C" fn lb_place(service: u32, flow: u32, part: u32) -> u64 {
     if chosen == u32::from(NOBODY) {
         decided(&key, NOBODY, found, stash.reason);
         stash::release(slot);
-        free(place);
+        end(place, was);
         return NOBODY_READY;
     }
     let chosen = chosen as u16;
@@ -196,9 +213,6 @@ pub(crate) fn end(entry: Entry, was: Head) -> bool {
 
 /// Not a verdict: the flow has just been spliced, so the segment goes the ordinary way.
 pub(crate) const ESTABLISHED: u64 = u64::MAX;
-/// Not a verdict: all that there will be of the flow's first payload is stashed, so a backend is to be chosen (see [`place`]).
-/// The stash is left locked.
-pub(crate) const WHOLE: u64 = u64::MAX - 1;
 
 /// Something from the client while its backend has not answered: more payload is stashed; payload that is there already
 /// is a retransmission, the sign that the backend is silent. A global function (see [`crate::cold`]).
@@ -224,8 +238,17 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
             return consume(Counter::DropUnknownRst).to_bits();
         }
         // The client gave up: so does the flow. The backend's SYN-ACK will find nobody and be reset.
-        settle(entry, flow);
-        free(entry);
+        match stash::lock(entry.index, flow.stash) {
+            Some(slot) if end(entry, flows::head(entry)) => stash::release(slot),
+            Some(slot) => stash::unlock(slot),
+            // Another processor is at it; the client is reset soon enough.
+            None if stash::of(entry.index, flow.stash).is_some() => {
+                return consume(Counter::DropBusy).to_bits();
+            }
+            None => {
+                end(entry, flows::head(entry));
+            }
+        }
         return consume(Counter::ClientReset).to_bits();
     }
     if segment.payload == 0 && segment.flags & FIN == 0 {
@@ -234,8 +257,8 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
     let Some(service) = SERVICES.get(u32::from(key.service)) else {
         return consume(Counter::DropNoService).to_bits();
     };
-    let was = flow.head;
     let Some(slot) = stash::lock(entry.index, flow.stash) else {
+        let was = flows::head(entry);
         let waits = was.state == FlowState::Binding as u8 || was.state == FlowState::Awaiting as u8;
         if waits && stash::of(entry.index, flow.stash).is_none() {
             // It waited so long that another flow has its stash. What the client sends next begins anew.
@@ -246,11 +269,12 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *slot.stash };
     let seen = View::from_bits(stash.views[0]);
-    let awaiting = was.state == FlowState::Awaiting as u8;
+    // As it is now that nobody else has the lock.
+    let awaiting = flows::head(entry).state == FlowState::Awaiting as u8;
     if at == 0 && segment.payload != 0 && seen.len as u32 >= segment.payload {
         if awaiting {
             // It goes on, but not before this is acknowledged.
-            return WHOLE;
+            return stashed(entry.index, slot.index);
         }
         let verdict = again(ctx, key, entry, flow, slot, stash, service);
         stash::unlock(slot);
@@ -263,7 +287,7 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
             unsafe { (*entry.flow).client_flags |= FIN_SEEN };
         }
         stash.limit = at + segment.payload;
-        return WHOLE;
+        return stashed(entry.index, slot.index);
     }
     stash::unlock(slot);
     if kept == 0 {
@@ -305,10 +329,27 @@ fn again(
     offer(ctx, entry.index, Counter::SynRepeated)
 }
 
+/// Whether a backend was chosen because a session lives there; or was, and refused.
+#[inline(always)]
+const fn is_claimed(reason: u32) -> bool {
+    reason == Counter::AffinityHit as u32
+        || reason == Counter::StaleInstance as u32
+        || reason == Counter::Rejected as u32
+}
+
 /// Gives the flow to the next backend that was not tried, within the service's bound. Returns whether there is one.
 #[inline(always)]
 pub(crate) fn next(key: &Key, entry: Entry, was: Head, slot: Slot, stash: &Stash, service: &Service) -> bool {
     count_backend(was.backend, |counters| counters.failed += 1);
+    if service.strict != 0 && is_claimed(stash.reason) {
+        // Its session lives there, and nowhere else.
+        if stash.reason != Counter::Rejected as u32 {
+            decided(key, NOBODY, ABSENT, Counter::Rejected as u32);
+        }
+        // SAFETY: a map value stays valid, and the caller has its lock.
+        unsafe { (&raw mut (*slot.stash).reason).write_volatile(Counter::Rejected as u32) };
+        return false;
+    }
     if stash.tried_len >= u32::from(service.max_tries) {
         return false;
     }

@@ -27,6 +27,8 @@ pub(crate) const TAILS: u32 = 256;
 const MAX_SEGMENT: u64 = 3_520;
 /// How many header fields are looked at that could be `Set-Cookie`, in one segment.
 const FIELDS: u32 = 48;
+/// How many times the service's cookie is looked at in one segment.
+const KEYS: u32 = 4;
 /// How many attributes of a cookie are looked at.
 const ATTRIBUTES: u32 = 16;
 /// White space before a value, at most.
@@ -249,6 +251,7 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
     let Some(scratch) = SCRATCH.get(0) else { return 1 };
     let bytes = Bytes::of(scratch);
     let mut head = At::new(0);
+    let mut keys = 0;
     let mut from = 0;
     let mut turn = 0;
     while turn < FIELDS {
@@ -268,7 +271,11 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
             head = next;
             from = next.0 as u32;
         } else {
-            lb_set_cookie(service, flow, hit);
+            keys += lb_set_cookie(service, flow, hit);
+            if keys >= KEYS {
+                // No application hands out so many at once; a file that looks like a response might.
+                return 1;
+            }
         }
         turn += 1;
     }

@@ -47,7 +47,7 @@ pub(crate) static MAGLEV: Array<Block> = Array::with_max_entries(16 * 2 * 2049, 
 #[map]
 pub(crate) static FLOWS: Array<Flow> = Array::with_max_entries(131_072, MMAPABLE);
 
-/// Flow index → tag of the learned session that the flow's client asked for last, or 0. Written here alone.
+/// Flow index → tag of the learned session that the flow's client asked for first, or was given last, or 0. Written here alone.
 #[map]
 pub(crate) static FLOW_KEYS: Array<u64> = Array::with_max_entries(131_072, 0);
 

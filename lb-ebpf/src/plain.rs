@@ -20,7 +20,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::addr::Be16;
 use lb_common::backend::{Backend, State};
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, PLAIN};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, PLAIN, REPLIED, RESET_SEEN};
 use lb_common::maglev::{NOBODY, client_hash};
 use lb_common::service::{Affinity, Service};
 use lb_common::settings::Settings;
@@ -65,6 +65,11 @@ fn begin(
         if let Some(backend) = BACKENDS.get(u32::from(flow.head.backend))
             && goes_on(flow, backend, key.service)
         {
+            let was = flow.head;
+            if was.state == FlowState::Closing as u8 {
+                begin_again(entry, segment);
+                flows::replace(entry, was, Head { state: FlowState::Opening as u8, ..was });
+            }
             // A SYN that comes again, or a stranger's: the backend knows which, and what to answer (RFC 5961 §4).
             return forward(ctx, frame, segment, flow, backend, Counter::SynRepeated);
         }
@@ -86,8 +91,7 @@ fn begin(
     let now = flows::now(settings);
     let Some(entry) = flows::claim(settings, key, now) else { return consume(Counter::DropFlowTableFull) };
     fill(ctx, entry, key, segment, now);
-    let state = if segment.flags & SYN != 0 { FlowState::Opening } else { FlowState::Established };
-    set_head(entry, key, slot, state);
+    set_head(entry, key, slot, FlowState::Opening);
     let reason = if by_address { Counter::Hashed } else { Counter::NewSession };
     decided(key, slot, ABSENT, reason as u32);
     let Some(backend) = BACKENDS.get(chosen) else { return consume(Counter::DropNoBackendEntry) };
@@ -95,12 +99,35 @@ fn begin(
     forward(ctx, frame, segment, unsafe { &*entry.flow }, backend, Counter::FromClient)
 }
 
-/// Whether a flow that a SYN names stays where it is: it lives, and its backend serves.
+/// Whether a flow that a SYN names stays where it is, for anybody may have sent that SYN: one that lives, or that only its
+/// client has reset, unless its backend cannot be reached. One that opens also needs a backend that serves.
 #[inline(always)]
 fn goes_on(flow: &Flow, backend: &Backend, service: u16) -> bool {
-    let lives =
-        flow.head.state == FlowState::Opening as u8 || flow.head.state == FlowState::Established as u8;
-    lives && backend.service == service && State::from_bits(backend.state).serves_sessions()
+    let state = State::from_bits(backend.state);
+    let stays = match FlowState::from_bits(flow.head.state) {
+        FlowState::Opening => state.serves_sessions(),
+        FlowState::Established => state.serves_sessions() || matches!(state, State::Maint),
+        FlowState::Closing => state.serves_sessions() && !has_ended(flow),
+        _ => false,
+    };
+    stays && backend.service == service
+}
+
+/// Whether a flow that is closing is over, by what its backend has said.
+#[inline(always)]
+pub(crate) fn has_ended(flow: &Flow) -> bool {
+    flow.client_flags & flow.backend_flags & FIN_SEEN != 0 || flow.backend_flags & RESET_SEEN != 0
+}
+
+/// Forgets what was seen of a connection that may be over.
+#[inline(always)]
+fn begin_again(entry: Entry, segment: &Segment) {
+    // SAFETY: a map value stays valid. Where the connection is not over, its backend's next segment says so again.
+    unsafe {
+        (*entry.flow).client_isn = segment.seq;
+        (*entry.flow).client_flags = PLAIN;
+        (*entry.flow).backend_flags = 0;
+    }
 }
 
 /// Writes all of a claimed entry but its head.
@@ -142,11 +169,35 @@ fn forward(
     leave(backend.ifindex, counter)
 }
 
-/// The client has answered: what its SYN began is no forgery. Only a flow that is as it was seen; otherwise somebody
-/// else has the entry by now.
+/// By how much what a client acknowledges may differ from where its backend has begun, for the client to have heard it:
+/// whoever forges its segments does not know that number.
+const HEARD: u32 = 1 << 16;
+
+/// Looks whether a client acknowledges what its backend has sent: then what its first segment began is no forgery.
 #[inline(always)]
-pub(crate) fn confirm(entry: Entry, was: Head) {
+pub(crate) fn confirm(entry: Entry, flow: &Flow, segment: &Segment) {
+    let far = segment.ack.wrapping_sub(flow.cookie).wrapping_add(HEARD);
+    if flow.backend_flags & REPLIED != 0 && segment.flags & ACK != 0 && far <= 2 * HEARD {
+        establish(entry, flow.head);
+    }
+}
+
+/// Only a flow that is as it was seen; otherwise somebody else has the entry by now.
+#[inline(always)]
+pub(crate) fn establish(entry: Entry, was: Head) {
     flows::replace(entry, was, Head { state: FlowState::Established as u8, ..was });
+}
+
+/// Notes where the backend begins.
+#[inline(always)]
+pub(crate) fn note_reply(entry: Entry, flow: &Flow, segment: &Segment) {
+    if flow.backend_flags & REPLIED == 0 && segment.flags & RST == 0 {
+        // SAFETY: a map value stays valid; the backend's path alone writes these while the flow opens. The number first.
+        unsafe {
+            (&raw mut (*entry.flow).cookie).write_volatile(segment.seq);
+            (*entry.flow).backend_flags |= REPLIED;
+        }
+    }
 }
 
 /// Nobody serves: as a host answers on a port where nobody listens (RFC 9293 §3.10.7.1).

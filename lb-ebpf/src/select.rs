@@ -50,7 +50,7 @@ pub(crate) extern "C" fn lb_choose(index: u32, service: u32, found: u32) -> u32 
     let stash = unsafe { &mut *stash };
     let id = service as u16;
     let reason = if found == ANOTHER {
-        stash.hash = next_hash(stash.hash);
+        // From where the last one was found: as every node walks that knows it does not serve.
         Counter::Retried
     } else if found == HASHED {
         Counter::Hashed

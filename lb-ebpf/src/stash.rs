@@ -54,20 +54,23 @@ const fn owner(flow: u32, tick: u32) -> u64 {
 }
 
 /// Takes a stash for the flow in entry `flow`, whose hash is `hash`, and locks it: a free one, or one whose owner does not
-/// wait any more.
+/// wait any more; failing that, one whose owner has only begun to speak, and will begin anew.
 #[inline(always)]
 pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
     let mut i = 0;
-    while i < WAYS {
+    while i < 2 * WAYS {
+        let pressed = i >= WAYS;
         let index = hash.rotate_left(8).wrapping_add(i) & settings.stash_mask & 0xffff;
         let stash = STASHES.get_ptr_mut(index)?;
         let slot = Slot { stash, index: index as u16 };
         // SAFETY: a map value stays valid.
         unsafe {
-            if usable(settings, slot, flow, now) && compare_exchange(&raw mut (*stash).lock, 0, 1) == 0 {
+            if usable(settings, slot, flow, now, pressed)
+                && compare_exchange(&raw mut (*stash).lock, 0, 1) == 0
+            {
                 // Only who has the lock changes the owner, and a flow that is being bound has it: what was seen without
                 // it may be over, what is seen under it stays.
-                if usable(settings, slot, flow, now) {
+                if usable(settings, slot, flow, now, pressed) {
                     exchange(&raw mut (*stash).owner, owner(flow, now));
                     fill::<VIEWS>((&raw mut (*stash).views).cast(), 0);
                     // As `Tried::NONE`.
@@ -85,15 +88,16 @@ pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Opti
 
 /// Whether the flow in entry `flow` may have a stash: nobody has it, or its owner has no use for it.
 #[inline(always)]
-fn usable(settings: &Settings, slot: Slot, flow: u32, now: u32) -> bool {
+fn usable(settings: &Settings, slot: Slot, flow: u32, now: u32, pressed: bool) -> bool {
     // SAFETY: a map value stays valid; the owner is one aligned word.
     let held = unsafe { core::ptr::read_volatile(&raw const (*slot.stash).owner) };
-    held as u32 == 0 || held as u32 == flow + 1 || forsaken(settings, held, slot.index, now)
+    held as u32 == 0 || held as u32 == flow + 1 || forsaken(settings, held, slot.index, now, pressed)
 }
 
-/// Whether the flow that holds a stash has no use for it: it is spliced, gone, or its backend stayed silent too long.
+/// Whether the flow that holds a stash has no use for it: it is spliced, gone, or its backend stayed silent too long. Where
+/// others are in need, one that waits for the rest of its head has the weaker claim.
 #[inline(always)]
-fn forsaken(settings: &Settings, held: u64, index: u16, now: u32) -> bool {
+fn forsaken(settings: &Settings, held: u64, index: u16, now: u32, pressed: bool) -> bool {
     if is_over(settings.binding_ticks, (held >> 32) as u32, now) {
         return true;
     }
@@ -102,6 +106,7 @@ fn forsaken(settings: &Settings, held: u64, index: u16, now: u32) -> bool {
             flow.stash != index
                 || flow.head.state == FlowState::Established as u8
                 || flow.head.state == FlowState::Closing as u8
+                || pressed && flow.head.state == FlowState::Awaiting as u8
         }
         None => true,
     }

@@ -147,6 +147,33 @@ fn a_strict_service_refuses_sessions_whose_backend_does_not_serve() -> Result<()
     Ok(())
 }
 
+/// A backend that counts as ready and does not answer is no reason to give its sessions away, either.
+#[test]
+fn a_strict_service_tries_no_other_backend() -> Result<()> {
+    let mut scene = Scene::new(3)?;
+    scene.runner.change(|setup| setup.services[0].strict = 1)?;
+    let token = scene.runner.setup.token(1, 5);
+    scene.xdp(&scene.request(&token))?;
+    let refused = scene.xdp(&scene.refusal(1))?;
+    assert_eq!(refused.counted, [(Counter::Rejected, 1), (Counter::ResetRefused, 1)]);
+    assert_eq!(refused.segment().dst, scene.client);
+    assert_eq!((scene.runner.maps.flows()?.len(), live(&scene)?), (0, vec![0; 3]));
+    for expected in [&[Counter::AffinityHit, Counter::Bound][..], &[Counter::SynRepeated]] {
+        let outcome = scene.xdp(&scene.request(&token))?;
+        assert_eq!(outcome.counted.iter().map(|(counter, _)| *counter).collect::<Vec<_>>(), expected);
+    }
+    for rejected in [true, false] {
+        let again = scene.xdp(&scene.request(&token))?;
+        assert_eq!(scene.slot_of(&again.segment()), 1, "the same one, as long as the client asks");
+        assert_eq!(again.counted(Counter::Rejected), rejected, "told once");
+    }
+    // Who has no session may be served by anybody.
+    scene.runner.maps.forget()?;
+    let slot = scene.bind(REQUEST)?;
+    assert!(scene.xdp(&scene.refusal(slot))?.counted(Counter::Retried));
+    Ok(())
+}
+
 #[test]
 fn decisions_are_told_to_those_who_listen() -> Result<()> {
     let mut scene = Scene::new(3)?;

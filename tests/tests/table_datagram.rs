@@ -367,3 +367,41 @@ fn a_flood_harms_no_confirmed_flow() -> Result<()> {
     }
     Ok(())
 }
+
+/// Two datagrams of a forged client and one answer confirm a flow; so flows of datagrams make room, the one first that was not
+/// heard of longest, and connections do not.
+#[test]
+fn flows_of_datagrams_make_room() -> Result<()> {
+    let mut scene = scene(1, |service| service.affinity = Affinity::None as u8)?;
+    let places = scene.runner.setup.sizes.groups * 8;
+    for n in 0..places * 4 {
+        scene.client = SocketAddrV4::new((0x0a63_0000 + n).into(), 5);
+        steer(&scene, b"one")?;
+        answered(&scene, 0, b"to whom?")?;
+        steer(&scene, b"two")?;
+    }
+    assert_eq!(scene.runner.maps.flows()?.len() as u32, places);
+    assert_eq!(scene.runner.maps.live(0)?, u64::from(places));
+    let (_, counted) = steer(
+        &{
+            scene.client.set_port(6);
+            scene
+        },
+        b"a new one",
+    )?;
+    assert_eq!(counted, [Counter::NewSession, Counter::FlowEvicted, Counter::FromClient]);
+    Ok(())
+}
+
+#[test]
+fn answers_follow_the_client_to_another_router() -> Result<()> {
+    let scene = scene(1, |service| service.affinity = Affinity::None as u8)?;
+    steer(&scene, b"one")?;
+    let (router, ours) = ([2, 0, 0, 0, 7, 7], [2, 0, 0, 0, 7, 1]);
+    xdp(&scene, &sent(&scene, b"two").macs(router, ours))?;
+    let (local, next) = macs(0);
+    let answer = Datagram::new(backend(0), scene.client, b"three").macs(next, local);
+    let seen = Datagram::parse(&xdp(&scene, &answer)?.frame);
+    assert_eq!((seen.src_mac, seen.dst_mac), (ours, router));
+    Ok(())
+}

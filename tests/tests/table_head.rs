@@ -158,3 +158,24 @@ fn a_client_that_resets_or_finishes_while_it_waits() -> Result<()> {
     assert_eq!((state(&scene)?, scene.runner.maps.stashes()?.len()), (None, 0));
     Ok(())
 }
+
+/// Clients who send a full segment and then nothing hold no stash that somebody else needs.
+#[test]
+fn who_is_awaited_makes_room_for_who_is_here() -> Result<()> {
+    let mut scene = Scene::new(2)?;
+    let head = long_request("x", 2 * FULL);
+    let stashes = scene.runner.setup.sizes.stashes as usize;
+    for port in 1..=4 * stashes as u16 {
+        scene.client.set_port(port);
+        scene.xdp(&scene.first(&head[..FULL]))?;
+    }
+    assert_eq!(scene.runner.maps.stashes()?.len(), stashes, "every stash is taken");
+    for port in 101..=100 + stashes as u16 / 2 {
+        scene.client.set_port(port);
+        scene.bind(b"GET / HTTP/1.1\r\n\r\n")?;
+    }
+    // One that was awaited and lost its stash begins anew.
+    scene.client.set_port(1);
+    assert!(scene.xdp(&scene.segment(FULL as u32, PSH, &head[FULL..]))?.verdict == Verdict::Drop);
+    Ok(())
+}

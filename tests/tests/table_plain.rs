@@ -64,6 +64,22 @@ fn state(scene: &Scene) -> Result<Option<FlowState>> {
     Ok(flows.first().map(|flow| FlowState::from_bits(flow.head.state)))
 }
 
+/// The backend answers the SYN, and the client has heard it.
+fn answer(scene: &Scene, slot: u16) -> Result<()> {
+    scene.xdp(&scene.syn_ack(slot))?;
+    scene.xdp(&segment(scene, 0, b""))?;
+    assert_eq!(state_of(scene)?, Some(FlowState::Established));
+    Ok(())
+}
+
+/// Of the present client's flow.
+fn state_of(scene: &Scene) -> Result<Option<FlowState>> {
+    let port = lb_common::addr::Be16::new(scene.client.port());
+    let flows = scene.runner.maps.flows()?;
+    let flow = flows.iter().find(|flow| flow.head.client_port == port);
+    Ok(flow.map(|flow| FlowState::from_bits(flow.head.state)))
+}
+
 #[test]
 fn a_whole_connection_in_which_the_server_speaks_first() -> Result<()> {
     for affinity in [Affinity::Source, Affinity::None] {
@@ -132,7 +148,7 @@ fn a_syn_again_goes_to_the_same_backend_whatever_the_table_says_now() -> Result<
     assert_eq!(counted(&outcome), [Counter::SynRepeated]);
     assert_eq!(outcome.segment(), at_backend(&scene.syn(), slot));
     // A stranger's SYN on a live flow is the backend's to judge, and changes nothing here.
-    scene.xdp(&segment(&scene, 0, b""))?;
+    answer(&scene, slot)?;
     let forged = scene.syn().seq(77);
     assert_eq!(scene.xdp(&forged)?.segment(), at_backend(&forged, slot));
     assert_eq!(state(&scene)?, Some(FlowState::Established));
@@ -175,6 +191,10 @@ fn an_unknown_segment_in_mid_stream_goes_where_its_syn_would() -> Result<()> {
             let late = segment(&scene, PSH, b"go on");
             let outcome = scene.xdp(&late)?;
             assert_eq!(outcome.segment(), at_backend(&late, slot));
+            assert_eq!(state(&scene)?, Some(FlowState::Opening), "who has sent it?");
+            // The backend goes on, and the client has heard it.
+            scene.xdp(&scene.response(slot, 0, PSH, b"well"))?;
+            scene.xdp(&segment(&scene, PSH, b"go on"))?;
             assert_eq!(state(&scene)?, Some(FlowState::Established));
             scene.runner.maps.forget()?;
         }
@@ -241,7 +261,7 @@ fn a_flood_of_syns_harms_no_connection() -> Result<()> {
     for port in 1..=groups as u16 {
         scene.client.set_port(port);
         let slot = begin(&scene)?;
-        scene.xdp(&segment(&scene, 0, b""))?;
+        answer(&scene, slot)?;
         living.push((port, slot));
     }
     let mut evicted = 0;
@@ -290,5 +310,85 @@ fn few_clients_move_when_a_backend_comes_or_goes() -> Result<()> {
         moved >= share && moved <= share + CLIENTS as usize / 20,
         "{moved} moved, {share} to the newcomer"
     );
+    Ok(())
+}
+
+/// Whoever has not heard the backend does not know what to acknowledge, and holds no place against those who have.
+#[test]
+fn forged_segments_confirm_nothing() -> Result<()> {
+    let scene = scene(2, Affinity::None)?;
+    let slot = begin(&scene)?;
+    let guess = |ack: u32| segment(&scene, PSH, b"guess").ack(BACKEND_ISN.wrapping_add(ack));
+    scene.xdp(&guess(1))?;
+    assert_eq!(state(&scene)?, Some(FlowState::Opening), "the backend has not answered yet");
+    scene.xdp(&scene.syn_ack(slot))?;
+    for ack in [1 << 17, 1 << 30, 1 << 31, u32::MAX - (1 << 17)] {
+        scene.xdp(&guess(ack))?;
+        assert_eq!(state(&scene)?, Some(FlowState::Opening), "{ack}");
+    }
+    scene.xdp(&guess(1))?;
+    assert_eq!(state(&scene)?, Some(FlowState::Established));
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_segments_holds_no_place() -> Result<()> {
+    let mut scene = scene(2, Affinity::None)?;
+    for n in 0..scene.runner.setup.sizes.groups * 32 {
+        scene.client = std::net::SocketAddrV4::new((0x0a63_0000 + n).into(), 5);
+        scene.xdp(&segment(&scene, PSH, b"from nowhere"))?;
+    }
+    scene.client = Scene::new(1)?.client;
+    scene.runner.change(|setup| setup.services[0].affinity = Affinity::Signed as u8)?;
+    scene.bind(b"GET / HTTP/1.1\r\n\r\n")?;
+    Ok(())
+}
+
+/// A stranger who knows addresses and ports, but no sequence number, can neither end a connection nor move it.
+#[test]
+fn a_strangers_reset_and_syn_change_nothing_that_lasts() -> Result<()> {
+    let mut scene = scene(4, Affinity::None)?;
+    scene.runner.change(|setup| setup.services[0].balance = 1)?;
+    for _ in 0..10 {
+        let slot = begin(&scene)?;
+        answer(&scene, slot)?;
+        scene.xdp(&segment(&scene, 0, b"").flags(RST).seq(7))?;
+        assert_eq!(scene.runner.maps.live(slot)?, 0, "it may be over");
+        scene.xdp(&scene.syn().seq(77))?;
+        // The backend, who has heard neither, goes on; and so does the client.
+        scene.xdp(&scene.response(slot, 0, PSH, b"more"))?;
+        let more = segment(&scene, PSH, b"more");
+        assert_eq!(scene.xdp(&more)?.segment(), at_backend(&more, slot));
+        assert_eq!(state(&scene)?, Some(FlowState::Established));
+        assert_eq!(scene.runner.maps.live(slot)?, 1);
+        scene.runner.maps.forget()?;
+    }
+    // A backend on its way out keeps what it has.
+    let slot = begin(&scene)?;
+    answer(&scene, slot)?;
+    scene.runner.change(|setup| setup.set_state(slot, State::Maint))?;
+    let forged = scene.syn().seq(77);
+    assert_eq!(scene.xdp(&forged)?.segment(), at_backend(&forged, slot));
+    // One that cannot be reached keeps nobody from beginning anew.
+    scene.runner.change(|setup| setup.set_state(slot, State::Down))?;
+    assert_ne!(begin(&scene)?, slot);
+    Ok(())
+}
+
+#[test]
+fn what_its_backend_has_ended_is_over() -> Result<()> {
+    let mut scene = scene(1, Affinity::None)?;
+    begin(&scene)?;
+    answer(&scene, 0)?;
+    scene.xdp(&scene.response(0, 0, 0, b"").flags(RST))?;
+    scene.xdp(&scene.response(0, 0, PSH, b"late"))?;
+    assert_eq!(state(&scene)?, Some(FlowState::Closing));
+    scene.runner.maps.forget()?;
+    begin(&scene)?;
+    answer(&scene, 0)?;
+    scene.xdp(&segment(&scene, FIN, b""))?;
+    scene.xdp(&scene.response(0, 0, FIN, b""))?;
+    scene.xdp(&scene.response(0, 0, FIN, b""))?;
+    assert_eq!(state(&scene)?, Some(FlowState::Closing), "a FIN that comes again");
     Ok(())
 }

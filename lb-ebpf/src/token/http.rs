@@ -261,6 +261,10 @@ extern "C" fn lb_value(stash: u32, service: u32, at: u32) -> u32 {
         return HASHED;
     }
     let tag = lb_tag_value(stash, service, at);
+    if tag == 0 {
+        // White space, to a server, and no key.
+        return ABSENT;
+    }
     set_key((claim.owner as u32).wrapping_sub(1), tag);
     recognise(claim, service, tag)
 }

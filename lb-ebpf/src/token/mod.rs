@@ -88,6 +88,10 @@ pub(crate) unsafe fn verify(settings: &Settings, text: *const u8, stash: &mut St
 #[inline(always)]
 pub(crate) fn verify_raw(settings: &Settings, stash: &mut Stash) -> Found {
     let (raw, _) = stash.token.split_first_chunk::<TOKEN_LEN>().expect("40 bytes begin with 33");
+    if raw[0] == 0 {
+        // As protocols of fixed places say that there is none.
+        return ABSENT;
+    }
     let Ok(key_id) = Token::key_id(raw) else { return INVALID };
     let key_id = key_id & 15;
     if settings.token_key_mask >> key_id & 1 == 0 {

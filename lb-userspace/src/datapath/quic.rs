@@ -32,12 +32,33 @@ impl Maps {
         }
         let found: Result<Vec<Server>, _> = self.quic_servers.keys().collect();
         let found = found.map_err(DatapathError::system("cannot read map QUIC_SERVERS"))?;
-        let kept = |server: &Server| servers.iter().any(|(wanted, _)| wanted == server);
-        for server in found.iter().filter(|server| server.service == service && !kept(server)) {
-            self.quic_servers
-                .remove(server)
-                .map_err(DatapathError::system("cannot write map QUIC_SERVERS"))?;
+        for server in found.iter().filter(|server| server.service == service) {
+            let slot = self.quic_servers.get(server, 0);
+            let slot = slot.map_err(DatapathError::system("cannot read map QUIC_SERVERS"))?;
+            let wanted = servers.iter().any(|(wanted, _)| wanted == server);
+            // Of a backend that is leaving: its ids lead there until it has left.
+            let leaving = servers.iter().all(|(_, known)| u32::from(*known) != slot) && {
+                let backend = self.backends.get(&slot, 0);
+                backend.map_err(DatapathError::system("cannot read map BACKENDS"))?.service == service
+            };
+            if !wanted && !leaving {
+                self.remove_quic_server(server)?;
+            }
         }
         Ok(())
+    }
+
+    /// Takes the server ids of a backend out that is gone.
+    pub(super) fn forget_quic_servers(&mut self, slot: u16) -> Result<(), DatapathError> {
+        let found: Result<Vec<(Server, u32)>, _> = self.quic_servers.iter().collect();
+        let found = found.map_err(DatapathError::system("cannot read map QUIC_SERVERS"))?;
+        found
+            .iter()
+            .filter(|(_, named)| *named == u32::from(slot))
+            .try_for_each(|(server, _)| self.remove_quic_server(server))
+    }
+
+    fn remove_quic_server(&mut self, server: &Server) -> Result<(), DatapathError> {
+        self.quic_servers.remove(server).map_err(DatapathError::system("cannot write map QUIC_SERVERS"))
     }
 }

@@ -2,6 +2,7 @@
 //! goes on to its end: only then do they leave the maps.
 
 use super::{MapWrite, Outcome, Registry};
+use crate::config::Protocol;
 use crate::datapath::Left;
 use lb_common::backend::{self as map, State};
 use lb_common::endpoint::{Endpoint, KIND_BACKEND, port_and_protocol};
@@ -24,7 +25,9 @@ impl Registry {
             if !same_vip || taken || found.has_next_hop == 0 {
                 continue;
             }
-            let leaving = map::Backend { state: State::Maint as u8, ..*found };
+            // A datagram's flow is chosen anew with each, so its backend must serve what lives there.
+            let state = if service.protocol == Protocol::Udp { State::Drain } else { State::Maint };
+            let leaving = map::Backend { state: state as u8, ..*found };
             self.leaving.insert(*slot, leaving);
             outcome.writes.push(MapWrite::Backend { slot: *slot, backend: leaving });
         }
