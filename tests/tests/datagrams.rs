@@ -373,7 +373,7 @@ fn trace_tells_decisions_to_who_listens_and_nothing_when_nobody_does() -> Result
     let decision = heard.last().context("at least one")?;
     ensure!(decision["service"] == lbd.service(), "{decision}");
     let told = (decision["key"].as_str(), decision["reason"].as_str());
-    ensure!(told == (Some("invalid"), Some("new_session")), "zeros are no valid token: {decision}");
+    ensure!(told == (Some("absent"), Some("new_session")), "zeros are no token: {decision}");
     let backend = decision["backend"].as_str().context("a backend")?;
     ensure!([0, 1].iter().any(|n| backend == format!("{}/b{n}", lbd.service())), "{decision}");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_micros() as u64;
