@@ -13,7 +13,7 @@ use crate::select::{NONE_TRIED, by_hash, decided, fresh};
 use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
 use crate::token::datagram::{lb_datagram_key, lb_known_key};
 use crate::token::quic::{self, lb_quic};
-use crate::token::{ABSENT, Found, HASHED, INVALID, ROUTABLE, UNKNOWN, is_claim};
+use crate::token::{ABSENT, Found, HASHED, INVALID, ROUTABLE, UNKNOWN, VALID, is_claim};
 use crate::verdict::{Verdict, consume, leave, pass};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -187,7 +187,7 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         return Choice { slot: u32::from(NOBODY), found, reason: Counter::NewSession };
     };
     let claim = scratch.claim;
-    if found == INVALID {
+    if found == INVALID || found == VALID && claim.service != key.service {
         count(key.service, Counter::InvalidToken as u32);
     }
     let (hash, reason) = if is_claim(found) && claim.service == key.service {
@@ -284,7 +284,11 @@ fn touch(ctx: &XdpContext, entry: Entry, datagram: &Datagram, now: u32) {
 fn give(entry: Entry, slot: u16) {
     // SAFETY: a map value stays valid; its fields are plain integers.
     let was = unsafe { (*entry.flow).head };
-    flows::replace(entry, was, Head { backend: slot, ..was });
+    if flows::replace(entry, was, Head { backend: slot, ..was }) {
+        // What the new one sends first is looked at again.
+        // SAFETY: a map value stays valid; if an answer of the former one comes in between, that is not looked at.
+        unsafe { (*entry.flow).backend_flags &= !REPLIED };
+    }
 }
 
 /// Writes all of a claimed entry but its head.

@@ -78,7 +78,7 @@ impl Health {
     pub fn watch(&mut self, slot: u16, addr: SocketAddr, policy: Policy, probe: Probe) {
         self.forget(slot);
         let at_once = if probe == Probe::Tcp { &self.connections } else { &self.datagrams };
-        let prober = Prober { addr, probe, knocker: None };
+        let prober = Prober { addr, probe, knocker: None, doubted: None };
         let check = check(slot, prober, policy, Arc::clone(at_once), self.events.clone());
         self.watched.insert(slot, tokio::spawn(check).abort_handle());
     }
@@ -141,7 +141,13 @@ struct Prober {
     probe: Probe,
     /// Kept from one time to the next: some errors are told late.
     knocker: Option<udp::Knocker>,
+    /// When it was last heard that the backend cannot be reached: for a while silence is no good sign then.
+    doubted: Option<Instant>,
 }
+
+/// Resolving an address anew takes a few seconds before it fails again, and hosts that refuse say so once in a second at
+/// most.
+const DOUBT: Duration = Duration::from_secs(8);
 
 impl Prober {
     async fn probe(&mut self, timeout: Duration) -> Result<Abilities, String> {
@@ -153,8 +159,14 @@ impl Prober {
                     Some(knocker) => knocker,
                     None => udp::Knocker::new(self.addr).await?,
                 };
-                knocker.knock(timeout).await?;
+                let heard =
+                    knocker.knock(timeout).await.inspect_err(|_| self.doubted = Some(Instant::now()))?;
                 self.knocker = Some(knocker);
+                if heard {
+                    self.doubted = None;
+                } else if self.doubted.is_some_and(|since| since.elapsed() < DOUBT) {
+                    return Err("silent since it could not be reached".to_owned());
+                }
             }
         }
         Ok(Abilities::default())

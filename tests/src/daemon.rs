@@ -43,6 +43,8 @@ pub struct Manner {
     pub each: Option<fn(usize) -> String>,
     /// More lines of `[limits]`.
     pub limits: Option<String>,
+    /// Lines of `[timeouts]`.
+    pub timeouts: Option<String>,
     /// The file of the token keys.
     pub keys: Option<PathBuf>,
     /// A promise that this lbd breaks; it is the one that `cargo xtask torture --fault` builds.
@@ -101,7 +103,7 @@ impl Lbd {
     fn text(&self, town: &Topology, backends: &[Backend<'_>]) -> Result<String> {
         let dir = self.dir.display();
         let interfaces: Vec<String> = town.ports().into_iter().map(|port| port.name).collect();
-        let Manner { store, keys, prefix, affinity, more, limits, .. } = &self.manner;
+        let Manner { store, keys, prefix, affinity, more, limits, timeouts, .. } = &self.manner;
         let affinity = affinity.as_deref().unwrap_or("{ kind = \"signed\", cookie = \"lb\" }");
         let store = store.clone().unwrap_or_else(|| format!("\"{dir}/sessions\""));
         let keys = keys.clone().unwrap_or_else(|| self.dir.join("keys.toml"));
@@ -109,12 +111,13 @@ impl Lbd {
         let mut text = format!(
             "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = {store}\n\
              keys = \"{}\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
-             [limits]\nmaglev_size = 251\n{}\n\
+             [limits]\nmaglev_size = 251\n{}\n[timeouts]\n{}\n\
              [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {affinity}\n{}\n\
              [service.health]\ninterval = \"200ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 2\n",
             keys.display(),
             path_of("lb")?.display(),
             limits.as_deref().unwrap_or_default(),
+            timeouts.as_deref().unwrap_or_default(),
             self.service,
             dial(),
             more.as_deref().unwrap_or_default(),
@@ -137,6 +140,17 @@ impl Lbd {
         self.backends = backends.len();
         fs::write(self.config(), self.text(town, backends)?)?;
         self.resume()
+    }
+
+    /// The same with backends that have other names.
+    pub fn replace_with(
+        &mut self,
+        town: &Topology,
+        prefix: &'static str,
+        backends: &[Backend<'_>],
+    ) -> Result<()> {
+        self.manner.prefix = Some(prefix);
+        self.restart_with(town, backends)
     }
 
     /// Starts it again and waits until every backend is ready.

@@ -3,11 +3,13 @@
 
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::thread;
+use std::time::Duration;
+use tests::balancer::dial;
 use tests::client::{Client, WATCHDOG, eventually};
 use tests::daemon::{Backend, Lbd, Manner};
-use tests::topology::{Arms, Host, NIC, Topology};
+use tests::topology::{Arms, Host, NIC, PORT, Topology};
 
 /// Greets with its name and repeats every line.
 fn greet(host: &Host, name: String) -> Result<()> {
@@ -81,7 +83,11 @@ fn connections_outlive_the_configuration_they_began_in() -> Result<()> {
         greet(host, format!("b{i}"))?;
     }
     let all: Vec<Backend<'_>> = town.backends.iter().map(Backend::Remote).collect();
-    let manner = Manner { affinity: Some("{ kind = \"source\" }".to_owned()), ..Manner::default() };
+    let manner = Manner {
+        affinity: Some("{ kind = \"source\" }".to_owned()),
+        timeouts: Some("closing = \"1s\"".to_owned()),
+        ..Manner::default()
+    };
     let mut lbd = Lbd::start_in(&town, &all[..3], manner)?;
     let mut three = everybody(&town)?;
 
@@ -114,5 +120,84 @@ fn connections_outlive_the_configuration_they_began_in() -> Result<()> {
         Ok(lbd.log().contains("removed a backend that is no longer configured"))
     })
     .with_context(|| lbd.log())?;
+    Ok(())
+}
+
+/// All at once: nobody's place is given to another one while something lives there.
+#[test]
+fn connections_outlive_the_replacement_of_every_backend() -> Result<()> {
+    let town = Topology::new(Arms::Several, 4)?;
+    for (i, host) in town.backends.iter().enumerate() {
+        greet(host, format!("b{i}"))?;
+    }
+    let all: Vec<Backend<'_>> = town.backends.iter().map(Backend::Remote).collect();
+    let manner = Manner { affinity: Some("{ kind = \"none\" }".to_owned()), ..Manner::default() };
+    let mut lbd = Lbd::start_in(&town, &all[..2], manner)?;
+    let begin = || Talk::begin(&town, town.client.ip);
+    let mut old: Vec<Talk> = (0..20).map(|_| begin()).collect::<Result<_>>()?;
+    lbd.replace_with(&town, "c", &all[2..])?;
+    old.iter_mut().try_for_each(|talk| talk.goes_on("replaced")).with_context(|| lbd.log())?;
+    let new: Vec<Talk> = (0..20).map(|_| begin()).collect::<Result<_>>()?;
+    ensure!(new.iter().all(|talk| ["b2", "b3"].contains(&talk.server.as_str())), "to those that there are");
+    Ok(())
+}
+
+/// Answers each datagram with its name.
+fn answer(host: &Host, name: String) -> Result<()> {
+    let socket = host.netns.run(|| UdpSocket::bind(("0.0.0.0", PORT)))?;
+    // Ends with the test's process, as above.
+    thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            // A health check may be gone by now.
+            let _ = socket.send_to(name.as_bytes(), from);
+        }
+    });
+    Ok(())
+}
+
+/// Who answers a socket; asked again when a datagram is lost.
+fn who(socket: &UdpSocket) -> Result<String> {
+    let mut buffer = [0; 100];
+    for _ in 0..20 {
+        socket.send(b"who?")?;
+        if let Ok(length) = socket.recv(&mut buffer) {
+            return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+    }
+    anyhow::bail!("nobody answers")
+}
+
+#[test]
+fn flows_of_datagrams_outlive_it_as_well() -> Result<()> {
+    let town = Topology::new(Arms::Several, 3)?;
+    for (i, host) in town.backends.iter().enumerate() {
+        answer(host, format!("b{i}"))?;
+    }
+    let all: Vec<Backend<'_>> = town.backends.iter().map(Backend::Remote).collect();
+    let manner = Manner {
+        affinity: Some("{ kind = \"none\" }".to_owned()),
+        more: Some("protocol = \"udp\"".to_owned()),
+        ..Manner::default()
+    };
+    let mut lbd = Lbd::start_in(&town, &all, manner)?;
+    let begin = || -> Result<(UdpSocket, String)> {
+        let socket = town.client.netns.run(|| UdpSocket::bind((town.client.ip, 0)))?;
+        socket.connect(dial())?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let server = who(&socket)?;
+        Ok((socket, server))
+    };
+    let flows: Vec<_> = (0..60).map(|_| begin()).collect::<Result<_>>()?;
+    ensure!(flows.iter().any(|(_, server)| server == "b2"), "somebody lives where nobody will");
+    let rest: Vec<Backend<'_>> = town.backends[..2].iter().map(Backend::Remote).collect();
+    lbd.restart_with(&town, &rest)?;
+    for (socket, server) in &flows {
+        let now = who(socket).with_context(|| lbd.log())?;
+        ensure!(now == *server, "{server} was left for {now}");
+    }
+    for _ in 0..40 {
+        ensure!(begin()?.1 != "b2", "a backend that is gone gets something new");
+    }
     Ok(())
 }

@@ -54,8 +54,9 @@ impl Daemon {
             return;
         }
         let store = self.store.clone();
+        let leaving: Vec<u16> = self.registry.leaving().collect();
         tokio::spawn(async move {
-            let _ = reply.send(forget(&*store, &service, &backend).await);
+            let _ = reply.send(forget(&*store, &service, &backend, &leaving).await);
         });
     }
 
@@ -134,7 +135,7 @@ async fn erase(
     store.delete(id, record.revision + 1).await
 }
 
-async fn forget(store: &dyn SessionStore, service: &str, backend: &str) -> Response {
+async fn forget(store: &dyn SessionStore, service: &str, backend: &str, leaving: &[u16]) -> Response {
     let refused = |error: StoreError| Response::Refused(Refused::new(error.to_string()));
     let slots = match store.slots().await {
         Ok(slots) => slots,
@@ -142,6 +143,10 @@ async fn forget(store: &dyn SessionStore, service: &str, backend: &str) -> Respo
     };
     match slots.into_iter().find(|(s, b, _)| (s.as_str(), b.as_str()) == (service, backend)) {
         None => Response::Refused(Refused::new(format!("{service}/{backend} has no slot"))),
+        Some((.., slot)) if leaving.contains(&slot) => Response::Refused(Refused::with_help(
+            format!("connections still live at {service}/{backend}"),
+            "lbd's log tells when it has left; forget it then",
+        )),
         Some((.., slot)) => match store.forget_slot(service, backend).await {
             Ok(()) => Response::Done { message: format!("slot {slot} of {service}/{backend} is free") },
             Err(error) => refused(error),

@@ -45,7 +45,6 @@ impl Daemon {
         let (reports, sources) = Sources::new()?;
 
         let store = stores::open(&config.lbd.store).await?;
-        let ids = ids(&config, &*store).await?;
         let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
         tracing::info!(store = store.state().place, "store opened");
 
@@ -57,6 +56,8 @@ impl Daemon {
             mode: config.lbd.mode,
         })?;
         let left = datapath.left()?;
+        let lives = |slot| left.backends.contains_key(&slot) && datapath.flows().live(slot) > 0;
+        let ids = ids(&config, &*store, lives).await?;
         let clock = datapath.clock();
         let settings = settings(&config, &keys, datapath.inherited(), clock)?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, &clock, Instant::now());
@@ -170,13 +171,13 @@ fn announce(config: &Config, left: &Left) -> anyhow::Result<()> {
 }
 
 /// The numbers of services and backends. Slots of backends that are not configured any more are free for others, unless
-/// the store is shared: then somebody else may have configured them.
-async fn ids(config: &Config, store: &dyn SessionStore) -> anyhow::Result<Ids> {
+/// the store is shared: then somebody else may have configured them. A slot at which connections live is not free yet.
+async fn ids(config: &Config, store: &dyn SessionStore, lives: impl Fn(u16) -> bool) -> anyhow::Result<Ids> {
     let others = store.epochs().is_some();
     for (service, backend, slot) in store.slots().await? {
         let kept =
             config.services.iter().any(|s| s.name == service && s.backends.iter().any(|b| b.name == backend));
-        if !kept && !others {
+        if !kept && !others && !lives(slot) {
             store.forget_slot(&service, &backend).await?;
             tracing::info!(service, backend, slot, "slot freed: the backend is not configured any more");
         }

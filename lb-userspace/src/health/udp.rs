@@ -56,18 +56,19 @@ impl Knocker {
         Ok(Self(socket))
     }
 
-    /// Sends an empty datagram. Fails when somebody says that it did not arrive, within the timeout or since the last time;
-    /// throw the socket away then.
-    pub(super) async fn knock(&self, timeout: Duration) -> Result<(), String> {
+    /// Sends an empty datagram. Returns whether anything was heard of the backend. Fails when somebody says that it did not
+    /// arrive, within the timeout or since the last time; throw the socket away then.
+    pub(super) async fn knock(&self, timeout: Duration) -> Result<bool, String> {
         self.0.send(&[]).await.map_err(|error| error.to_string())?;
         let until = Instant::now() + timeout;
         let mut answer = [0; 1];
+        let mut heard = false;
         loop {
             match timeout_at(until, self.0.recv(&mut answer)).await {
                 // Whatever it says: somebody is there. The rest of the time is for those who are not.
-                Ok(Ok(_)) => {}
+                Ok(Ok(_)) => heard = true,
                 Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) => return Ok(()),
+                Err(_) => return Ok(heard),
             }
         }
     }

@@ -160,7 +160,7 @@ impl Registry {
         let mut outcome = Outcome::default();
         outcome.writes.push(registry.settings_write());
         registry.settle(now, &mut outcome);
-        registry.keep_leaving(left, &mut outcome);
+        registry.keep_leaving(left, config.managed.subnet, &mut outcome);
         for service in registry.services.values() {
             let backends = registry.backends.values().filter(|backend| backend.service == service.id);
             outcome.writes.push(service.quic_write(backends));

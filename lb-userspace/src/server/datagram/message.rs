@@ -17,6 +17,10 @@ const REPEATED: u8 = 0x80;
 const REQUEST_HEAD: usize = TOKEN_AT + TOKEN_LEN + 8;
 /// Bytes of a response before the server's name.
 const RESPONSE_HEAD: usize = TOKEN_AT + TOKEN_LEN + 8 + 4 + 8 + 1;
+/// Longest value, in bytes: its server's answer, which begins with the server's name, must have room for it.
+pub const MAX_VALUE: usize = MAX_MESSAGE - RESPONSE_HEAD - MAX_NAME;
+/// Longest name of a server, in bytes, as the configuration allows it.
+const MAX_NAME: usize = 32;
 
 /// A token as it stands in a datagram. All zero: none.
 pub type RawToken = [u8; TOKEN_LEN];

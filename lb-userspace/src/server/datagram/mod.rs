@@ -5,11 +5,14 @@ mod message;
 mod tests;
 
 pub use message::{
-    MAX_MESSAGE, Malformed, NO_TOKEN, Operation, RawToken, Request, Response, Status, TOKEN_AT, ping, pong,
+    MAX_MESSAGE, MAX_VALUE, Malformed, NO_TOKEN, Operation, RawToken, Request, Response, Status, TOKEN_AT,
+    ping, pong,
 };
 
 use super::{ServerContext, report};
-use crate::session::{Changed, Keyring, Once, Refusal, Seen, SessionError, Sessions, State, Target, Terms};
+use crate::session::{
+    Changed, Keyring, Once, Refusal, Seen, SessionError, Sessions, State, Target, Terms, TooLarge,
+};
 use crate::web::Problem;
 use lb_common::token::{self, Token};
 use std::future::Future;
@@ -183,6 +186,15 @@ impl Server {
     }
 
     async fn put(&self, token: Option<Token>, request: &Request<'_>) -> Result<Told, SessionError> {
+        if request.value.len() > MAX_VALUE {
+            return Err(SessionError::TooLarge(TooLarge {
+                what: format!("the value of {:?}", request.key),
+                name: "a datagram",
+                found: request.value.len(),
+                limit: MAX_VALUE,
+                unit: "bytes",
+            }));
+        }
         let value = State::parse_value(request.value)
             .map_err(|error| Refusal::Invalid(format!("the value is not JSON: {error}")))?;
         let key = request.key.to_owned();
