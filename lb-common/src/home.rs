@@ -30,6 +30,21 @@ pub struct Home {
     pub last_used: u32,
 }
 
+/// Bytes of a cut line that are kept.
+pub const TAIL_ROOM: usize = 512;
+
+/// The line in which a segment of a backend ended, for the one that goes on with it. Written and read by the program alone.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tail {
+    /// Flow index + 1 in the low half, the sequence number at which the line goes on in the high half; 0 when nobody's, all
+    /// ones while somebody reads or writes it.
+    pub owner: u64,
+    /// Bytes that are kept.
+    pub len: u64,
+    pub bytes: [u64; TAIL_ROOM / 8],
+}
+
 /// Words of a key that are hashed; what is longer counts as one of that length.
 pub const KEY_WORDS: usize = 16;
 
@@ -65,7 +80,7 @@ pub const fn usable(hash: u64) -> u64 {
     if hash <= CLAIMED { hash + 2 } else { hash }
 }
 
-crate::map_types! { Home: 16 }
+crate::map_types! { Home: 16, Tail: 528 }
 
 #[cfg(test)]
 mod tests {

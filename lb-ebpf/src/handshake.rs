@@ -286,7 +286,8 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
             // SAFETY: a map value stays valid.
             unsafe { (*entry.flow).client_flags |= FIN_SEEN };
         }
-        stash.limit = at + segment.payload;
+        // Something within what is there already adds nothing to be searched.
+        stash.limit = stash.limit.max(at + segment.payload);
         return stashed(entry.index, slot.index);
     }
     stash::unlock(slot);

@@ -7,7 +7,7 @@
 use crate::atomic::{compare_exchange, exchange, launder};
 use crate::flows::Entry;
 use crate::homes::{key_of, lb_forget, lb_home, lb_learn, set_key};
-use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS as TAIL_MAP, count};
+use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
 use crate::packet::{Packet, Segment, read};
 use crate::token::datagram::lb_tag_key;
 use crate::token::http::{
@@ -17,12 +17,9 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
 use lb_common::flow::IN_HEAD;
+use lb_common::home::{TAIL_ROOM, Tail};
 use lb_common::service::{Affinity, Service};
 
-/// Bytes of a cut line that are kept.
-const TAIL_ROOM: usize = 512;
-/// How many lines can be kept at a time: a head's next segment follows at once, so few are.
-pub(crate) const TAILS: u32 = 256;
 /// Longest segment that is looked at: with a line kept before it, it fits where offsets reach.
 const MAX_SEGMENT: u64 = 3_520;
 /// How many header fields are looked at that could be `Set-Cookie`, in one segment.
@@ -45,17 +42,7 @@ const MAX_AGE: u64 = u64::from_le_bytes(*b"max-age=") | CASE;
 const EXPIRES: u64 = u64::from_le_bytes(*b"expires=") | CASE;
 const YEAR_1970: u64 = u32::from_le_bytes(*b"1970") as u64;
 
-/// The line in which a segment ended, for the one that goes on with it.
-#[repr(C)]
-pub(crate) struct Tail {
-    /// Flow index + 1 in the low half, the sequence number at which the line goes on in the high half; 0 when nobody's,
-    /// [`TAKEN`] while somebody reads or writes it.
-    owner: u64,
-    /// Bytes that are kept.
-    len: u64,
-    bytes: [u64; TAIL_ROOM / 8],
-}
-
+/// [`lb_common::home::Tail::owner`] while somebody reads or writes it.
 const TAKEN: u64 = u64::MAX;
 
 /// Looks at a segment of a backend before it is changed.
@@ -158,6 +145,13 @@ const LOST: u32 = u32::MAX;
 /// ...or it goes on at another sequence number.
 const ELSEWHERE: u32 = u32::MAX - 1;
 
+/// Where the line of a flow is kept; others have the same place. There are as many as stashes: a head's next segment follows at
+/// once, so few are needed.
+#[inline(always)]
+fn tail_of(flow: u32) -> Option<*mut Tail> {
+    TAILS.get_ptr_mut(flow & settings()?.stash_mask)
+}
+
 #[inline(always)]
 const fn owner(flow: u32, seq: u32) -> u64 {
     (flow as u64 + 1) | (seq as u64) << 32
@@ -168,7 +162,7 @@ const fn owner(flow: u32, seq: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_take_tail(flow: u32, seq: u32) -> u32 {
-    let (Some(tail), Some(scratch)) = (TAIL_MAP.get_ptr_mut(flow % TAILS), SCRATCH.get_ptr_mut(0)) else {
+    let (Some(tail), Some(scratch)) = (tail_of(flow), SCRATCH.get_ptr_mut(0)) else {
         return LOST;
     };
     // SAFETY: a map value stays valid; the owner is an aligned word. Who has taken the line has it alone.
@@ -195,7 +189,7 @@ extern "C" fn lb_take_tail(flow: u32, seq: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_keep_tail(flow: u32, seq: u32) -> u32 {
-    let (Some(tail), Some(scratch)) = (TAIL_MAP.get_ptr_mut(flow % TAILS), SCRATCH.get(0)) else { return 0 };
+    let (Some(tail), Some(scratch)) = (tail_of(flow), SCRATCH.get(0)) else { return 0 };
     let bytes = Bytes::of(scratch);
     let from = last_line(bytes, scratch.limit);
     let kept = if from == NOWHERE { 0 } else { scratch.limit.wrapping_sub(from) };

@@ -2,7 +2,6 @@
 
 use crate::atomic::launder;
 use crate::header::MAX_HEADER;
-use crate::learn::{TAILS as TAIL_COUNT, Tail};
 use crate::packet::OptionArea;
 use crate::token::quic::Scratch;
 use aya_ebpf::macros::map;
@@ -11,7 +10,7 @@ use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
-use lb_common::home::Home;
+use lb_common::home::{Home, Tail};
 use lb_common::maglev::Block;
 use lb_common::quic_lb;
 use lb_common::service::Service;
@@ -58,7 +57,7 @@ pub(crate) static HOMES: Array<Home> = Array::with_max_entries(65_536, MMAPABLE)
 
 /// Flow index, modulo their number → the line that a response's segment was cut in. Written here alone.
 #[map]
-pub(crate) static TAILS: Array<Tail> = Array::with_max_entries(TAIL_COUNT, 0);
+pub(crate) static TAILS: Array<Tail> = Array::with_max_entries(1024, 0);
 
 /// Slot → flows that live there. Counted here, corrected by the daemon when it frees expired ones.
 #[map]

@@ -405,3 +405,20 @@ fn answers_follow_the_client_to_another_router() -> Result<()> {
     assert_eq!((seen.src_mac, seen.dst_mac), (ours, router));
     Ok(())
 }
+
+#[test]
+fn a_strict_service_gives_no_session_away() -> Result<()> {
+    let mut scene = scene(4, texts_at(0))?;
+    let token = scene.runner.setup.token(1, 77);
+    scene.runner.change(|setup| {
+        setup.services[0].strict = 1;
+        setup.set_state(1, State::Down);
+    })?;
+    let outcome = xdp(&scene, &sent(&scene, token.as_bytes()))?;
+    assert_eq!(
+        (outcome.verdict, counted(&outcome)),
+        (Verdict::Drop, vec![Counter::Rejected, Counter::DropNoBackend])
+    );
+    assert_eq!(steer(&scene, b"no token, and so no session")?.1, [Counter::NewSession, Counter::FromClient]);
+    Ok(())
+}

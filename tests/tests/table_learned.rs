@@ -459,6 +459,24 @@ fn an_unknown_key_goes_to_the_same_backend_and_is_not_remembered() -> Result<()>
 }
 
 #[test]
+fn a_strict_service_gives_no_learned_session_away() -> Result<()> {
+    let mut scene = scene(4)?;
+    let (slot, _) = connect(&mut scene, &request(None))?;
+    respond(&scene, slot, &[&head(&["Set-Cookie: JSESSIONID=v"])])?;
+    scene.runner.change(|setup| {
+        setup.services[0].strict = 1;
+        setup.set_state(slot, State::Down);
+    })?;
+    scene.client.set_port(scene.client.port() + 1);
+    let refused = scene.xdp(&scene.first(&session("v")))?;
+    assert_eq!(counted(&refused), [Counter::Rejected, Counter::ResetNoBackend], "{refused:?}");
+    assert_eq!(connect(&mut scene, &session("of nobody"))?.1, Counter::UnknownKey, "it has no home");
+    scene.runner.change(|setup| setup.set_state(slot, State::Ready))?;
+    assert_eq!(connect(&mut scene, &session("v"))?, (slot, Counter::AffinityHit));
+    Ok(())
+}
+
+#[test]
 fn a_session_whose_backend_does_not_serve_moves_and_comes_back() -> Result<()> {
     let mut scene = scene(4)?;
     let (slot, _) = connect(&mut scene, &request(None))?;

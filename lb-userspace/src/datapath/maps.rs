@@ -9,7 +9,7 @@ use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
-use lb_common::home::Home;
+use lb_common::home::{Home, Tail};
 use lb_common::maglev::Block;
 use lb_common::quic_lb;
 use lb_common::service::Service;
@@ -29,7 +29,7 @@ const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
     Shape { name, value: size_of::<V>(), entries }
 }
 
-const SHAPES: [Shape; 16] = [
+const SHAPES: [Shape; 17] = [
     shape::<Settings>("SETTINGS", |_| 1),
     shape::<Bucket>("ENDPOINTS", |limits| 2 * limits.endpoint_buckets()),
     shape::<Service>("SERVICES", |limits| limits.services),
@@ -38,6 +38,7 @@ const SHAPES: [Shape; 16] = [
     shape::<Flow>("FLOWS", Limits::flow_entries),
     shape::<u64>("FLOW_KEYS", Limits::flow_entries),
     shape::<Home>("HOMES", Limits::home_entries),
+    shape::<Tail>("TAILS", |limits| limits.pending),
     shape::<u64>("LIVE", |limits| limits.backends),
     Shape { name: "TRACE", value: 0, entries: |limits| limits.trace_bytes },
     shape::<Stash>("STASHES", |limits| limits.pending),
