@@ -1,0 +1,12 @@
+//! The real lbd in a town of namespaces: sessions, stores, and backends that come and go.
+
+mod come_and_go;
+mod datagrams;
+mod durability;
+mod learned;
+mod quic;
+mod rust_app;
+mod sessions;
+mod status;
+mod store;
+mod takeover;

@@ -1,0 +1,6 @@
+//! Session stores on real redis-servers.
+
+mod cluster;
+mod fixture;
+mod shared;
+mod store;

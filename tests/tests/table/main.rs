@@ -1,0 +1,19 @@
+//! Packet tables: one program, one packet at a time, without any network.
+
+mod balance;
+mod binding;
+mod cookie;
+mod datagram;
+mod established;
+mod handshake;
+mod head;
+mod key;
+mod learned;
+mod learned_datagram;
+mod passed;
+mod plain;
+mod quic;
+mod replay;
+mod sni;
+mod steering;
+mod syn;
