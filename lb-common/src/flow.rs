@@ -133,8 +133,8 @@ pub struct Flow {
     pub last_seen: u32,
     /// Index of its stash, or [`NO_STASH`].
     pub stash: u16,
-    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`]: written on the client's path (and by the joint before it
-    /// publishes the splice) alone.
+    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`], [`DATAGRAMS`], [`LEARNS`]:
+    /// written on the client's path (and by the joint before it publishes the splice) alone.
     pub client_flags: u8,
     /// [`FIN_SEEN`], [`REPLIED`], [`IN_HEAD`]: written on the backend's path alone, so that neither path can lose the other's bit.
     pub backend_flags: u8,
@@ -154,6 +154,8 @@ pub const REPLAYED: u8 = 16;
 pub const PLAIN: u8 = 32;
 /// A flow of datagrams: the client's next one would make it again, so it makes room before a connection does.
 pub const DATAGRAMS: u8 = 64;
+/// The flow's service learns: whose each request is, is looked at.
+pub const LEARNS: u8 = 128;
 /// The backend has sent something: the flow's client is heard.
 pub const REPLIED: u8 = 2;
 /// The head of the backend's response goes on in its next segment.

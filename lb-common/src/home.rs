@@ -80,7 +80,29 @@ pub const fn usable(hash: u64) -> u64 {
     if hash <= CLAIMED { hash + 2 } else { hash }
 }
 
-crate::map_types! { Home: 16, Tail: 528 }
+/// Whose request a flow's client sent last, by the cookie that it came with: a connection may carry the requests of several.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Asked {
+    /// Tag of the session that the request asked for, or that the response handed out; 0: none.
+    pub tag: u64,
+    /// Sequence number with which the last request began.
+    pub at: u32,
+    /// Requests that have begun, modulo 2^16. Written on the client's path alone.
+    pub asked: u16,
+    /// Heads of final responses that have ended, modulo 2^16. Written on the backend's path alone.
+    pub answered: u16,
+}
+
+impl Asked {
+    /// Whether a response whose head has not ended yet answers the last request, and not one before it.
+    #[inline(always)]
+    pub const fn answers_last(&self) -> bool {
+        (self.asked.wrapping_sub(self.answered) as i16) < 2
+    }
+}
+
+crate::map_types! { Home: 16, Tail: 528, Asked: 16 }
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
 //! A packet addressed to a service.
 
+use crate::asked;
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
 use crate::maps::{BACKENDS, count_backend};
@@ -50,7 +51,10 @@ pub(crate) fn handle(
         unsafe { (*entry.flow).last_seen = now };
     }
     let frame = match FlowState::from_bits(flow.head.state) {
-        FlowState::Established | FlowState::Closing => frame,
+        FlowState::Established | FlowState::Closing => {
+            asked::from_request(ctx, service, entry, flow, segment);
+            frame
+        }
         FlowState::Binding | FlowState::Awaiting => {
             let bits = handshake::lb_more(ctx.ctx, u32::from(service), entry.index);
             if handshake::is_stashed(bits) {

@@ -1,5 +1,6 @@
 //! Delayed binding: the first payload chooses a backend, which gets a SYN; more payload waits in the stash.
 
+use crate::asked;
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
@@ -88,7 +89,7 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
     fill(ctx, entry, key, segment, now, slot.index);
     if segment.flags & FIN != 0 {
         // SAFETY: a map value; the entry is nobody else's before its head is published.
-        unsafe { (*entry.flow).client_flags = FIN_SEEN };
+        unsafe { (*entry.flow).client_flags |= FIN_SEEN };
     }
     // Whoever finds it meanwhile also finds the stash locked.
     set_head(entry, key, NOBODY, FlowState::Awaiting);
@@ -184,7 +185,7 @@ fn fill(ctx: &XdpContext, entry: Entry, key: &Key, segment: &Segment, now: u32, 
     flow.client_ifindex = ctx.ingress_ifindex() as u32;
     flow.last_seen = now;
     flow.stash = stash;
-    flow.client_flags = 0;
+    flow.client_flags = asked::begin(key.service, entry.index, segment.seq);
     flow.backend_flags = 0;
 }
 

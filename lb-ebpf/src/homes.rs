@@ -236,14 +236,29 @@ pub(crate) extern "C" fn lb_forget(tag: u64) -> u32 {
 #[inline(always)]
 pub(crate) fn key_of(flow: u32) -> u64 {
     // SAFETY: a reference to a map value is aligned and valid.
-    FLOW_KEYS.get(flow).map_or(0, |key| unsafe { core::ptr::read_volatile(key) })
+    FLOW_KEYS.get(flow).map_or(0, |key| unsafe { core::ptr::read_volatile(&raw const key.tag) })
 }
 
 /// Notes that tag.
 #[inline(always)]
 pub(crate) fn set_key(flow: u32, tag: u64) {
     if let Some(key) = FLOW_KEYS.get_ptr_mut(flow) {
-        // SAFETY: map values stay valid; the key is an aligned word.
-        unsafe { key.write_volatile(tag) };
+        // SAFETY: map values stay valid; the tag is an aligned word.
+        unsafe { (&raw mut (*key).tag).write_volatile(tag) };
     }
+}
+
+/// Notes that the head of a final response has ended.
+#[inline(always)]
+pub(crate) fn note_answered(flow: u32) {
+    if let Some(key) = FLOW_KEYS.get_ptr_mut(flow) {
+        // SAFETY: map values stay valid; the backend's path alone writes this.
+        unsafe { (*key).answered = (*key).answered.wrapping_add(1) };
+    }
+}
+
+/// Whether the response that a flow's backend sends answers the last request ([`lb_common::home::Asked::answers_last`]).
+#[inline(always)]
+pub(crate) fn answers_last(flow: u32) -> bool {
+    FLOW_KEYS.get(flow).is_some_and(lb_common::home::Asked::answers_last)
 }

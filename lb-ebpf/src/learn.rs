@@ -6,7 +6,7 @@
 
 use crate::atomic::{compare_exchange, exchange, launder};
 use crate::flows::Entry;
-use crate::homes::{key_of, lb_forget, lb_home, lb_learn, set_key};
+use crate::homes::{answers_last, key_of, lb_forget, lb_learn, note_answered, set_key};
 use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
 use crate::packet::{Packet, Segment, read};
 use crate::token::datagram::lb_tag_key;
@@ -87,6 +87,7 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     if goes_on {
         kept = lb_take_tail(flow, segment.seq);
         if kept == LOST && !begins {
+            note_answered(flow);
             leave_head(place, service, true);
             return 0;
         }
@@ -114,11 +115,6 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
         let behind = (&raw mut scratch.bytes).cast::<u8>().add((launder(at + len) & 0xfff) as usize);
         behind.cast::<u64>().write_unaligned(0);
         behind.cast::<u64>().add(1).write_unaligned(0);
-    }
-    let tag = key_of(flow);
-    if begins && tag != 0 {
-        // The session is in use.
-        lb_home(service, tag);
     }
     if lb_fields(service, flow) != 0 {
         leave_head(place, service, false);
@@ -257,6 +253,9 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
         let first = bytes.byte(line.plus(1));
         from = hit + 1;
         if first == b'\r' || first == b'\n' {
+            if !is_interim(bytes, head) {
+                note_answered(flow);
+            }
             let next = line.plus(if first == b'\r' { 3 } else { 2 });
             if !has_no_body(bytes, head) || bytes.word(next, 0) & SEVEN != HTTP_1 {
                 return 1;
@@ -276,6 +275,13 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
     // So many fields that it is better to leave it at that.
     count(service as u16, Counter::LearnedCut as u32);
     1
+}
+
+/// Whether it is the head of an interim response that begins at an offset (RFC 9110 §15.2). Of one that began in a segment before,
+/// this says no.
+#[inline(always)]
+fn is_interim(bytes: Bytes, head: At) -> bool {
+    bytes.word(head, 0) & SEVEN == HTTP_1 && bytes.byte(head.plus(9)) == b'1'
 }
 
 /// Whether the response whose head begins at an offset has no body whatever its fields say (RFC 9112 §6.3).
@@ -376,7 +382,7 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
     if tag != 0 && lb_is_deleted(from) == 0 {
         lb_learn(service, tag, u32::from(known.head.backend));
         set_key(flow, tag);
-    } else if was != 0 {
+    } else if was != 0 && answers_last(flow) {
         if lb_forget(was) != 0 {
             count(service as u16, Counter::Forgotten as u32);
         }

@@ -7,6 +7,7 @@
     allow(dead_code, reason = "on the host the programs are only type-checked")
 )]
 
+mod asked;
 mod atomic;
 mod cold;
 mod datagram;

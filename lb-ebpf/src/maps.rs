@@ -10,7 +10,7 @@ use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
-use lb_common::home::{Home, Tail};
+use lb_common::home::{Asked, Home, Tail};
 use lb_common::maglev::Block;
 use lb_common::quic_lb;
 use lb_common::service::Service;
@@ -46,9 +46,9 @@ pub(crate) static MAGLEV: Array<Block> = Array::with_max_entries(16 * 2 * 2049, 
 #[map]
 pub(crate) static FLOWS: Array<Flow> = Array::with_max_entries(131_072, MMAPABLE);
 
-/// Flow index → tag of the learned session that the flow's client asked for first, or was given last, or 0. Written here alone.
+/// Flow index → whose request the flow's client sent last, for learned services. Written here alone.
 #[map]
-pub(crate) static FLOW_KEYS: Array<u64> = Array::with_max_entries(131_072, 0);
+pub(crate) static FLOW_KEYS: Array<Asked> = Array::with_max_entries(131_072, 0);
 
 /// Index → where a learned session is at home (see [`lb_common::home`]). Created here; the daemon forgets those of a backend
 /// that is removed.
@@ -67,7 +67,8 @@ pub(crate) static LIVE: Array<u64> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
 pub(crate) static TRACE: RingBuf = RingBuf::with_byte_size(262_144, 0);
 
-/// Stash index → what a client sent before its backend answered. Written here alone.
+/// Stash index → what a client sent before its backend answered; behind those, processor → a request that is only looked at.
+/// Written here alone.
 #[map]
 pub(crate) static STASHES: Array<Stash> = Array::with_max_entries(1024, MMAPABLE);
 

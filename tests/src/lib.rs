@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod delay;
 pub mod frame;
 pub mod history;
+pub mod learned;
 pub mod maps;
 pub mod netns;
 pub mod nginx;

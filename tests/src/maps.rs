@@ -8,7 +8,7 @@ use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
 use lb_common::flow::{Flow, FlowState};
-use lb_common::home::{FREE, Home};
+use lb_common::home::{Asked, FREE, Home};
 use lb_common::maglev::{BLOCK, Block, NOBODY, blocks};
 use lb_common::quic_lb;
 use lb_common::service::Service;
@@ -25,7 +25,7 @@ pub struct Maps {
     maglev: Array<MapData, Block>,
     flows: Array<MapData, Flow>,
     homes: Array<MapData, Home>,
-    flow_keys: Array<MapData, u64>,
+    flow_keys: Array<MapData, Asked>,
     stashes: Array<MapData, Stash>,
     live: Array<MapData, u64>,
     trace: RingBuf<MapData>,
@@ -152,9 +152,25 @@ impl Maps {
         Ok(self.homes.set(index, home, 0)?)
     }
 
-    /// The tag of the learned session that the flow at an index asked for last, or 0.
-    pub fn flow_key(&self, index: u32) -> Result<u64> {
+    /// Whose request the client of the flow at an index sent last.
+    pub fn asked(&self, index: u32) -> Result<Asked> {
         Ok(self.flow_keys.get(&index, 0)?)
+    }
+
+    /// Writes that, as many requests later.
+    pub fn set_asked(&mut self, index: u32, asked: &Asked) -> Result<()> {
+        Ok(self.flow_keys.set(index, asked, 0)?)
+    }
+
+    /// Index of the flow of a client's port.
+    pub fn index_of(&self, port: u16) -> Result<u32> {
+        for index in 0..self.flows.len() {
+            let flow = self.flow(index)?;
+            if flow.head.state != 0 && flow.head.client_port.get() == port {
+                return Ok(index);
+            }
+        }
+        anyhow::bail!("no flow of port {port} is in the table")
     }
 
     /// Writes a stash: as another processor may have left it, or be using it.

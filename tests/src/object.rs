@@ -52,7 +52,7 @@ pub fn load_lb_with<'a>(sizes: Sizes, loader: &mut EbpfLoader<'a>) -> Result<Ebp
         .map_max_entries("FLOW_KEYS", sizes.groups * lb_common::flow::GROUP as u32)
         .map_max_entries("HOMES", sizes.homes * lb_common::home::GROUP as u32)
         .map_max_entries("LIVE", sizes.backends)
-        .map_max_entries("STASHES", sizes.stashes)
+        .map_max_entries("STASHES", sizes.stashes + aya::util::nr_cpus().map_or(1, |n| n as u32))
         .map_max_entries("TAILS", sizes.stashes)
         .map_max_entries("QUIC_CONFIGS", sizes.services * lb_common::quic_lb::ROTATIONS)
         .map_max_entries("QUIC_SERVERS", sizes.backends * lb_common::quic_lb::SERVER_ROOM)

@@ -35,7 +35,7 @@ pub(crate) const TOPS: u64 = 0x8080_8080_8080_8080;
 /// Bit that tells the case of a letter, in every byte.
 pub(crate) const CASE: u64 = 0x2020_2020_2020_2020;
 pub(crate) const SEMICOLONS: u64 = b';' as u64 * ONES;
-const SPACES: u64 = b' ' as u64 * ONES;
+pub(crate) const SPACES: u64 = b' ' as u64 * ONES;
 pub(crate) const RETURNS: u64 = b'\r' as u64 * ONES;
 const ANDS: u64 = b'&' as u64 * ONES;
 pub(crate) const NEWLINES: u64 = b'\n' as u64 * ONES;
@@ -125,7 +125,7 @@ pub(crate) const fn zeros(word: u64) -> u64 {
 
 /// Index of the lowest byte whose top bit is set.
 #[inline(always)]
-const fn lowest(tops: u64) -> u64 {
+pub(crate) const fn lowest(tops: u64) -> u64 {
     let below = (tops & tops.wrapping_neg()).wrapping_sub(1);
     ((below & ONES).wrapping_mul(ONES) >> 56).wrapping_sub(1)
 }

@@ -9,7 +9,7 @@ use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
-use lb_common::home::{Home, Tail};
+use lb_common::home::{Asked, Home, Tail};
 use lb_common::maglev::Block;
 use lb_common::quic_lb;
 use lb_common::service::Service;
@@ -25,6 +25,11 @@ struct Shape {
     entries: fn(&Limits) -> u32,
 }
 
+/// Processors that the kernel may ever run programs on.
+fn processors() -> u32 {
+    aya::util::nr_cpus().map_or(1, |n| n as u32)
+}
+
 const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
     Shape { name, value: size_of::<V>(), entries }
 }
@@ -36,12 +41,12 @@ const SHAPES: [Shape; 17] = [
     shape::<Backend>("BACKENDS", |limits| limits.backends),
     shape::<Block>("MAGLEV", |limits| limits.services * 2 * limits.maglev_blocks()),
     shape::<Flow>("FLOWS", Limits::flow_entries),
-    shape::<u64>("FLOW_KEYS", Limits::flow_entries),
+    shape::<Asked>("FLOW_KEYS", Limits::flow_entries),
     shape::<Home>("HOMES", Limits::home_entries),
     shape::<Tail>("TAILS", |limits| limits.pending),
     shape::<u64>("LIVE", |limits| limits.backends),
     Shape { name: "TRACE", value: 0, entries: |limits| limits.trace_bytes },
-    shape::<Stash>("STASHES", |limits| limits.pending),
+    shape::<Stash>("STASHES", |limits| limits.pending + processors()),
     shape::<ServiceCounters>("SERVICE_COUNTERS", |limits| limits.services),
     shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),
     shape::<Abilities>("ABILITIES", |limits| limits.backends),

@@ -5,103 +5,20 @@ use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
 use lb_common::home::{GROUP, Home, spread, tag};
-use lb_common::service::{Affinity, Service};
+use lb_common::service::Affinity;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Barrier;
 use tests::balancer::dial;
 use tests::frame::{PSH, Segment};
+use tests::learned::{
+    FORGOTTEN, IDLE, LEARNED, NAME, PLAIN, connect, counted, forget, head, homes, learns, now, request,
+    respond, scene, session, tag_of,
+};
 use tests::object::Sizes;
-use tests::runner::{Outcome, Verdict};
+use tests::runner::{Runner, Verdict};
 use tests::scene::{SERVICE, Scene};
-
-const NAME: &str = "JSESSIONID";
-/// Ticks after which a session is forgotten.
-const IDLE: u32 = 1_000;
-const LEARNED: &[Counter] = &[Counter::Learned, Counter::FromBackend];
-const PLAIN: &[Counter] = &[Counter::FromBackend];
-const FORGOTTEN: &[Counter] = &[Counter::Forgotten, Counter::FromBackend];
-
-fn learns(service: &mut Service) {
-    service.affinity = Affinity::Learned as u8;
-    service.learned_ticks = IDLE;
-    assert!(service.set_cookie_name(NAME));
-}
-
-fn scene(backends: u16) -> Result<Scene> {
-    let mut scene = Scene::new(backends)?;
-    scene.runner.change(|setup| learns(&mut setup.services[0]))?;
-    Ok(scene)
-}
-
-fn counted<V>(outcome: &Outcome<V>) -> Vec<Counter> {
-    outcome.counted.iter().map(|(counter, _)| *counter).collect()
-}
-
-fn request(cookie: Option<&str>) -> Vec<u8> {
-    let line = cookie.map_or(String::new(), |cookie| format!("Cookie: a=b; {cookie}\r\n"));
-    format!("GET / HTTP/1.1\r\nHost: shop\r\n{line}\r\n").into_bytes()
-}
-
-fn session(value: &str) -> Vec<u8> {
-    request(Some(&format!("{NAME}={value}")))
-}
-
-/// Begins another connection, from a port that was not in use. Returns the slot and why it was chosen.
-fn connect(scene: &mut Scene, payload: &[u8]) -> Result<(u16, Counter)> {
-    scene.client.set_port(scene.client.port() + 1);
-    let bound = scene.xdp(&scene.first(payload))?;
-    assert!(bound.verdict == Verdict::Redirect && bound.counted(Counter::Bound), "{bound:?}");
-    let slot = scene.slot_of(&bound.segment());
-    scene.xdp(&scene.syn_ack(slot))?;
-    let joined = scene.joint(&scene.syn_ack(slot))?;
-    assert!(joined.counted(Counter::Spliced), "{joined:?}");
-    Ok((slot, bound.counted[0].0))
-}
-
-/// Sends what a backend says, in segments; returns what was counted for each. The segments reach the client as they are.
-fn respond(scene: &Scene, slot: u16, parts: &[&[u8]]) -> Result<Vec<Vec<Counter>>> {
-    let mut at = 0;
-    let mut all = Vec::new();
-    for part in parts {
-        let outcome = scene.xdp(&scene.response(slot, at, PSH, part))?;
-        assert_eq!(outcome.verdict, Verdict::Redirect, "{outcome:?}");
-        assert_eq!(outcome.segment().payload, *part);
-        all.push(counted(&outcome));
-        at += part.len() as u32;
-    }
-    Ok(all)
-}
-
-fn head(lines: &[&str]) -> Vec<u8> {
-    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
-    format!("HTTP/1.1 200 OK\r\nServer: any\r\n{lines}\r\n").into_bytes()
-}
-
-/// Starts over: no flows, no learned sessions.
-fn forget(scene: &mut Scene) -> Result<()> {
-    scene.runner.maps.forget()?;
-    for (index, _) in scene.runner.maps.homes()? {
-        scene.runner.maps.set_home(index, &Home::default())?;
-    }
-    Ok(())
-}
-
-fn tag_of(scene: &Scene, value: &str) -> u64 {
-    tag(&scene.runner.setup.settings.home_key, SERVICE, value.as_bytes())
-}
-
-/// Slots of the sessions that are known, by their tags.
-fn homes(scene: &Scene) -> Result<Vec<(u64, u16)>> {
-    Ok(scene.runner.maps.homes()?.iter().map(|(_, home)| (home.tag, home.slot)).collect())
-}
-
-/// The present tick.
-fn now(scene: &Scene) -> Result<u32> {
-    scene.xdp(&scene.next(0, b""))?;
-    Ok(scene.runner.maps.flows()?.iter().map(|flow| flow.last_seen).max().expect("a flow is there"))
-}
 
 /// Every other connection with the cookie goes where it was handed out, wherever that is.
 #[test]
@@ -300,35 +217,34 @@ fn segments_out_of_order_do_no_harm() -> Result<()> {
     Ok(())
 }
 
-/// Two flows that share a place for cut lines: the later one has it, the earlier one's is counted as cut.
-#[test]
-fn a_line_whose_place_is_taken_is_counted() -> Result<()> {
-    let mut small = Scene::new(2)?;
-    let mut setup = small.runner.setup.clone();
+/// A scene with far more flows than places for cut lines.
+fn crowd(backends: u16) -> Result<Scene> {
+    let mut scene = Scene::new(backends)?;
+    let mut setup = scene.runner.setup.clone();
     setup.sizes = Sizes { groups: 256, ..setup.sizes };
     setup.settings.flow_group_mask = setup.sizes.groups - 1;
     learns(&mut setup.services[0]);
-    small.runner = tests::runner::Runner::new(setup)?;
-    let ifindex = small.runner.ifindex()?;
-    small.runner.change(|setup| setup.backends.iter_mut().for_each(|b| b.ifindex = ifindex))?;
-    let mut scene = small;
-    let index_of = |scene: &Scene| -> Result<u32> {
-        for i in 0..scene.runner.setup.sizes.groups * 8 {
-            let flow = scene.runner.maps.flow(i)?;
-            if flow.head.state != 0 && flow.head.client_port.get() == scene.client.port() {
-                return Ok(i);
-            }
-        }
-        anyhow::bail!("the flow is in the table")
-    };
+    scene.runner = Runner::new(setup)?;
+    let ifindex = scene.runner.ifindex()?;
+    scene.runner.change(|setup| setup.backends.iter_mut().for_each(|b| b.ifindex = ifindex))?;
+    Ok(scene)
+}
+
+/// Two flows that share a place for cut lines: the later one has it, the earlier one's is counted as cut.
+#[test]
+fn a_line_whose_place_is_taken_is_counted() -> Result<()> {
+    let mut scene = crowd(2)?;
+    let places = scene.runner.setup.sizes.stashes;
+    let place =
+        |scene: &Scene| -> Result<u32> { Ok(scene.runner.maps.index_of(scene.client.port())? % places) };
     let whole = head(&["Set-Cookie: JSESSIONID=abcdef; Path=/"]);
     let (a, b) = whole.split_at(whole.len() - 15);
     let (slot, _) = connect(&mut scene, &request(None))?;
-    let first = (index_of(&scene)?, scene.client, slot);
+    let first = (place(&scene)?, scene.client, slot);
     assert_eq!(respond(&scene, slot, &[a])?, [PLAIN]);
     loop {
         let (slot, _) = connect(&mut scene, &request(None))?;
-        if index_of(&scene)? % 256 == first.0 % 256 {
+        if place(&scene)? == first.0 {
             assert_eq!(respond(&scene, slot, &[a, b])?, [PLAIN, LEARNED]);
             break;
         }
@@ -338,6 +254,44 @@ fn a_line_whose_place_is_taken_is_counted() -> Result<()> {
     assert_eq!(counted(&scene.xdp(&late)?), [Counter::LearnedCut, Counter::FromBackend]);
     // The next response is read again.
     assert_eq!(respond(&scene, first.2, &[&head(&["Set-Cookie: JSESSIONID=other"])])?, [LEARNED]);
+    Ok(())
+}
+
+/// Every place for cut lines is taken, four times over, with responses going on: who has a place is learned, who has none is
+/// counted, all are served, and nobody's line is taken for another's.
+#[test]
+fn all_places_for_cut_lines_taken_harms_nobody() -> Result<()> {
+    let mut scene = crowd(3)?;
+    let places = scene.runner.setup.sizes.stashes;
+    let mut flows = Vec::new();
+    let mut last = BTreeMap::new();
+    while flows.len() < 4 * places as usize || last.len() < places as usize {
+        let n = flows.len();
+        let (slot, _) = connect(&mut scene, &request(None))?;
+        let whole = head(&[&format!("Set-Cookie: {NAME}=cut-{n:04}; Path=/")]);
+        let (a, b) = whole.split_at(whole.len() - 15);
+        assert_eq!(respond(&scene, slot, &[a])?, [PLAIN], "{n}");
+        last.insert(scene.runner.maps.index_of(scene.client.port())? % places, n);
+        flows.push((scene.client, slot, a.len() as u32, b.to_vec()));
+    }
+    let kept: BTreeSet<usize> = last.into_values().collect();
+    for (n, (client, slot, at, rest)) in flows.iter().enumerate() {
+        scene.client = *client;
+        let outcome = scene.xdp(&scene.response(*slot, *at, PSH, rest))?;
+        assert_eq!((outcome.verdict, outcome.segment().payload), (Verdict::Redirect, rest.clone()), "{n}");
+        let expected = if kept.contains(&n) { LEARNED } else { &[Counter::LearnedCut, Counter::FromBackend] };
+        assert_eq!(counted(&outcome), expected, "{n}");
+    }
+    let expected: BTreeSet<_> =
+        kept.iter().map(|n| (tag_of(&scene, &format!("cut-{n:04}")), flows[*n].1)).collect();
+    assert_eq!(homes(&scene)?.into_iter().collect::<BTreeSet<_>>(), expected);
+    // What comes next on each of the connections is read again.
+    for (n, (client, slot, ..)) in flows.iter().enumerate() {
+        scene.client = *client;
+        let later = head(&[&format!("Set-Cookie: {NAME}=later-{n}")]);
+        let counted = respond(&scene, *slot, &[&later])?.concat();
+        assert!(counted.contains(&Counter::Learned), "{n}: {counted:?}");
+    }
     Ok(())
 }
 
@@ -521,9 +475,9 @@ fn what_nobody_asked_for_is_forgotten() -> Result<()> {
     age(&mut scene, IDLE - 200)?;
     assert_eq!(connect(&mut scene, &session("v"))?, (slot, Counter::AffinityHit));
     assert!(last_used(&scene)?.wrapping_sub(now) < 200);
-    // ...and every response on a connection that presented it.
+    // ...and so does every later one on the same connection.
     age(&mut scene, IDLE - 200)?;
-    respond(&scene, slot, &[&head(&["Content-Length: 0"]), b"body"])?;
+    scene.xdp(&scene.segment(1_000, PSH, &session("v")))?;
     assert!(last_used(&scene)?.wrapping_sub(now) < 200);
     // One that was forgotten is learned anew.
     age(&mut scene, IDLE + 1)?;

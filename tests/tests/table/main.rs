@@ -1,5 +1,6 @@
 //! Packet tables: one program, one packet at a time, without any network.
 
+mod asked;
 mod balance;
 mod binding;
 mod cookie;

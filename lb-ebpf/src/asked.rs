@@ -1,0 +1,111 @@
+//! Whose request it is, on a connection that carries several: a proxy's, or a browser's whose session began elsewhere. What a
+//! response says of the service's cookie is said of the session that its own request came with.
+//!
+//! Only a segment that begins as a request does is looked at, in a stash of this processor's own.
+
+use crate::atomic::launder;
+use crate::flows::Entry;
+use crate::maps::{FLOW_KEYS, SERVICES, STASHES, settings};
+use crate::packet::{Packet, Segment, read};
+use crate::token::http::{At, Bytes, SPACES, find, lowest, zeros};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::flow::{Flow, LEARNS};
+use lb_common::service::{Affinity, Service};
+use lb_common::stash::STASH_BYTES;
+
+/// Shortest request that is looked at, in bytes: `GET / HTTP/1.1` and the empty line.
+const SHORTEST: u32 = 18;
+
+/// What tells capital letters, in every byte: 0x40 to 0x5f, of which few others are ever sent.
+const CAPITALS: u64 = 0x4040_4040_4040_4040;
+const CAPITALS_MASK: u64 = 0xe0e0_e0e0_e0e0_e0e0;
+
+/// Notes that a flow begins with a request at a sequence number, if its service learns. Returns the flow's flag for that.
+#[inline(always)]
+pub(crate) fn begin(service: u16, flow: u32, seq: u32) -> u8 {
+    let learns = |service: &Service| service.affinity == Affinity::Learned as u8;
+    if !SERVICES.get(u32::from(service)).is_some_and(learns) {
+        return 0;
+    }
+    if let Some(known) = FLOW_KEYS.get_ptr_mut(flow) {
+        // SAFETY: a map value stays valid; the entry is nobody else's before the flow is published.
+        unsafe { (*known) = lb_common::home::Asked { tag: 0, at: seq, asked: 1, answered: 0 } };
+    }
+    LEARNS
+}
+
+/// Looks at a segment of a client before it is changed.
+#[inline(always)]
+pub(crate) fn from_request(ctx: &XdpContext, service: u16, entry: Entry, flow: &Flow, segment: &Segment) {
+    if flow.client_flags & LEARNS != 0 && segment.payload >= SHORTEST && begins_a_request(ctx, segment) {
+        lb_asked(ctx.ctx, u32::from(service), entry.index);
+    }
+}
+
+/// Whether a segment begins with a method (RFC 9110 §9) of three to seven letters and a space.
+#[inline(always)]
+fn begins_a_request(ctx: &XdpContext, segment: &Segment) -> bool {
+    let Some(at) = ctx.field(segment.payload_at(), 8) else { return false };
+    // SAFETY: `field` proved eight bytes.
+    let word = unsafe { read::<u64>(at) };
+    let spaces = zeros(word ^ SPACES);
+    // All bytes below the first space.
+    let method = (spaces & spaces.wrapping_neg()).wrapping_sub(1) >> 7;
+    spaces != 0 && method >= 0x00ff_ffff && (word ^ CAPITALS) & CAPITALS_MASK & method == 0
+}
+
+/// Notes whose a request is. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(settings), Some(known), Some(frame)) = (settings(), FLOW_KEYS.get_ptr_mut(flow), ctx.frame())
+    else {
+        return 0;
+    };
+    let Some(segment) = Segment::read(frame, ctx.len()) else { return 0 };
+    // SAFETY: a map value stays valid; the client's path alone writes this.
+    let ahead = segment.seq.wrapping_sub(unsafe { (*known).at }) as i32;
+    // SAFETY: the helper takes nothing and returns a number.
+    let processor = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
+    let index = settings.stash_mask.wrapping_add(1).wrapping_add(processor);
+    let Some(stash) = STASHES.get_ptr_mut(index) else { return 0 };
+    let len = launder(u64::from(segment.payload));
+    let len = if len > STASH_BYTES as u64 { STASH_BYTES as u64 } else { len };
+    if ahead <= 0 || len < u64::from(SHORTEST) {
+        // Sent again.
+        return 0;
+    }
+    // SAFETY: a map value stays valid, and this one is this processor's while the program runs; it has room for as much.
+    unsafe {
+        if !ctx.copy(segment.payload_at(), (&raw mut (*stash).bytes).cast(), len as u32) {
+            return 0;
+        }
+        (*stash).limit = len as u32;
+        (*stash).owner = u64::from(flow) + 1;
+    }
+    // SAFETY: as above.
+    let bytes = Bytes::of(unsafe { &*stash });
+    if !asks(bytes) {
+        return 0;
+    }
+    // SAFETY: a map value stays valid; the client's path alone writes these.
+    unsafe {
+        (*known).at = segment.seq;
+        (*known).asked = (*known).asked.wrapping_add(1);
+    }
+    let found = find(service, index);
+    // SAFETY: as above.
+    unsafe { (*stash).owner = 0 };
+    found
+}
+
+/// Whether a target stands behind the method (RFC 9112 §3.2): a path, a whole URL, or an asterisk. Text seldom goes on like
+/// that.
+#[inline(always)]
+fn asks(bytes: Bytes) -> bool {
+    let spaces = zeros(bytes.word(At::new(0), 0) ^ SPACES);
+    let behind = bytes.byte(At::new(lowest(spaces)).plus(1));
+    matches!(behind, b'/' | b'h' | b'H' | b'*')
+}
