@@ -10,6 +10,7 @@ pub mod client;
 pub mod daemon;
 pub mod delay;
 pub mod frame;
+pub mod greeter;
 pub mod history;
 pub mod learned;
 pub mod maps;

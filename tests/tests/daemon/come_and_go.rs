@@ -2,71 +2,25 @@
 //! more move than must.
 
 use anyhow::{Context, Result, ensure};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
 use tests::balancer::dial;
-use tests::client::{Client, WATCHDOG, eventually};
+use tests::client::eventually;
 use tests::daemon::{Backend, Lbd, Manner};
+use tests::greeter::{Talk, greet};
 use tests::topology::{Arms, Host, NIC, PORT, Topology};
-
-/// Greets with its name and repeats every line.
-fn greet(host: &Host, name: String) -> Result<()> {
-    let listener = host.netns.run(|| TcpListener::bind(host.serves()))?;
-    // Ends with the test's process: nobody else has its namespace by then.
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (Ok(stream), name) = (stream, name.clone()) else { return };
-            thread::spawn(move || converse(&stream, &name));
-        }
-    });
-    Ok(())
-}
-
-fn converse(mut stream: &TcpStream, name: &str) -> Result<()> {
-    writeln!(stream, "{name}")?;
-    for line in BufReader::new(stream).lines() {
-        writeln!(stream, "{}", line?)?;
-    }
-    Ok(())
-}
-
-/// A connection, and the server that has greeted.
-struct Talk {
-    stream: BufReader<TcpStream>,
-    server: String,
-}
-
-impl Talk {
-    fn begin(town: &Topology, from: Ipv4Addr) -> Result<Self> {
-        let client = Client::connect_from(&town.client.netns, Some(SocketAddrV4::new(from, 0)))?;
-        let stream = client.stream().try_clone()?;
-        stream.set_read_timeout(Some(WATCHDOG))?;
-        let mut talk = Self { stream: BufReader::new(stream), server: String::new() };
-        talk.server = talk.line()?;
-        Ok(talk)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        ensure!(self.stream.read_line(&mut line)? > 0, "{} has closed", self.server);
-        Ok(line.trim_end().to_owned())
-    }
-
-    fn goes_on(&mut self, what: &str) -> Result<()> {
-        writeln!(self.stream.get_mut(), "{what}")?;
-        let said = self.line().with_context(|| format!("at {}, {what}", self.server))?;
-        ensure!(said == what, "{said:?} is not {what:?}");
-        Ok(())
-    }
-}
 
 const CLIENTS: u8 = 100;
 
 /// One connection from each of many addresses.
 fn everybody(town: &Topology) -> Result<Vec<Talk>> {
-    (0..CLIENTS).map(|n| Talk::begin(town, Ipv4Addr::new(10, 0, 1, 100 + n))).collect()
+    (0..CLIENTS)
+        .map(|n| {
+            let from = SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 100 + n), 0);
+            Talk::begin(&town.client.netns, Some(from))
+        })
+        .collect()
 }
 
 fn moved(before: &[Talk], after: &[Talk]) -> usize {
@@ -133,7 +87,7 @@ fn connections_outlive_the_replacement_of_every_backend() -> Result<()> {
     let all: Vec<Backend<'_>> = town.backends.iter().map(Backend::Remote).collect();
     let manner = Manner { affinity: Some("{ kind = \"none\" }".to_owned()), ..Manner::default() };
     let mut lbd = Lbd::start_in(&town, &all[..2], manner)?;
-    let begin = || Talk::begin(&town, town.client.ip);
+    let begin = || Talk::begin(&town.client.netns, None);
     let mut old: Vec<Talk> = (0..20).map(|_| begin()).collect::<Result<_>>()?;
     lbd.replace_with(&town, "c", &all[2..])?;
     old.iter_mut().try_for_each(|talk| talk.goes_on("replaced")).with_context(|| lbd.log())?;
@@ -145,7 +99,7 @@ fn connections_outlive_the_replacement_of_every_backend() -> Result<()> {
 /// Answers each datagram with its name.
 fn answer(host: &Host, name: String) -> Result<()> {
     let socket = host.netns.run(|| UdpSocket::bind(("0.0.0.0", PORT)))?;
-    // Ends with the test's process, as above.
+    // Ends with the test's process: nobody else has its namespace by then.
     thread::spawn(move || {
         let mut buffer = [0; 100];
         while let Ok((_, from)) = socket.recv_from(&mut buffer) {

@@ -1,74 +1,21 @@
 //! Services that bind at the SYN, between real stacks: servers that speak first, backends that come and go.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::service::Affinity;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::{TcpListener, TcpStream};
-use std::thread;
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use tests::balancer::dial;
-use tests::topology::{Arms, Host};
+use tests::greeter::{Talk, greet};
+use tests::topology::Arms;
 use tests::world::World;
-
-/// Greets as a mail server does, then repeats every line.
-fn greet(host: &Host, name: &str) -> Result<()> {
-    let listener = host.netns.run(|| TcpListener::bind(host.serves()))?;
-    let name = name.to_owned();
-    // Ends with the test's process: nobody else has its namespace by then.
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (Ok(stream), name) = (stream, name.clone()) else { return };
-            thread::spawn(move || converse(&stream, &name));
-        }
-    });
-    Ok(())
-}
-
-fn converse(mut stream: &TcpStream, name: &str) -> Result<()> {
-    writeln!(stream, "220 {name} ESMTP")?;
-    for line in BufReader::new(stream).lines() {
-        writeln!(stream, "250 {}", line?)?;
-    }
-    Ok(())
-}
-
-/// A client that has been greeted.
-struct Talk {
-    stream: BufReader<TcpStream>,
-    server: String,
-}
-
-impl Talk {
-    fn begin(world: &World) -> Result<Self> {
-        let stream = world.town.client.netns.run(|| TcpStream::connect(dial()))?;
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
-        let mut talk = Self { stream: BufReader::new(stream), server: String::new() };
-        let greeting = talk.line().context("waiting for the greeting")?;
-        let name = greeting.strip_prefix("220 ").and_then(|rest| rest.strip_suffix(" ESMTP"));
-        talk.server = name.with_context(|| format!("no greeting: {greeting:?}"))?.to_owned();
-        Ok(talk)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        ensure!(self.stream.read_line(&mut line)? > 0, "the server has closed");
-        Ok(line.trim_end().to_owned())
-    }
-
-    fn say(&mut self, what: &str) -> Result<()> {
-        writeln!(self.stream.get_mut(), "{what}")?;
-        let answer = self.line()?;
-        ensure!(answer == format!("250 {what}"), "{answer:?}");
-        Ok(())
-    }
-}
 
 fn world(arms: Arms, backends: usize, affinity: Affinity) -> Result<World> {
     let mut world = World::silent(arms, backends)?;
     for (i, host) in world.town.backends.iter().enumerate() {
-        greet(host, &format!("b{i}"))?;
+        greet(host, format!("b{i}"))?;
     }
     world.balancer.change(|setup| setup.services[0].affinity = affinity as u8)?;
     Ok(world)
@@ -81,9 +28,9 @@ fn a_server_may_speak_first() -> Result<()> {
             let world = world(arms, 3, affinity)?;
             let mut shares = BTreeMap::<String, u32>::new();
             for n in 0..60 {
-                let mut talk = Talk::begin(&world).with_context(|| world.counts())?;
-                talk.say(&format!("hello {n}"))?;
-                talk.say(&"long,".repeat(2_000))?;
+                let mut talk = Talk::begin(&world.town.client.netns, None).with_context(|| world.counts())?;
+                talk.goes_on(&format!("hello {n}"))?;
+                talk.goes_on(&"long,".repeat(2_000))?;
                 *shares.entry(talk.server).or_default() += 1;
             }
             let expected = if affinity == Affinity::None { 3 } else { 1 };
@@ -100,20 +47,22 @@ fn a_server_may_speak_first() -> Result<()> {
 fn connections_stay_while_backends_come_and_go() -> Result<()> {
     let mut world = world(Arms::Several, 4, Affinity::None)?;
     world.balancer.change(|setup| setup.set_state(3, State::Gone))?;
-    let mut talks: Vec<Talk> = (0..40).map(|_| Talk::begin(&world)).collect::<Result<_>>()?;
+    let mut talks: Vec<Talk> =
+        (0..40).map(|_| Talk::begin(&world.town.client.netns, None)).collect::<Result<_>>()?;
     // One more.
     world.balancer.change(|setup| setup.set_state(3, State::Ready))?;
     let mut all_stay = |world: &World, what: &str| -> Result<()> {
-        talks.iter_mut().try_for_each(|talk| talk.say(what)).with_context(|| world.counts())
+        talks.iter_mut().try_for_each(|talk| talk.goes_on(what)).with_context(|| world.counts())
     };
     all_stay(&world, "after one has come")?;
-    let seen: Vec<String> = (0..60).map(|_| Ok(Talk::begin(&world)?.server)).collect::<Result<_>>()?;
+    let seen: Vec<String> =
+        (0..60).map(|_| Ok(Talk::begin(&world.town.client.netns, None)?.server)).collect::<Result<_>>()?;
     assert!(seen.iter().any(|server| server == "b3"), "{seen:?}");
     // One less: no new connections, and those it has go on.
     world.balancer.change(|setup| setup.set_state(0, State::Drain))?;
     all_stay(&world, "after one is on its way out")?;
     for _ in 0..40 {
-        assert_ne!(Talk::begin(&world)?.server, "b0");
+        assert_ne!(Talk::begin(&world.town.client.netns, None)?.server, "b0");
     }
     Ok(())
 }
