@@ -7,6 +7,10 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The packages of all debug builds, as cargo's arguments: whatever runs on this host. Always all of them, because with
+/// another choice cargo takes other features of what they share, and compiles most of it again.
+pub(crate) const HOST: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
+
 /// The programs of lb-ebpf.
 const OBJECTS: [&str; 2] = ["lb", "testbed"];
 
@@ -46,19 +50,24 @@ pub(crate) fn build(needs: &[Need], profile: Profile) -> Result<()> {
     place(&workspace::bpf_objects().join("lb"), &profile.directory().join("lb.bpf.o"))?;
 
     let mut cargo = toolchain::host_cargo();
-    cargo.args(["build", "--package", "lb-userspace"]);
+    cargo.arg("build");
     match profile {
-        Profile::Release => cargo.arg("--release"),
+        Profile::Release => cargo.args(["--release", "--package", "lb-userspace"]),
         // Whole-system tests run the example applications, too.
-        Profile::Debug => cargo.args(["--bins", "--example", "shop", "--example", "tower_shop"]),
+        Profile::Debug => {
+            let (bins, examples) = (["lbd", "lbctl"], ["shop", "tower_shop"]);
+            cargo.args(HOST);
+            cargo.args(bins.into_iter().flat_map(|name| ["--bin", name]));
+            cargo.args(examples.into_iter().flat_map(|name| ["--example", name]))
+        }
     };
     steps::show(&mut cargo)
 }
 
 /// Builds, beside what [`build`] has built for debugging, the lbd in which promises can be broken.
 pub(crate) fn build_faulty() -> Result<()> {
-    let faulty = ["--features", "faults", "--bin", "lbd-faulty"];
-    steps::show(toolchain::host_cargo().args(["build", "--package", "lb-userspace"]).args(faulty))
+    let faulty = ["--features", "lb-userspace/faults", "--bin", "lbd-faulty"];
+    steps::show(toolchain::host_cargo().arg("build").args(HOST).args(faulty))
 }
 
 /// Sets up what building takes, and what else is in `needs`, and builds the BPF objects alone.

@@ -1,6 +1,7 @@
 //! `cargo xtask check`: formatting, and clippy with warnings denied on every crate, the eBPF one on its own target, and
 //! the library with each feature alone, as applications take it.
 
+use crate::build::HOST;
 use crate::setup::{self, Need};
 use crate::{steps, toolchain};
 use anyhow::Result;
@@ -12,7 +13,7 @@ pub(crate) fn run() -> Result<()> {
     let bpf = setup::ensure(&[Need::Lint])?;
     steps::show(toolchain::host_cargo().args(["fmt", "--all", "--check"]))?;
     let mut clippy = toolchain::host_cargo();
-    clippy.args(["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "-D", "warnings"]);
+    clippy.arg("clippy").args(HOST).args(["--all-targets", "--", "-D", "warnings"]);
     steps::show(&mut clippy)?;
     for feature in FEATURES {
         let mut clippy = toolchain::host_cargo();

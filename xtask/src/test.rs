@@ -1,11 +1,10 @@
 //! `cargo xtask test`: sets up, builds, and runs every test: those of the host, and, as root, those that load the BPF
 //! programs and build network namespaces. It adds nothing to cargo's own result lines but the sum.
 
-use crate::build::{self, Profile};
+use crate::build::{self, HOST, Profile};
 use crate::setup::Need;
 use crate::{toolchain, workspace};
 use anyhow::{Context, Result, bail};
-use std::process::Command;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -23,34 +22,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
              test`, or `cargo xtask test --host-only` for the rest"
         );
     }
-    let mut suites =
-        vec![("host tests", cargo_test(&["--workspace", "--exclude", "lb-ebpf", "--exclude", "tests"]))];
+    let mut cargo = toolchain::host_cargo();
+    // All test programs run even when one fails, to show every failure at once.
+    cargo.args(["test", "--no-fail-fast"]).args(HOST);
     if arguments.host_only {
         build::build(&[], Profile::Debug)?;
+        cargo.args(["--exclude", "tests"]);
     } else {
         build::build(&[Need::Run, Need::Peers, Need::Guests], Profile::Debug)?;
         build::build_faulty()?;
-        suites.push(("packet and namespace tests", cargo_test(&["--package", "tests"])));
     }
-
-    let mut failed = Vec::new();
-    for (name, mut cargo) in suites {
-        println!("\n== {name}");
-        cargo.args(arguments.filter.iter());
-        if !cargo.status().context("cannot start cargo")?.success() {
-            failed.push(name);
-        }
-    }
-    if !failed.is_empty() {
-        bail!("{} failed", failed.join(" and "));
+    cargo.arg("--").args(arguments.filter.iter());
+    if !cargo.status().context("cannot start cargo")?.success() {
+        bail!("the tests failed");
     }
     println!("\nevery test passed{}", if arguments.host_only { " (host tests alone)" } else { "" });
     Ok(())
-}
-
-/// `cargo test` that runs all test programs even when one fails, to show every failure at once.
-fn cargo_test(packages: &[&str]) -> Command {
-    let mut cargo = toolchain::host_cargo();
-    cargo.args(["test", "--no-fail-fast"]).args(packages).arg("--");
-    cargo
 }
