@@ -63,6 +63,8 @@ counters! {
     Unroutable = "unroutable" Steering,
     /// The session's backend does not serve, and the service gives its sessions to no other one: refused.
     Rejected = "rejected" Steering,
+    /// A TLS client asked for a name that no backend is listed for, or for none, and every backend is listed for names: refused.
+    UnknownName = "unknown_name" Steering,
     /// The chosen backend refused or did not answer: the flow was offered to another one.
     Retried = "retried" Steering,
     /// SYN answered with a SYN cookie.

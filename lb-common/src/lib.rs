@@ -17,6 +17,7 @@ pub mod flow;
 pub mod hash;
 pub mod home;
 pub mod maglev;
+pub mod name;
 pub mod quic_lb;
 pub mod service;
 pub mod settings;

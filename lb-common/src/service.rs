@@ -57,8 +57,16 @@ pub struct Service {
     pub learned_ticks: u32,
     /// 1 when a session whose backend does not serve is refused rather than given to another one.
     pub strict: u8,
-    pub _pad: [u8; 3],
+    /// [`NAMES_LISTED`] | [`NAMES_ONLY`]: whether backends are listed for names of servers.
+    pub names: u8,
+    /// Bit n is set when a wildcard is listed with n labels behind its asterisk.
+    pub wildcards: u16,
 }
+
+/// Some backend has names.
+pub const NAMES_LISTED: u8 = 1;
+/// Every backend has: nobody serves other names.
+pub const NAMES_ONLY: u8 = 2;
 
 /// How a backend is chosen for what belongs to none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,9 +128,9 @@ pub const MARKER_ROOM: usize = 1500;
 pub enum Affinity {
     /// A signed token in its first payload.
     Signed = 0,
-    /// The client's address: bound at the SYN.
+    /// The client's address: bound at the SYN, unless a [`Place`] is to be looked at.
     Source = 1,
-    /// The client's address and port, as good as chance: bound at the SYN.
+    /// The client's address and port, as good as chance: bound at the SYN, unless a [`Place`] is to be looked at.
     None = 2,
     /// What the client sends at a certain place, hashed.
     Hashed = 3,
@@ -145,11 +153,6 @@ impl Affinity {
             _ => Self::Signed,
         }
     }
-    /// Whether a flow is bound when its first packet comes, whatever its payload says.
-    #[inline(always)]
-    pub const fn binds_at_once(self) -> bool {
-        matches!(self, Self::Source | Self::None)
-    }
 }
 
 pub const PROMISE_SACK: u8 = 1;
@@ -157,6 +160,13 @@ pub const PROMISE_TIMESTAMPS: u8 = 2;
 pub const PROMISE_WINDOW_SCALE: u8 = 4;
 
 impl Service {
+    /// Whether a flow is bound when its first packet comes, whatever its payload says.
+    #[inline(always)]
+    pub const fn binds_at_once(&self) -> bool {
+        (self.affinity == Affinity::Source as u8 || self.affinity == Affinity::None as u8)
+            && self.place != Place::Sni as u8
+    }
+
     /// Sets the marker: 1 to [`MAX_MARKER`] bytes. Returns whether the length is right.
     pub fn set_marker(&mut self, marker: &[u8]) -> bool {
         let n = marker.len();

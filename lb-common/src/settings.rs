@@ -45,6 +45,8 @@ pub struct Settings {
     pub home_group_mask: u32,
     /// Secret under which the keys of learned sessions are hashed; for the life of the maps.
     pub home_key: SipKey,
+    /// Secret under which names of servers are hashed; for the life of the maps.
+    pub name_key: SipKey,
     /// 1 while somebody listens to steering decisions...
     pub trace: u32,
     /// ...of this service alone (0: of all)...
@@ -62,4 +64,4 @@ impl Settings {
     }
 }
 
-crate::map_types! { Settings: 464 }
+crate::map_types! { Settings: 480 }

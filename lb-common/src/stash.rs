@@ -147,7 +147,9 @@ pub struct Stash {
     /// The client's view of the backend's timestamp in its SYN-ACK. Grows when the flow moves to another backend: what
     /// a client sees never goes back (RFC 7323 §5).
     pub ts_base: u32,
-    pub _pad: u32,
+    /// The pool in which the flow's backend is chosen: that of the server's name that the client asks for; 0 for the
+    /// service's own table.
+    pub pool: u32,
     pub bytes: [u8; STASH_ROOM],
 }
 

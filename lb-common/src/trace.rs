@@ -42,6 +42,8 @@ pub enum Key {
     Routable = 7,
     /// One that names none.
     Unroutable = 8,
+    /// A server's name, where it is not what is hashed.
+    Named = 9,
 }
 
 impl Key {
@@ -55,6 +57,7 @@ impl Key {
             6 => Self::Unknown,
             7 => Self::Routable,
             8 => Self::Unroutable,
+            9 => Self::Named,
             _ => Self::Absent,
         }
     }
@@ -69,6 +72,7 @@ impl Key {
             Self::Unknown => "unknown",
             Self::Routable => "routable",
             Self::Unroutable => "unroutable",
+            Self::Named => "named",
         }
     }
 }

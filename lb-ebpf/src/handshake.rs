@@ -12,10 +12,11 @@ use crate::token::{self, ABSENT, INVALID};
 use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use lb_common::addr::Be16;
 use lb_common::counter::Counter;
 use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESCALE_CLIENT, SYN_REPEATED};
-use lb_common::maglev::NOBODY;
-use lb_common::service::Service;
+use lb_common::maglev::{NOBODY, client_hash};
+use lb_common::service::{Affinity, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, View};
 use lb_common::syn_cookie::Agreed;
@@ -127,6 +128,10 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
         return consume(Counter::DropBusy).to_bits();
     }
     let found = token::find(entry, service, index);
+    if entry.affinity == Affinity::Source as u8 {
+        // SAFETY: a map value stays valid, and this processor has its lock.
+        unsafe { (*stash).hash = client_hash(known.client, Be16::new(0)) };
+    }
     if found == ABSENT && token::lb_is_whole(service, index) == 0 {
         if part == FIRST && known.client_flags & FIN_SEEN == 0 && is_full(entry, known, stash) {
             stash::unlock(slot);

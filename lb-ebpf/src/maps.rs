@@ -12,6 +12,7 @@ use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
 use lb_common::home::{Asked, Home, Tail};
 use lb_common::maglev::Block;
+use lb_common::name::{Name, Pool};
 use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -38,9 +39,17 @@ pub(crate) static SERVICES: Array<Service> = Array::with_max_entries(16, 0);
 #[map]
 pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(1024, 0);
 
-/// Block → 32 entries of a Maglev table; two tables a service. Written by the daemon.
+/// Block → 32 entries of a Maglev table; two tables a service, and behind them two a pool. Written by the daemon.
 #[map]
-pub(crate) static MAGLEV: Array<Block> = Array::with_max_entries(16 * 2 * 2049, 0);
+pub(crate) static MAGLEV: Array<Block> = Array::with_max_entries(16 * 2 * 2049 + 129 * 2 * 128, 0);
+
+/// Service and name of a server → the pool of the backends that are listed for it. Written by the daemon.
+#[map]
+pub(crate) static NAMES: HashMap<Name, u32> = HashMap::with_max_entries(2048, NO_PREALLOCATION);
+
+/// Pool → its Maglev table. Written by the daemon.
+#[map]
+pub(crate) static POOLS: Array<Pool> = Array::with_max_entries(129, 0);
 
 /// Flow index → flow. Entries are created here; the daemon frees expired ones.
 #[map]

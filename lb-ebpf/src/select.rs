@@ -1,14 +1,14 @@
 //! Which backend a new flow goes to: DESIGN of the steering order in `README.md`, "How a backend is chosen".
 
 use crate::flows::{Key, live};
-use crate::maps::{BACKENDS, MAGLEV, SERVICES, STASHES, count, count_backend};
+use crate::maps::{BACKENDS, MAGLEV, POOLS, SERVICES, STASHES, count, count_backend};
 use crate::token::{Found, HASHED, UNKNOWN, is_claim};
 use crate::trace;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::hash::scale;
 use lb_common::maglev::{BLOCK, NOBODY, WALK, next_hash};
-use lb_common::service::{Balance, Service};
+use lb_common::service::{Affinity, Balance, NAMES_ONLY, Service};
 use lb_common::stash::Stash;
 
 /// The backend for a new flow; [`lb_choose`] is asked only when its token does not say.
@@ -52,7 +52,10 @@ pub(crate) extern "C" fn lb_choose(index: u32, service: u32, found: u32) -> u32 
     let reason = if found == ANOTHER {
         // From where the last one was found: as every node walks that knows it does not serve.
         Counter::Retried
-    } else if found == HASHED {
+    } else if entry.names & NAMES_ONLY != 0 && stash.pool == 0 {
+        stash.reason = Counter::UnknownName as u32;
+        return u32::from(NOBODY);
+    } else if found == HASHED || entry.affinity == Affinity::Source as u8 {
         Counter::Hashed
     } else if found == UNKNOWN {
         Counter::UnknownKey
@@ -97,7 +100,8 @@ impl Chosen {
 /// Not the index of a stash: no backend was tried before.
 pub(crate) const NONE_TRIED: u32 = u32::MAX;
 
-/// The ready backend that a service's Maglev table has at a hash, or a next one that was not tried for that stash.
+/// The ready backend that a service's Maglev table has at a hash, or that of the stash's pool: or a next one that was not tried
+/// for that stash.
 #[inline(always)]
 pub(crate) fn by_hash(service: u32, hash: u32, stash: u32) -> Chosen {
     Chosen::from_bits(lb_walk(service, hash, stash))
@@ -110,11 +114,17 @@ extern "C" fn lb_walk(service: u32, start: u32, stash: u32) -> u64 {
     let nobody = Chosen { slot: u32::from(NOBODY), hash: start };
     let Some(entry) = SERVICES.get(service) else { return nobody.to_bits() };
     let tried = STASHES.get(stash);
+    let pool = tried.map_or(0, |stash| stash.pool);
+    let (base, size) = if pool == 0 {
+        (entry.maglev_base, entry.maglev_size)
+    } else {
+        POOLS.get(pool).map_or((0, 0), |pool| (pool.base, pool.size))
+    };
     let mut hash = start;
     let mut turn = 0;
-    while turn < WALK && entry.maglev_size != 0 {
-        let place = scale(hash, entry.maglev_size);
-        let Some(block) = MAGLEV.get(entry.maglev_base + place / BLOCK as u32) else { break };
+    while turn < WALK && size != 0 {
+        let place = scale(hash, size);
+        let Some(block) = MAGLEV.get(base + place / BLOCK as u32) else { break };
         let slot = block.0[place as usize % BLOCK];
         if let Some(backend) = BACKENDS.get(u32::from(slot))
             && u32::from(backend.service) == service
@@ -180,9 +190,10 @@ pub(crate) fn decided(key: &Key, slot: u16, found: Found, reason: u32) {
     const REDISPATCHED: u32 = Counter::Redispatched as u32;
     const RETRIED: u32 = Counter::Retried as u32;
     const REJECTED: u32 = Counter::Rejected as u32;
+    const UNKNOWN_NAME: u32 = Counter::UnknownName as u32;
     const INVALID_TOKEN: u32 = Counter::InvalidToken as u32;
     trace::tell(key, slot, found, reason);
-    if slot == NOBODY && reason != REJECTED {
+    if slot == NOBODY && reason != REJECTED && reason != UNKNOWN_NAME {
         return;
     }
     count(key.service, reason);

@@ -76,6 +76,7 @@ pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Opti
                     // As `Tried::NONE`.
                     fill::<{ TRIED / 4 }>((&raw mut (*stash).tried).cast(), u64::MAX);
                     (*stash).tried_len = 0;
+                    (*stash).pool = 0;
                     return Some(slot);
                 }
                 unlock(slot);

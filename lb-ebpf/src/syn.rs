@@ -12,7 +12,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::Mac;
 use lb_common::counter::Counter;
-use lb_common::service::{Affinity, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
+use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
 use lb_common::syn_cookie::{self, Agreed, Peer};
 use lb_common::tcp::{ACK, NO_WINDOW_SCALE, SYN};
@@ -65,7 +65,7 @@ fn answer(
     if service.enabled == 0 {
         return consume(Counter::DropNoService);
     }
-    if Affinity::from_bits(service.affinity).binds_at_once() {
+    if service.binds_at_once() {
         return Verdict::from_bits(plain::BEGIN);
     }
     let offer = options::offer(ctx, segment.header);

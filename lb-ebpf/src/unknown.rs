@@ -15,7 +15,6 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState, MAYBE_REBORN, PLAIN};
-use lb_common::service::Affinity;
 use lb_common::settings::Settings;
 use lb_common::stash::STASH_BYTES;
 use lb_common::syn_cookie::{self, Agreed, is_fresh};
@@ -62,7 +61,7 @@ extern "C" fn lb_unknown(ctx: *mut xdp_md, service: u32) -> u64 {
         return consume(Counter::DropUnknownRst).to_bits();
     }
     let Some(entry) = SERVICES.get(service) else { return consume(Counter::DropNoService).to_bits() };
-    if Affinity::from_bits(entry.affinity).binds_at_once() {
+    if entry.binds_at_once() {
         return plain::BEGIN;
     }
     let proof = prove(&ctx, settings, &key, &segment);

@@ -1,5 +1,6 @@
 //! The maps of a loaded `lb`: a [`Setup`] is written into them, counters and flows are read out.
 
+use crate::object::Table;
 use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
@@ -9,7 +10,8 @@ use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
 use lb_common::flow::{Flow, FlowState};
 use lb_common::home::{Asked, FREE, Home};
-use lb_common::maglev::{BLOCK, Block, NOBODY, blocks};
+use lb_common::maglev::{BLOCK, Block, NOBODY};
+use lb_common::name::{self, Name, Pool};
 use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -23,6 +25,8 @@ pub struct Maps {
     services: Array<MapData, Service>,
     backends: Array<MapData, Backend>,
     maglev: Array<MapData, Block>,
+    names: HashMap<MapData, Name, u32>,
+    pools: Array<MapData, Pool>,
     flows: Array<MapData, Flow>,
     homes: Array<MapData, Home>,
     flow_keys: Array<MapData, Asked>,
@@ -58,6 +62,8 @@ impl Maps {
             services: map(ebpf, "SERVICES")?,
             backends: map(ebpf, "BACKENDS")?,
             maglev: map(ebpf, "MAGLEV")?,
+            names: map(ebpf, "NAMES")?,
+            pools: map(ebpf, "POOLS")?,
             flows: map(ebpf, "FLOWS")?,
             homes: map(ebpf, "HOMES")?,
             flow_keys: map(ebpf, "FLOW_KEYS")?,
@@ -79,15 +85,23 @@ impl Maps {
             self.backends.set(slot as u32, backend, 0)?;
         }
         for (i, service) in setup.services.iter().enumerate() {
-            let table = setup.maglev(i as u16 + 1);
-            let base = (2 * (i as u32 + 1) + self.half) * blocks(setup.sizes.maglev);
-            for (block, entries) in table.chunks(BLOCK).enumerate() {
-                let mut value = Block([NOBODY; BLOCK]);
-                value.0[..entries.len()].copy_from_slice(entries);
-                self.maglev.set(base + block as u32, value, 0)?;
-            }
-            let service = Service { maglev_base: base, maglev_size: table.len() as u32, ..*service };
-            self.services.set(i as u32 + 1, service, 0)?;
+            let id = i as u16 + 1;
+            let table = setup.maglev(id);
+            let maglev_base =
+                self.write_table(setup.sizes.maglev_base(Table::Service(id), self.half), &table)?;
+            let (names, wildcards) = setup.names(id);
+            let maglev_size = table.len() as u32;
+            let service = Service { maglev_base, maglev_size, names, wildcards, ..*service };
+            self.services.set(u32::from(id), service, 0)?;
+        }
+        for (i, (service, listed, slots)) in setup.listed.iter().enumerate() {
+            let index = i as u32 + 1;
+            let table = setup.table(|slot, _| slots.contains(&slot));
+            let base = self.write_table(setup.sizes.maglev_base(Table::Pool(index), self.half), &table)?;
+            self.pools.set(index, Pool { base, size: table.len() as u32, id: 0 }, 0)?;
+            let hash = name::hash(&setup.settings.name_key, listed.text.as_bytes());
+            let name = Name { hash, service: *service, kind: listed.kind, _pad: 0 };
+            self.names.insert(name, index, 0)?;
         }
         for (service, config) in &setup.quic {
             let index = u32::from(*service) * quic_lb::ROTATIONS + u32::from(config.rotation);
@@ -111,6 +125,16 @@ impl Maps {
         self.settings.set(0, Settings { live, endpoint_seed, ..setup.settings }, 0)?;
         self.half ^= 1;
         Ok(())
+    }
+
+    /// Writes a Maglev table from that block on, which it returns.
+    fn write_table(&mut self, base: u32, table: &[u16]) -> Result<u32> {
+        for (block, entries) in table.chunks(BLOCK).enumerate() {
+            let mut value = Block([NOBODY; BLOCK]);
+            value.0[..entries.len()].copy_from_slice(entries);
+            self.maglev.set(base + block as u32, value, 0)?;
+        }
+        Ok(base)
     }
 
     /// Entries of the flow table that are in use.

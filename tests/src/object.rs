@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use lb_common::maglev::blocks;
 use std::path::PathBuf;
 
 /// Sizes of the maps of `lb`: small, so that loading is quick and full tables are within reach.
@@ -20,19 +21,46 @@ pub struct Sizes {
     pub maglev: u32,
     /// Groups of the table of learned sessions, a power of two.
     pub homes: u32,
+    /// Pools of listed names.
+    pub pools: u32,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { services: 4, backends: 16, buckets: 64, groups: 8, stashes: 16, maglev: 251, homes: 8 }
+        Self {
+            services: 4,
+            backends: 16,
+            buckets: 64,
+            groups: 8,
+            stashes: 16,
+            maglev: 251,
+            homes: 8,
+            pools: 16,
+        }
     }
 }
 
 impl Sizes {
+    /// The first block of a half of a Maglev table: of a service, or of a pool behind all services.
+    pub fn maglev_base(&self, table: Table, half: u32) -> u32 {
+        let before = match table {
+            Table::Service(id) => u32::from(id),
+            Table::Pool(index) => self.services + index,
+        };
+        (2 * before + half) * blocks(self.maglev)
+    }
+
     /// Room for tens of thousands of connections at once.
     pub fn large() -> Self {
         Self { groups: 1 << 14, stashes: 1024, ..Self::default() }
     }
+}
+
+/// Whose Maglev table it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Table {
+    Service(u16),
+    Pool(u32),
 }
 
 /// Loads the product's object.
@@ -47,7 +75,8 @@ pub fn load_lb_with<'a>(sizes: Sizes, loader: &mut EbpfLoader<'a>) -> Result<Ebp
         .map_max_entries("ENDPOINTS", 2 * sizes.buckets)
         .map_max_entries("SERVICES", sizes.services)
         .map_max_entries("BACKENDS", sizes.backends)
-        .map_max_entries("MAGLEV", sizes.services * 2 * lb_common::maglev::blocks(sizes.maglev))
+        .map_max_entries("MAGLEV", sizes.maglev_base(Table::Pool(sizes.pools + 1), 0))
+        .map_max_entries("POOLS", sizes.pools + 1)
         .map_max_entries("FLOWS", sizes.groups * lb_common::flow::GROUP as u32)
         .map_max_entries("FLOW_KEYS", sizes.groups * lb_common::flow::GROUP as u32)
         .map_max_entries("HOMES", sizes.homes * lb_common::home::GROUP as u32)

@@ -6,8 +6,11 @@ use lb_common::backend::{Backend, State};
 use lb_common::endpoint::{Endpoint, KIND_BACKEND, KIND_SERVICE, port_and_protocol};
 use lb_common::hash::{SipKey, mix64};
 use lb_common::maglev::{self, Candidate};
+use lb_common::name::{self, EXACT, WILDCARD};
 use lb_common::quic_lb;
-use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
+use lb_common::service::{
+    NAMES_LISTED, NAMES_ONLY, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service,
+};
 use lb_common::settings::Settings;
 use lb_common::syn_cookie::{self, Agreed, Peer};
 use lb_common::tcp;
@@ -30,10 +33,20 @@ pub struct Setup {
     pub services: Vec<Service>,
     /// The index is the slot.
     pub backends: Vec<Backend>,
+    /// Names of servers, and the slots that are listed for each.
+    pub listed: Vec<(u16, Listed, Vec<u16>)>,
     /// How QUIC connection ids are read, by service...
     pub quic: Vec<(u16, quic_lb::Config)>,
     /// ...and the slots that the ids in them name.
     pub quic_servers: Vec<(quic_lb::Server, u16)>,
+}
+
+/// A name, or what stands behind the asterisk of a wildcard.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// [`EXACT`] or [`WILDCARD`].
+    pub kind: u16,
+    pub text: String,
 }
 
 /// Where frames for a backend leave and who takes them.
@@ -52,6 +65,7 @@ impl Setup {
             stash_mask: sizes.stashes - 1,
             home_group_mask: sizes.homes - 1,
             home_key: [21, 22],
+            name_key: [23, 24],
             cookie_keys: [[11, 12], [13, 14]],
             slot_base: SLOT,
             // The clock stands still, so a cookie made by a test is of the program's present slot.
@@ -69,6 +83,7 @@ impl Setup {
             settings,
             services: Vec::new(),
             backends: Vec::new(),
+            listed: Vec::new(),
             quic: Vec::new(),
             quic_servers: Vec::new(),
         }
@@ -148,13 +163,42 @@ impl Setup {
         self.services.iter().enumerate().map(service).chain(present.map(backend)).collect()
     }
 
-    /// The Maglev table of a service over its ready backends; empty when there is none.
+    /// Lists backends for a name, or for a wildcard such as `*.example.org`.
+    pub fn list(&mut self, service: u16, name: &str, slots: &[u16]) {
+        let listed = match name.strip_prefix("*.") {
+            Some(end) => Listed { kind: WILDCARD, text: end.to_owned() },
+            None => Listed { kind: EXACT, text: name.to_owned() },
+        };
+        self.listed.push((service, listed, slots.to_vec()));
+    }
+
+    /// What the program must know of the names of a service.
+    pub fn names(&self, service: u16) -> (u8, u16) {
+        let of = || self.listed.iter().filter(|(id, ..)| *id == service);
+        let wildcards = of().filter(|(_, listed, _)| listed.kind == WILDCARD);
+        let wildcards = wildcards.fold(0, |bits, (_, listed, _)| bits | 1 << name::labels(&listed.text));
+        let others = self.backends.iter().enumerate().any(|(slot, backend)| {
+            backend.service == service && of().all(|(.., slots)| !slots.contains(&(slot as u16)))
+        });
+        match (of().count(), others) {
+            (0, _) => (0, 0),
+            (_, true) => (NAMES_LISTED, wildcards),
+            (_, false) => (NAMES_LISTED | NAMES_ONLY, wildcards),
+        }
+    }
+
+    /// The Maglev table of a service over its ready backends that are listed for no name; empty when there is none.
     pub fn maglev(&self, service: u16) -> Vec<u16> {
-        let ready = self
-            .backends
-            .iter()
-            .enumerate()
-            .filter(|(_, b)| b.service == service && State::from_bits(b.state) == State::Ready);
+        self.table(|slot, backend| {
+            backend.service == service && self.listed.iter().all(|(.., slots)| !slots.contains(&slot))
+        })
+    }
+
+    /// The Maglev table over some backends, those of them that are ready.
+    pub fn table(&self, is_one: impl Fn(u16, &Backend) -> bool) -> Vec<u16> {
+        let ready = self.backends.iter().enumerate().filter(|(slot, backend)| {
+            State::from_bits(backend.state) == State::Ready && is_one(*slot as u16, backend)
+        });
         let candidates: Vec<Candidate> = ready
             .map(|(slot, b)| Candidate {
                 id: mix64(b.addr.lo ^ u64::from(b.port.get())),

@@ -11,6 +11,7 @@ use crate::maps::{BACKENDS, SERVICES, STASHES, settings};
 use lb_common::hash::Sip;
 use lb_common::home::{KEY_WORDS, usable};
 use lb_common::maglev::NOBODY;
+pub(crate) use lb_common::name::CASE;
 use lb_common::service::{Affinity, NAME_ROOM, Place, Service};
 use lb_common::stash::{Claim, STASH_BYTES, STASH_ROOM, Stash};
 use lb_common::token::TOKEN_TEXT_LEN;
@@ -32,8 +33,6 @@ const _: () =
 
 pub(crate) const ONES: u64 = 0x0101_0101_0101_0101;
 pub(crate) const TOPS: u64 = 0x8080_8080_8080_8080;
-/// Bit that tells the case of a letter, in every byte.
-pub(crate) const CASE: u64 = 0x2020_2020_2020_2020;
 pub(crate) const SEMICOLONS: u64 = b';' as u64 * ONES;
 pub(crate) const SPACES: u64 = b' ' as u64 * ONES;
 pub(crate) const RETURNS: u64 = b'\r' as u64 * ONES;

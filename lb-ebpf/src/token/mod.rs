@@ -30,6 +30,8 @@ pub(crate) const UNKNOWN: Found = 6;
 pub(crate) const ROUTABLE: Found = 7;
 /// One that names none.
 pub(crate) const UNROUTABLE: Found = 8;
+/// A server's name, which is not hashed: its pool is in the stash, if it has one.
+pub(crate) const NAMED: Found = 9;
 
 /// Whether what was found names a backend: the claim in the stash says which.
 #[inline(always)]
@@ -41,7 +43,7 @@ pub(crate) const fn is_claim(found: Found) -> bool {
 #[inline(always)]
 pub(crate) fn find(entry: &Service, service: u32, stash: u32) -> Found {
     match Place::from_bits(entry.place) {
-        Place::Sni => tls::lb_server_name(stash),
+        Place::Sni => tls::find(entry, service, stash),
         _ => http::find(service, stash),
     }
 }

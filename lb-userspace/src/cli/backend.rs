@@ -79,7 +79,9 @@ impl Verb {
 }
 
 pub(super) fn text(backends: &[BackendView]) -> String {
-    let heads = [
+    // For those who use names.
+    let named = backends.iter().any(|backend| !backend.sni.is_empty());
+    let mut heads = vec![
         ("BACKEND", Left),
         ("SLOT", Right),
         ("ADDRESS", Left),
@@ -91,8 +93,11 @@ pub(super) fn text(backends: &[BackendView]) -> String {
         ("HEALTH", Left),
         ("REASON", Left),
     ];
+    if named {
+        heads.insert(3, ("NAMES", Left));
+    }
     let row = |b: &BackendView| {
-        vec![
+        let mut row = vec![
             format!("{}/{}", b.service, b.name),
             b.slot.to_string(),
             b.addr.clone(),
@@ -103,7 +108,25 @@ pub(super) fn text(backends: &[BackendView]) -> String {
             b.weight.to_string(),
             b.health.clone(),
             b.reason.clone().unwrap_or_default(),
-        ]
+        ];
+        if named {
+            let service = || backends.iter().filter(|other| other.service == b.service);
+            row.insert(3, names(&b.sni, service().any(|other| !other.sni.is_empty())));
+        }
+        row
     };
     table(&heads, &backends.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Names that are shown of one backend; the answer as JSON has all.
+const SHOWN: usize = 3;
+
+/// The names of a backend, whose service goes by names or not.
+fn names(sni: &[String], by_names: bool) -> String {
+    match sni.len() {
+        0 if by_names => "others".to_owned(),
+        0 => "-".to_owned(),
+        n if n > SHOWN => format!("{} +{}", sni[..SHOWN].join(" "), n - SHOWN),
+        _ => sni.join(" "),
+    }
 }

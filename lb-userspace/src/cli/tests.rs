@@ -22,6 +22,7 @@ fn backend(name: &str, state: &str, reason: Option<&str>) -> BackendView {
         health: if reason.is_some() { "down" } else { "up" }.into(),
         reason: reason.map(str::to_owned),
         weight: 1,
+        sni: Vec::new(),
         epoch: 12,
         since_seconds: 7384,
         next_hop: None,
@@ -93,6 +94,23 @@ fn answer(request: &Request) -> Response {
                 maglev_size: 65_537,
             }],
         },
+        Request::BackendList { service: Some(_) } => {
+            let named = |name: &str, sni: &[&str]| BackendView {
+                sni: sni.iter().map(|name| (*name).to_owned()).collect(),
+                ..backend(name, "ready", None)
+            };
+            let backends =
+                vec![named("a", &["a.org", "*.a.org"]), named("b", &["1", "2", "3", "4"]), named("c", &[])];
+            Response::Backends { backends }
+        }
+        Request::ExplainName { name, client, .. } => Response::Explain(Box::new(ExplainView {
+            service: "tls".into(),
+            token: None,
+            verdict: "hashed".into(),
+            backend: Some("tls/a".into()),
+            why: format!("a is listed for {name}, asked for by {client:?}"),
+            counters: vec!["hashed".into()],
+        })),
         Request::BackendList { .. } => Response::Backends {
             backends: vec![backend("s1", "ready", None), backend("web1", "down", Some("connection refused"))],
         },
@@ -215,6 +233,27 @@ shop      1  192.0.2.1:80  tcp       signed (lb)      2      1         3  1448  
 BACKEND    SLOT  ADDRESS          RUN BY  STATE   FOR  EPOCH  WEIGHT  HEALTH  REASON
 shop/s1       3  10.254.0.5:8080  lbd     ready  2h3m     12       1  up
 shop/web1     3  10.254.0.5:8080  others  down   2h3m     12       1  down    connection refused
+",
+    )
+    .await;
+    prints(
+        "backend list --service tls",
+        "\
+BACKEND  SLOT  ADDRESS          NAMES          RUN BY  STATE   FOR  EPOCH  WEIGHT  HEALTH  REASON
+shop/a      3  10.254.0.5:8080  a.org *.a.org  others  ready  2h3m     12       1  up
+shop/b      3  10.254.0.5:8080  1 2 3 +1       others  ready  2h3m     12       1  up
+shop/c      3  10.254.0.5:8080  others         others  ready  2h3m     12       1  up
+",
+    )
+    .await;
+    prints(
+        "explain --name a.org --client 192.0.2.7",
+        "\
+verdict   hashed
+backend   tls/a
+why       a is listed for a.org, asked for by Some(192.0.2.7)
+counters  hashed
+service   tls
 ",
     )
     .await;

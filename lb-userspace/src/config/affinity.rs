@@ -19,10 +19,10 @@ pub enum Affinity {
     },
     /// By the server id in a QUIC connection id, as one of these configurations has it there.
     Quic(Vec<QuicConfig>),
-    /// By the client's address. Bound at the first packet, so a server may speak first.
-    Source,
-    /// Not at all: connections are spread by address and port. Bound at the first packet.
-    None,
+    /// By the client's address. Bound at the first packet, so a server may speak first; unless the server's name is read.
+    Source { sni: bool },
+    /// Not at all: connections are spread by address and port. Bound at the first packet, unless the server's name is read.
+    None { sni: bool },
 }
 
 /// Where a key stands.
@@ -71,7 +71,8 @@ impl Affinity {
     pub const fn place(&self) -> Option<&Place> {
         match self {
             Self::Signed(place) | Self::Hashed(place) | Self::Learned { place, .. } => Some(place),
-            Self::Quic(_) | Self::Source | Self::None => None,
+            Self::Source { sni: true } | Self::None { sni: true } => Some(&Place::Sni),
+            Self::Quic(_) | Self::Source { .. } | Self::None { .. } => None,
         }
     }
 
@@ -82,8 +83,8 @@ impl Affinity {
             Self::Hashed(_) => "hashed",
             Self::Learned { .. } => "learned",
             Self::Quic(_) => "quic",
-            Self::Source => "source",
-            Self::None => "none",
+            Self::Source { .. } => "source",
+            Self::None { .. } => "none",
         }
     }
 

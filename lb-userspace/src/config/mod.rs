@@ -4,6 +4,7 @@
 mod affinity;
 mod check;
 mod fault;
+mod name;
 mod quic;
 mod raw;
 mod store;
@@ -16,6 +17,7 @@ pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
 pub use affinity::{Affinity, Anchor, Place};
 pub use fault::{ConfigError, Fault};
+pub use name::{Pool, ServerName};
 pub(crate) use quic::hex;
 pub use quic::{QuicConfig, QuicKey};
 pub use store::{Redis, Store};
@@ -212,6 +214,15 @@ pub struct Backend {
     pub weight: u16,
     /// How QUIC connection ids name it, in one length for each configuration.
     pub server_ids: Vec<Vec<u8>>,
+    /// Names of servers that it is listed for; one without takes what no other is listed for.
+    pub sni: Vec<ServerName>,
+}
+
+impl Service {
+    /// The backends that are listed for names of servers, by these.
+    pub fn pools(&self) -> Vec<Pool> {
+        name::pools(&self.backends)
+    }
 }
 
 impl Config {

@@ -66,7 +66,8 @@ table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
     lease: String, deadline: String, volatile: bool,
 });
 table!(RawLimits "[limits]" {
-    services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, learned: u64, trace_bytes: Size,
+    services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, names: u64, pools: u64, pool_maglev_size: u64,
+    learned: u64, trace_bytes: Size,
 });
 table!(RawTimeouts "[timeouts]" { idle: String, closing: String, binding: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
@@ -89,7 +90,7 @@ table!(RawSession "[service.session]" {
     cache_entries: u64, cache_bytes: Size,
 });
 table!(RawBackend "[[service.backend]]" {
-    name: String, managed: bool, addr: String, weight: u64, server_id: ServerIds,
+    name: String, managed: bool, addr: String, weight: u64, server_id: ServerIds, sni: Vec<Spanned<String>>,
 });
 
 /// A number of bytes: plain, or as text with a unit.

@@ -1,4 +1,5 @@
 mod affinity;
+mod name;
 mod quic;
 
 use super::raw;

@@ -78,6 +78,12 @@ pub enum Request {
         token: String,
         service: Option<String>,
     },
+    ExplainName {
+        /// The server's name that a TLS client asks for; none when it is empty.
+        name: String,
+        service: Option<String>,
+        client: Option<IpAddr>,
+    },
     /// A new key signs tokens from now on, or the one that was prepared; the older ones still verify.
     KeysRotate {},
     /// A new key verifies from now on, and signs after the next rotation.

@@ -98,6 +98,9 @@ pub struct BackendView {
     /// Why it is down.
     pub reason: Option<String>,
     pub weight: u16,
+    /// Names of servers that it is listed for.
+    #[serde(default)]
+    pub sni: Vec<String>,
     pub epoch: u32,
     /// How long it has been in that state.
     pub since_seconds: u64,
@@ -188,7 +191,7 @@ pub struct ExplainView {
     pub service: String,
     /// What the token says, if it verifies.
     pub token: Option<TokenView>,
-    /// `hit`, `stale`, `redispatched`, `unknown`, `new` or `reset`.
+    /// `hit`, `stale`, `redispatched`, `unknown`, `hashed`, `new` or `reset`.
     pub verdict: String,
     /// The backend that would get it; `None` when that is chosen by weight, or there is none.
     pub backend: Option<String>,

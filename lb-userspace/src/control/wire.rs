@@ -117,6 +117,7 @@ mod tests {
             Request::FlowList { service: Some("shop".into()), backend: None, limit: 9 },
             Request::Stats { service: None },
             Request::Explain { token: "t".into(), service: None },
+            Request::ExplainName { name: "n".into(), service: None, client: Some([192, 0, 2, 7].into()) },
             Request::SessionEnd { session: "t".into(), service: Some("s".into()) },
             Request::Trace { service: Some("shop".into()), client: Some([192, 0, 2, 7].into()) },
             Request::KeysRotate {},

@@ -115,6 +115,10 @@ impl Daemon {
                 .explain_learned(&token, service.as_deref())
                 .map_or_else(|| self.registry.explain(&token, service.as_deref()), Ok)
                 .map(|view| Response::Explain(Box::new(view))),
+            Request::ExplainName { name, service, client } => self
+                .registry
+                .explain_name(&name, service.as_deref(), client)
+                .map(|view| Response::Explain(Box::new(view))),
         };
         // An asker who has gone does not want the answer.
         let _ = reply.send(answered.unwrap_or_else(Response::Refused));
@@ -175,6 +179,7 @@ impl Daemon {
         }
         let services = self.config.services.len() as u64;
         let backends = self.registry.count_backends().0 as u64;
+        let (names, pools) = self.registry.count_names();
         let used = |name: &str| {
             Some(match name {
                 "FLOWS" => flows,
@@ -183,6 +188,8 @@ impl Daemon {
                 "SERVICES" => services,
                 "BACKENDS" => backends,
                 "SETTINGS" => 1,
+                "NAMES" => names as u64,
+                "POOLS" => pools as u64,
                 _ => return None,
             })
         };

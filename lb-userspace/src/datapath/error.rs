@@ -49,6 +49,11 @@ pub enum DatapathError {
     Attach { interface: String, program: &'static str, reason: String },
     #[error("{kind} {index} is beyond the limit of {limit}: raise `{name}` under [limits]")]
     Beyond { kind: &'static str, index: u32, limit: u32, name: &'static str },
+    #[error(
+        "the name {0} has the hash of another one, which happens to one pair in 2^64: a new secret comes with new maps, so \
+         give up the flows in them with `cargo xtask detach INTERFACE`"
+    )]
+    SameHash(String),
     #[error("{what}")]
     System {
         what: String,

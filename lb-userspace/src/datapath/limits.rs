@@ -19,6 +19,12 @@ pub struct Limits {
     pub pending: u32,
     /// Entries of a Maglev table; a prime.
     pub maglev_size: u32,
+    /// Names of servers that backends are listed for.
+    pub names: u32,
+    /// Different sets of backends that are listed for them.
+    pub pools: u32,
+    /// Entries of the Maglev table of such a set; a prime.
+    pub pool_maglev_size: u32,
     /// Learned sessions that are remembered.
     pub learned: u32,
     /// Bytes of the trace's ring buffer; a power of two, in whole pages.
@@ -33,6 +39,9 @@ impl Default for Limits {
             flows: 65_536,
             pending: 1024,
             maglev_size: 65_537,
+            names: 1024,
+            pools: 64,
+            pool_maglev_size: 4093,
             learned: 65_536,
             trace_bytes: 256 << 10,
         }
@@ -70,6 +79,14 @@ impl Limits {
                 is_prime(self.maglev_size) && self.maglev_size <= 5_000_011,
                 "a prime up to 5000011",
             ),
+            ("names", self.names, (1..=1 << 20).contains(&self.names), "1 to 1048576"),
+            ("pools", self.pools, (1..=4096).contains(&self.pools), "1 to 4096"),
+            (
+                "pool_maglev_size",
+                self.pool_maglev_size,
+                is_prime(self.pool_maglev_size) && self.pool_maglev_size <= 5_000_011,
+                "a prime up to 5000011",
+            ),
             ("learned", self.learned, (8..=1 << 26).contains(&self.learned), "8 to 67108864"),
             (
                 "trace_bytes",
@@ -103,6 +120,26 @@ impl Limits {
     pub(crate) fn maglev_blocks(&self) -> u32 {
         blocks(self.maglev_size)
     }
+
+    /// Blocks of one half of one pool's Maglev table.
+    pub(crate) fn pool_blocks(&self) -> u32 {
+        blocks(self.pool_maglev_size)
+    }
+
+    /// First block of a pool's Maglev table, which stands behind all services'. Indices begin at 1.
+    pub(crate) fn pool_base(&self, index: u32) -> u32 {
+        2 * (self.services * self.maglev_blocks() + (index - 1) * self.pool_blocks())
+    }
+
+    /// Pools that the maps have room for: while a daemon takes over, its predecessor's pools stay as well.
+    pub(crate) fn pool_entries(&self) -> u32 {
+        2 * self.pools
+    }
+
+    /// Names that the maps have room for, for the same reason.
+    pub(crate) fn name_entries(&self) -> u32 {
+        2 * self.names
+    }
 }
 
 #[cfg(test)]
@@ -124,6 +161,9 @@ mod tests {
             ("flows", Limits { flows: 0, ..d }),
             ("pending", Limits { pending: 1000, ..d }),
             ("maglev_size", Limits { maglev_size: 65_536, ..d }),
+            ("names", Limits { names: 0, ..d }),
+            ("pools", Limits { pools: 5000, ..d }),
+            ("pool_maglev_size", Limits { pool_maglev_size: 4096, ..d }),
             ("learned", Limits { learned: 7, ..d }),
             ("trace_bytes", Limits { trace_bytes: 5000, ..d }),
         ] {

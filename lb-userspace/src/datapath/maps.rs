@@ -11,6 +11,7 @@ use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
 use lb_common::home::{Asked, Home, Tail};
 use lb_common::maglev::Block;
+use lb_common::name::{Name, Pool};
 use lb_common::quic_lb;
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -34,12 +35,14 @@ const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
     Shape { name, value: size_of::<V>(), entries }
 }
 
-const SHAPES: [Shape; 17] = [
+const SHAPES: [Shape; 19] = [
     shape::<Settings>("SETTINGS", |_| 1),
     shape::<Bucket>("ENDPOINTS", |limits| 2 * limits.endpoint_buckets()),
     shape::<Service>("SERVICES", |limits| limits.services),
     shape::<Backend>("BACKENDS", |limits| limits.backends),
-    shape::<Block>("MAGLEV", |limits| limits.services * 2 * limits.maglev_blocks()),
+    shape::<Block>("MAGLEV", |limits| limits.pool_base(limits.pool_entries() + 1)),
+    shape::<u32>("NAMES", Limits::name_entries),
+    shape::<Pool>("POOLS", |limits| limits.pool_entries() + 1),
     shape::<Flow>("FLOWS", Limits::flow_entries),
     shape::<Asked>("FLOW_KEYS", Limits::flow_entries),
     shape::<Home>("HOMES", Limits::home_entries),
@@ -143,6 +146,8 @@ pub(super) struct Maps {
     pub(super) services: Array<MapData, Service>,
     pub(super) backends: Array<MapData, Backend>,
     pub(super) maglev: Array<MapData, Block>,
+    pub(super) names: HashMap<MapData, Name, u32>,
+    pub(super) pools: Array<MapData, Pool>,
     pub(super) flows: MapData,
     pub(super) homes: MapData,
     pub(super) live: MapData,
@@ -164,6 +169,8 @@ impl Maps {
             services: take(ebpf, path, "SERVICES")?,
             backends: take(ebpf, path, "BACKENDS")?,
             maglev: take(ebpf, path, "MAGLEV")?,
+            names: take(ebpf, path, "NAMES")?,
+            pools: take(ebpf, path, "POOLS")?,
             flows: take_mapped(ebpf, path, "FLOWS")?,
             homes: take_mapped(ebpf, path, "HOMES")?,
             live: take_mapped(ebpf, path, "LIVE")?,

@@ -14,6 +14,7 @@ mod load;
 mod maps;
 mod memory;
 mod pins;
+mod pools;
 mod quic;
 mod sys;
 mod tables;
@@ -28,6 +29,7 @@ pub use homes::Homes;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
 pub use memory::MapMemory;
+pub use pools::Listed;
 pub use trace::Decisions;
 pub use write::MapWrite;
 

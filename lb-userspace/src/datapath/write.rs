@@ -5,6 +5,7 @@ use super::error::DatapathError;
 use super::homes::Homes;
 use super::limits::Limits;
 use super::maps::Maps;
+use super::pools::{Listed, Pools};
 use super::tables::{Endpoints, MaglevTables};
 use lb_common::backend::Backend;
 use lb_common::endpoint::Endpoint;
@@ -20,11 +21,17 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub enum MapWrite {
     /// Keys and timeouts. The fields that describe the maps and the clock (`live`, `endpoint_seed`, `flow_seed`,
-    /// `flow_group_mask`, `stash_mask`, `home_group_mask`, `home_key`, `slot_*`, `tick_shift`) are the data path's own: whatever stands in them is
+    /// `flow_group_mask`, `stash_mask`, `home_group_mask`, `home_key`, `name_key`, `slot_*`, `tick_shift`) are the data path's own: whatever stands in them is
     /// replaced. See [`Clock::ticks`] for the timeouts.
     Settings(Box<Settings>),
     /// The whole table of who a packet is for, replacing the previous one at once.
     Endpoints(Vec<Endpoint>),
+    /// A pool of backends: the ready ones as a Maglev table of their slots. It is known by its id, which is not 0, and comes before
+    /// the names that lead to it.
+    Pool { id: u64, maglev: Vec<u16> },
+    /// Names of servers that lead to pools of a service. What the service had before and this does not name goes when the
+    /// take-over ends.
+    Names { service: u16, listed: Vec<Listed> },
     /// A service. With a table of backend slots, that becomes its Maglev table (empty: no backend is ready); without,
     /// the present table stays. `maglev_base` and `maglev_size` are filled in.
     Service { id: u16, service: Service, maglev: Option<Vec<u16>> },
@@ -43,6 +50,7 @@ pub(super) struct Writer {
     settings: Settings,
     endpoints: Endpoints,
     maglev: BTreeMap<u16, MaglevTables>,
+    pools: Pools,
     /// What this daemon has written, and so has not merely found: of services, for how long their learned sessions are kept.
     services: BTreeMap<u16, u32>,
     backends: BTreeSet<u16>,
@@ -61,6 +69,9 @@ impl Writer {
         if settings.home_key == [0; 2] {
             settings.home_key = random()?;
         }
+        if settings.name_key == [0; 2] {
+            settings.name_key = random()?;
+        }
         settings.home_group_mask = limits.home_entries() / home::GROUP as u32 - 1;
         settings.flow_group_mask = limits.flow_entries() / GROUP as u32 - 1;
         settings.stash_mask = limits.pending - 1;
@@ -72,6 +83,7 @@ impl Writer {
             settings,
             endpoints: Endpoints::new(limits.endpoint_buckets(), seed),
             maglev: BTreeMap::new(),
+            pools: Pools::left(maps, limits)?,
             services: BTreeMap::new(),
             backends: BTreeSet::new(),
         };
@@ -104,6 +116,10 @@ impl Writer {
                 self.write_settings(maps)
             }
             MapWrite::Endpoints(endpoints) => self.write_endpoints(maps, endpoints),
+            MapWrite::Pool { id, maglev } => self.pools.write(maps, *id, maglev),
+            MapWrite::Names { service, listed } => {
+                self.pools.list(maps, &self.settings.name_key, *service, listed)
+            }
             MapWrite::Service { id, service, maglev } => {
                 self.write_service(maps, *id, *service, maglev.as_deref())
             }
@@ -141,7 +157,7 @@ impl Writer {
                     .map_err(DatapathError::system("cannot write map SERVICES"))?;
             }
         }
-        Ok(())
+        self.pools.remove_unwritten(maps)
     }
 
     pub(super) fn refresh_clock(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
@@ -249,6 +265,7 @@ fn own_fields(own: &Settings, asked: &Settings) -> Settings {
         stash_mask: own.stash_mask,
         home_group_mask: own.home_group_mask,
         home_key: own.home_key,
+        name_key: own.name_key,
         slot_base: own.slot_base,
         slot_jiffies: own.slot_jiffies,
         slot_mult: own.slot_mult,

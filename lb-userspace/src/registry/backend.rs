@@ -2,7 +2,7 @@
 
 use super::Effect;
 use super::service::Service;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ServerName};
 use crate::control::Admin;
 use crate::net::NextHop;
 use lb_common::addr::{Addr, Be16};
@@ -23,6 +23,8 @@ pub(super) struct Backend {
     pub(super) weight: u16,
     /// How QUIC connection ids name it.
     pub(super) server_ids: Vec<Vec<u8>>,
+    /// Names of servers that it is listed for.
+    pub(super) sni: Vec<ServerName>,
     pub(super) admin: Admin,
     pub(super) server: Server,
     pub(super) health: Health,
@@ -89,6 +91,7 @@ impl Backend {
             addr,
             weight: config.weight,
             server_ids: config.server_ids.clone(),
+            sni: config.sni.clone(),
             admin: Admin::Ready,
             server: if config.managed { Server::Starting } else { Server::Elsewhere },
             health: Health::Unknown,

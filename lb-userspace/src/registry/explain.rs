@@ -117,15 +117,25 @@ impl Registry {
             Affinity::Quic(_) => {
                 ("the server id in a QUIC connection id leads to its backend".to_owned(), Counter::NewSession)
             }
-            Affinity::Source => (format!("{first}, by the client's address"), Counter::Hashed),
-            Affinity::None => (format!("{first}, by the client's address and port"), Counter::NewSession),
+            Affinity::Source { sni: true } => ("the client's address is hashed".to_owned(), Counter::Hashed),
+            Affinity::None { sni: true } => ("connections are spread".to_owned(), Counter::NewSession),
+            Affinity::Source { sni: false } => (format!("{first}, by the client's address"), Counter::Hashed),
+            Affinity::None { sni: false } => {
+                (format!("{first}, by the client's address and port"), Counter::NewSession)
+            }
         };
         Some(Blind { how, counter })
     }
 
     fn explain_blind(&self, id: u16, view: Option<TokenView>, Blind { how, counter }: &Blind) -> ExplainView {
         let why = format!("this service looks at no token: {how}");
-        if self.services[&id].table.is_empty() {
+        let service = &self.services[&id];
+        if !service.pools.is_empty() {
+            let why =
+                format!("{why}, among the backends that are listed for the server's name; ask with --name");
+            return self.explained(id, view, "new", None, why, &[*counter]);
+        }
+        if self.services[&id].table.slots.is_empty() {
             return self.explain_nobody(id, view, &why, &[]);
         }
         self.explained(id, view, "new", None, why, &[*counter])
@@ -204,7 +214,7 @@ impl Registry {
 
     fn explain_new(&self, id: u16, view: Option<TokenView>, why: &str) -> ExplainView {
         let service = &self.services[&id];
-        if service.table.is_empty() {
+        if service.table.slots.is_empty() {
             return self.explain_nobody(id, view, why, &[Counter::InvalidToken]);
         }
         let why = format!("{why}: a new session begins, at a ready backend chosen by weight");
@@ -231,8 +241,12 @@ impl Registry {
     }
 
     /// The ready backend that a hash leads to: the same walk as the packet program's.
-    pub(super) fn walk(&self, id: u16, mut hash: u32) -> Option<String> {
-        let table = &self.services[&id].table;
+    pub(super) fn walk(&self, id: u16, hash: u32) -> Option<String> {
+        self.walk_in(&self.services[&id].table.slots, id, hash)
+    }
+
+    /// The same in a table of a service's.
+    pub(super) fn walk_in(&self, table: &[u16], id: u16, mut hash: u32) -> Option<String> {
         let size = u32::try_from(table.len()).ok().filter(|size| *size > 0)?;
         for _ in 0..WALK {
             let slot = table[scale(hash, size) as usize];

@@ -20,7 +20,7 @@ impl Registry {
                 Protocol::Udp => None,
             };
             let why = "no backend is known to have handed that key out, or it is forgotten";
-            if service.table.is_empty() {
+            if service.table.slots.is_empty() {
                 return self.explain_nobody(id, None, why, &[]);
             }
             let why = format!("{why}: it is hashed, so that every balancer sends it to the same backend");

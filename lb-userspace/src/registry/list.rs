@@ -24,7 +24,7 @@ impl Registry {
                 draining: count(State::Drain),
                 promises: service.promise_names(),
                 mss: service.mss,
-                maglev_size: self.maglev_size,
+                maglev_size: self.sizes.service,
             }
         };
         self.services.values().map(view).collect()
@@ -48,6 +48,12 @@ impl Registry {
         (self.backends.len(), ready)
     }
 
+    /// How many names of servers backends are listed for, and how many different sets of backends those are.
+    pub fn count_names(&self) -> (usize, usize) {
+        let pools = || self.services.values().flat_map(|service| &service.pools);
+        (pools().map(|pool| pool.names.len()).sum(), pools().count())
+    }
+
     fn backend_view(&self, backend: &Backend, now: Instant) -> BackendView {
         BackendView {
             service: self.services[&backend.service].name.clone(),
@@ -60,6 +66,7 @@ impl Registry {
             health: backend.health.name().to_owned(),
             reason: backend.reason.clone(),
             weight: backend.weight,
+            sni: backend.sni.iter().map(ToString::to_string).collect(),
             epoch: backend.epoch,
             since_seconds: now.saturating_duration_since(backend.since).as_secs(),
             next_hop: backend.next_hop.map(|hop| {

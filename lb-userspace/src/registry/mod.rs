@@ -5,11 +5,13 @@
 mod backend;
 mod explain;
 mod explain_key;
+mod explain_name;
 mod explain_quic;
 mod find;
 mod leaving;
 mod list;
 mod service;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -29,6 +31,7 @@ use service::Service;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+use table::Sizes;
 
 /// All services and backends, and what every packet shares.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ pub struct Registry {
     /// By slot, as the maps hold them.
     leaving: BTreeMap<u16, lb_common::backend::Backend>,
     settings: Settings,
-    maglev_size: u32,
+    sizes: Sizes,
     /// Managed servers are on their way out.
     stopping: bool,
 }
@@ -146,7 +149,7 @@ impl Registry {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             settings,
-            maglev_size: config.limits.maglev_size,
+            sizes: Sizes { service: config.limits.maglev_size, pool: config.limits.pool_maglev_size },
             leaving: BTreeMap::new(),
             stopping: false,
         };
@@ -155,7 +158,7 @@ impl Registry {
                 let backend = Backend::new(backend, *id, *slot, config, left.backends.get(slot), now);
                 registry.backends.insert(*slot, backend);
             }
-            registry.services.insert(*id, Service::new(service, *id, clock, left.services.get(id)));
+            registry.services.insert(*id, Service::new(service, (*id, slots), clock, left.services.get(id)));
         }
         let mut outcome = Outcome::default();
         outcome.writes.push(registry.settings_write());
@@ -341,7 +344,7 @@ impl Registry {
         for service in self.services.values_mut() {
             let id = service.id;
             let backends = self.backends.values().filter(|backend| backend.service == id);
-            outcome.writes.extend(service.settle(backends, self.maglev_size));
+            outcome.writes.extend(service.settle(backends, self.sizes));
         }
     }
 

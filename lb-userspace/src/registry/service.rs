@@ -1,14 +1,19 @@
-//! One service: its Maglev table and what it may promise, both following from its backends.
+//! One service: its Maglev tables and what it may promise, both following from its backends.
 
 use super::backend::Backend;
-use crate::config::{self, Affinity, Anchor, Balance, OnUnavailable, Place, Protocol, QuicConfig};
-use crate::datapath::{Clock, MapWrite};
+use super::table::{Pool, Sizes, Table, pools};
+use crate::config::{
+    self, Affinity, Anchor, Balance, OnUnavailable, Place, Protocol, QuicConfig, ServerName,
+};
+use crate::datapath::{Clock, Listed, MapWrite};
 use lb_common::addr::Be16;
 use lb_common::backend::State;
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
-use lb_common::maglev::{self, Candidate};
+use lb_common::name::{EXACT, WILDCARD};
 use lb_common::quic_lb;
-use lb_common::service::{self as map, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
+use lb_common::service::{
+    self as map, NAMES_LISTED, NAMES_ONLY, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE,
+};
 use std::net::SocketAddr;
 
 /// What Ethernet carries; promised until a backend is known to take less.
@@ -21,7 +26,7 @@ pub(super) struct Service {
     pub(super) vip: SocketAddr,
     pub(super) protocol: Protocol,
     pub(super) affinity: Affinity,
-    balance: Balance,
+    pub(super) balance: Balance,
     pub(super) on_unavailable: OnUnavailable,
     /// Ticks for which a learned key is remembered.
     learned_ticks: u32,
@@ -31,14 +36,22 @@ pub(super) struct Service {
     /// Some of [`PROMISE_SACK`] and the like.
     pub(super) promises: u8,
     pub(super) mss: u16,
-    candidates: Vec<Candidate>,
-    /// Empty when nobody is ready.
-    pub(super) table: Vec<u16>,
+    /// Of its backends that are listed for no name.
+    pub(super) table: Table,
+    /// Of those that are.
+    pub(super) pools: Vec<Pool>,
+    /// Every backend is listed for names.
+    pub(super) names_only: bool,
     pub(super) written: Option<map::Service>,
 }
 
 impl Service {
-    pub(super) fn new(config: &config::Service, id: u16, clock: &Clock, left: Option<&map::Service>) -> Self {
+    pub(super) fn new(
+        config: &config::Service,
+        (id, slots): (u16, &[u16]),
+        clock: &Clock,
+        left: Option<&map::Service>,
+    ) -> Self {
         Self {
             id,
             name: config.name.clone(),
@@ -57,31 +70,56 @@ impl Service {
             // What was true of the backends a moment ago, until they are checked.
             promises: left.map_or(0, |left| left.promises),
             mss: left.map_or(MSS, |left| left.mss),
-            candidates: Vec::new(),
-            table: Vec::new(),
+            table: Table::default(),
+            pools: pools(config, id, slots),
+            names_only: config.backends.iter().all(|backend| !backend.sni.is_empty()),
             written: None,
         }
     }
 
-    /// Brings table and promises in line with its backends. Returns the write, when something changed.
+    /// Brings tables and promises in line with its backends. Returns the writes, when something changed: what names lead to
+    /// first, so that no service says that it has names which lead nowhere yet.
     pub(super) fn settle<'a>(
         &mut self,
         backends: impl Iterator<Item = &'a Backend>,
-        maglev_size: u32,
-    ) -> Option<MapWrite> {
+        sizes: Sizes,
+    ) -> Vec<MapWrite> {
         let serving: Vec<_> = backends.filter(|backend| backend.state.serves_sessions()).collect();
         self.promise(&serving);
-        let ready = serving.iter().filter(|b| b.state == State::Ready && b.weight > 0);
-        let candidates: Vec<_> = ready.map(|backend| backend.candidate()).collect();
-        let mut maglev = None;
-        if self.written.is_none() || candidates != self.candidates {
-            self.table = maglev::build(&candidates, maglev_size);
-            self.candidates = candidates;
-            maglev = Some(self.table.clone());
+        let ready: Vec<_> = serving.into_iter().filter(|b| b.state == State::Ready && b.weight > 0).collect();
+        let mut writes = Vec::new();
+        for pool in &mut self.pools {
+            let listed = ready.iter().filter(|backend| pool.slots.contains(&backend.slot));
+            if let Some(maglev) = pool.table.rebuilt(listed, sizes.pool) {
+                writes.push(MapWrite::Pool { id: pool.id, maglev });
+            }
         }
+        if self.written.is_none() && !self.pools.is_empty() {
+            writes.push(self.names_write());
+        }
+        let others = ready.iter().filter(|backend| backend.sni.is_empty());
+        let maglev = self.table.rebuilt(others, sizes.service);
         let entry = self.entry();
         let changed = self.written.replace(entry) != Some(entry);
-        (changed || maglev.is_some()).then_some(MapWrite::Service { id: self.id, service: entry, maglev })
+        if changed || maglev.is_some() {
+            writes.push(MapWrite::Service { id: self.id, service: entry, maglev });
+        }
+        writes
+    }
+
+    fn names_write(&self) -> MapWrite {
+        let listed = |pool: &Pool| {
+            let listed = |name: &ServerName| Listed {
+                kind: match name {
+                    ServerName::Exact(_) => EXACT,
+                    ServerName::Wildcard(_) => WILDCARD,
+                },
+                text: name.text().to_owned(),
+                pool: pool.id,
+            };
+            pool.names.iter().map(listed).collect::<Vec<_>>()
+        };
+        MapWrite::Names { service: self.id, listed: self.pools.iter().flat_map(listed).collect() }
     }
 
     /// Clients are told what all backends can do that may get them.
@@ -113,8 +151,8 @@ impl Service {
             Affinity::Hashed(_) => map::Affinity::Hashed,
             Affinity::Learned { .. } => map::Affinity::Learned,
             Affinity::Quic(_) => map::Affinity::Quic,
-            Affinity::Source => map::Affinity::Source,
-            Affinity::None => map::Affinity::None,
+            Affinity::Source { .. } => map::Affinity::Source,
+            Affinity::None { .. } => map::Affinity::None,
         } as u8;
         entry.balance = match self.balance {
             Balance::Maglev => map::Balance::Maglev,
@@ -126,6 +164,12 @@ impl Service {
             let fits = set_place(&mut entry, place);
             assert!(fits, "the configuration's check allows no name or marker that is too long");
         }
+        if !self.pools.is_empty() {
+            entry.names = if self.names_only { NAMES_LISTED | NAMES_ONLY } else { NAMES_LISTED };
+        }
+        let names = self.pools.iter().flat_map(|pool| &pool.names);
+        entry.wildcards =
+            names.map(ServerName::wildcard_labels).filter(|n| *n > 0).fold(0, |bits, n| bits | 1 << n);
         entry
     }
 

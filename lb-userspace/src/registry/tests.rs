@@ -1,8 +1,10 @@
+mod names;
 mod quic;
 mod rules;
 
 use super::*;
 use crate::control::{BackendView, ExplainView};
+use crate::datapath::Listed;
 use lb_common::backend as map;
 use lb_common::counter::Counter;
 use lb_common::quic_lb;
@@ -56,6 +58,8 @@ struct Maps {
     settings: Vec<Settings>,
     endpoints: usize,
     quic: HashMap<u16, Quic>,
+    pools: HashMap<u64, Vec<u16>>,
+    names: HashMap<u16, Vec<Listed>>,
 }
 
 impl Maps {
@@ -66,6 +70,16 @@ impl Maps {
                 MapWrite::Endpoints(endpoints) => self.endpoints = endpoints.len(),
                 MapWrite::Quic { id, configs, servers } => {
                     self.quic.insert(id, (configs, servers));
+                }
+                MapWrite::Pool { id, maglev } => {
+                    self.pools.insert(id, maglev);
+                }
+                MapWrite::Names { service, listed } => {
+                    assert!(
+                        listed.iter().all(|name| self.pools.contains_key(&name.pool)),
+                        "pools come first"
+                    );
+                    self.names.insert(service, listed);
                 }
                 MapWrite::Service { id, service, maglev } => {
                     self.services.insert(id, service);

@@ -175,7 +175,7 @@ fn new() -> SocketAddrV4 {
 pub(super) fn fill(maps: &mut Maps, setup: &Setup) -> Result<()> {
     for kind in KINDS {
         let service = &setup.services[usize::from(kind.id()) - 1];
-        let spliced = !Affinity::from_bits(service.affinity).binds_at_once() && service.protocol != UDP;
+        let spliced = !service.binds_at_once() && service.protocol != UDP;
         let head = Head {
             client_port: Be16::new(known().port()),
             service: kind.id(),

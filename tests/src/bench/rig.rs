@@ -62,6 +62,7 @@ impl Rig {
             stashes: 1024,
             maglev: 65_537,
             homes: 64,
+            pools: 16,
         };
         let (mut lb, mut testbed) = load(sizes, count)?;
         let mut maps = Maps::take(&mut lb)?;

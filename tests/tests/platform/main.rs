@@ -2,6 +2,7 @@
 //! checks. Each against the real kernel.
 
 mod datapath;
+mod names;
 mod network;
 mod servers;
 mod town;

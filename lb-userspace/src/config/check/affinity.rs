@@ -45,24 +45,30 @@ impl Checker<'_, '_> {
             None | Some("signed") => Keyed::Signed,
             Some("hashed") => Keyed::Hashed,
             Some("learned") => Keyed::Learned,
-            Some("source") => return self.keyless(&raw, "source", Affinity::Source),
-            Some("none") => return self.keyless(&raw, "none", Affinity::None),
+            Some("source") => {
+                let sni = self.by_name(&raw, "source", protocol);
+                return Affinity::Source { sni };
+            }
+            Some("none") => {
+                let sni = self.by_name(&raw, "none", protocol);
+                return Affinity::None { sni };
+            }
             Some("quic") => {
-                self.keyless(&raw, "quic", Affinity::None);
+                self.keyless(&raw, "quic", &[]);
                 return self.quic(raw, protocol, &span);
             }
             Some(other) => {
                 let (reason, help) = (format!("`{other}` is no affinity rule"), suggest(other, &KINDS));
                 let span = raw.kind.as_ref().map_or(span, Spanned::span);
                 self.faults.push(span, reason, help);
-                return Affinity::Source;
+                return Affinity::Source { sni: false };
             }
         };
         let places = places(&raw);
         if let [first, second, ..] = &places[..] {
             let reason = format!("`{}` and `{}` both say where the key stands", first.0, second.0);
             self.faults.push(second.1.clone(), reason, "a key stands in one place: leave one of them away");
-            return Affinity::Source;
+            return Affinity::Source { sni: false };
         }
         let Some((name, at)) = places.into_iter().next() else {
             return self.without_place(raw, keyed, protocol, span);
@@ -80,7 +86,7 @@ impl Checker<'_, '_> {
             _ => match (keyed, name) {
                 (Keyed::Signed | Keyed::Learned, "sni") => Some((
                     format!("a server's name is nothing that affinity `{}` could go by", keyed.name()),
-                    "write kind = \"hashed\"".to_owned(),
+                    "write kind = \"hashed\", `source` or `none`".to_owned(),
                 )),
                 (Keyed::Learned, "header" | "query") => Some((
                     format!("affinity `learned` looks at no `{name}`: backends hand out cookies"),
@@ -91,7 +97,7 @@ impl Checker<'_, '_> {
         };
         if let Some((reason, help)) = problem {
             self.faults.push(at, reason, help);
-            return Affinity::Source;
+            return Affinity::Source { sni: false };
         }
         self.companions(&raw, keyed, in_datagram);
         let idle = self.idle(&raw);
@@ -100,15 +106,25 @@ impl Checker<'_, '_> {
     }
 
     /// A rule that looks at nothing in the payload.
-    fn keyless(&mut self, raw: &RawAffinity, kind: &str, affinity: Affinity) -> Affinity {
+    fn keyless(&mut self, raw: &RawAffinity, kind: &str, but: &[&str]) {
         let configs =
             raw.configs.as_ref().filter(|_| kind != "quic").map(|configs| ("configs", configs.span()));
         let names = places(raw).into_iter().chain(companions(raw)).chain(configs);
-        for (name, span) in names {
+        for (name, span) in names.filter(|(name, _)| !but.contains(name)) {
             let reason = format!("affinity `{kind}` looks at no {name}");
             self.faults.push(span, reason, format!("leave `{name}` away, or use `signed`"));
         }
-        affinity
+    }
+
+    /// A rule that looks at nothing but the server's name, and at that only when it is told to. Returns whether it is.
+    fn by_name(&mut self, raw: &RawAffinity, kind: &str, protocol: Protocol) -> bool {
+        self.keyless(raw, kind, &["sni"]);
+        let Some(sni) = raw.sni.as_ref().filter(|sni| *sni.get_ref()) else { return false };
+        if protocol == Protocol::Udp {
+            let help = "leave `sni` away, or write protocol = \"tcp\"";
+            self.faults.push(sni.span(), "`sni` stands in no datagram", help);
+        }
+        protocol == Protocol::Tcp
     }
 
     /// A token has a place of its own where none is told, other keys have not.
@@ -131,7 +147,7 @@ impl Checker<'_, '_> {
                     _ => format!("add one of {IN_A_REQUEST}"),
                 };
                 self.missing(raw.mistyped, span, reason, &help);
-                return Affinity::Source;
+                return Affinity::Source { sni: false };
             }
         };
         keyed_by(keyed, place, idle)

@@ -1,5 +1,6 @@
 //! Backends, and the rule that an address and port belong to one service or backend alone.
 
+use super::name::Listed;
 use super::quic::Ids;
 use super::{Checker, inner};
 use crate::config::fault::Span;
@@ -28,7 +29,7 @@ impl Checker<'_, '_> {
         (service_span, mistyped): (&Span, bool),
         context: &Context<'_>,
         taken: &mut Taken,
-    ) -> (Vec<Backend>, Vec<Ids>) {
+    ) -> (Vec<Backend>, Vec<Ids>, Vec<Listed>) {
         let raw = inner(raw);
         let service = context.service;
         if raw.is_empty() {
@@ -36,7 +37,7 @@ impl Checker<'_, '_> {
             self.missing(mistyped, service_span.clone(), format!("service `{service}` has no backend"), help);
         }
         let mut names = HashMap::new();
-        let (mut backends, mut all_ids) = (Vec::new(), Vec::new());
+        let (mut backends, mut all_ids, mut listed) = (Vec::new(), Vec::new(), Vec::new());
         for raw in raw {
             let span = raw.span();
             let raw = raw.into_inner();
@@ -62,14 +63,16 @@ impl Checker<'_, '_> {
             let ids = self.server_ids(raw.server_id);
             let server_ids = ids.iter().map(|(id, _)| id.clone()).collect();
             all_ids.push(Ids { backend: name.clone(), managed, span, ids });
-            backends.push(Backend { name, managed, addr, weight, server_ids });
+            listed.push(Listed { backend: name.clone(), managed, span: raw.sni.as_ref().map(Spanned::span) });
+            let sni = self.server_names(raw.sni);
+            backends.push(Backend { name, managed, addr, weight, server_ids, sni });
         }
         if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
             let reason =
                 format!("every backend of service `{service}` has weight 0: none takes new sessions");
             self.faults.push(service_span.clone(), reason, "give one of them a weight from 1 to 256");
         }
-        (backends, all_ids)
+        (backends, all_ids, listed)
     }
 
     fn backend_addr(

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backend;
+mod name;
 mod quic;
 mod scalar;
 mod service;
@@ -54,6 +55,7 @@ impl Checker<'_, '_> {
         let lbd = self.lbd(raw.lbd, raw.mistyped);
         let timeouts = self.timeouts(&inner(raw.timeouts));
         let services = self.services(raw.service, raw.mistyped, &managed, &limits);
+        self.room_for_names(&services, &limits);
         Config { lbd, limits, timeouts, managed, services }
     }
 
@@ -143,7 +145,14 @@ impl Checker<'_, '_> {
             backends: self.number(raw.backends, "backends", 1..=2048, default.backends),
             flows: self.number(raw.flows, "flows", 8..=1 << 26, default.flows),
             pending: self.number(raw.pending, "pending", 1..=32_768, default.pending).next_power_of_two(),
-            maglev_size: self.maglev_size(raw.maglev_size, default.maglev_size),
+            maglev_size: self.maglev_size(raw.maglev_size, "maglev_size", default.maglev_size),
+            names: self.number(raw.names, "names", 1..=1 << 20, default.names),
+            pools: self.number(raw.pools, "pools", 1..=4096, default.pools),
+            pool_maglev_size: self.maglev_size(
+                raw.pool_maglev_size,
+                "pool_maglev_size",
+                default.pool_maglev_size,
+            ),
             learned: self.number(raw.learned, "learned", 8..=1 << 26, default.learned),
             trace_bytes: self.trace_bytes(raw.trace_bytes, default.trace_bytes),
         }
@@ -160,14 +169,14 @@ impl Checker<'_, '_> {
         u32::try_from(bytes).unwrap_or(default)
     }
 
-    fn maglev_size(&mut self, raw: Option<Spanned<u64>>, default: u32) -> u32 {
+    fn maglev_size(&mut self, raw: Option<Spanned<u64>>, key: &str, default: u32) -> u32 {
         let span = raw.as_ref().map_or(0..0, Spanned::span);
-        let size: u32 = self.number(raw, "maglev_size", 251..=5_000_011, default);
+        let size: u32 = self.number(raw, key, 251..=5_000_011, default);
         if is_prime(size) {
             return size;
         }
         let next = (size..).find(|n| is_prime(*n)).unwrap_or(default);
-        let reason = format!("`maglev_size` is {size}, which is not a prime");
+        let reason = format!("`{key}` is {size}, which is not a prime");
         self.faults.push(span, reason, format!("the next prime is {next}"));
         next
     }

@@ -68,11 +68,12 @@ impl Checker<'_, '_> {
             self.only_tcp(&raw, protocol);
             let name = self.name(&raw.name, "service", (&span, raw.mistyped), &mut names);
             let context = Context { service: &name, protocol, managed, vips: &addrs };
-            let (backends, server_ids) =
+            let (backends, server_ids, listed) =
                 self.backends(raw.backend, (&span, raw.mistyped), &context, &mut taken);
             let affinity_span = raw.affinity.as_ref().map_or(span.clone(), Spanned::span);
             let affinity = self.affinity(raw.affinity, protocol, &span);
             self.quic_backends(&affinity, &server_ids);
+            self.named_backends(&affinity, protocol, &backends, &listed);
             if backends.iter().any(|backend| backend.managed) {
                 self.managed_affinity(&affinity, protocol, affinity_span);
             }
@@ -139,8 +140,10 @@ impl Checker<'_, '_> {
         match raw.get_ref().as_str() {
             "maglev" => return Balance::Maglev,
             "least" => match affinity {
-                Affinity::Signed(_) | Affinity::Learned { .. } | Affinity::None => return Balance::Least,
-                Affinity::Hashed(_) | Affinity::Quic(_) | Affinity::Source => {
+                Affinity::Signed(_) | Affinity::Learned { .. } | Affinity::None { .. } => {
+                    return Balance::Least;
+                }
+                Affinity::Hashed(_) | Affinity::Quic(_) | Affinity::Source { .. } => {
                     let reason = format!("affinity `{}` leaves `least` nothing to choose", affinity.kind());
                     let help = "leave `balance` away: the hash decides, so that the same comes home";
                     self.faults.push(raw.span(), reason, help);
@@ -163,7 +166,7 @@ impl Checker<'_, '_> {
                 Affinity::Signed(_) | Affinity::Learned { .. } | Affinity::Quic(_) => {
                     return OnUnavailable::Reject;
                 }
-                Affinity::Hashed(_) | Affinity::Source | Affinity::None => {
+                Affinity::Hashed(_) | Affinity::Source { .. } | Affinity::None { .. } => {
                     let reason = format!(
                         "affinity `{}` does not know whose a session is, so none is ever rejected",
                         affinity.kind()

@@ -35,8 +35,8 @@ fn every_rule_is_understood() {
             Affinity::Learned { place: Place::Cookie(name("PHPSESSID")), idle: idle / 6 },
         ),
         (&format!("{{ cookie = \"{long}\" }}"), Affinity::Signed(Place::Cookie(long.clone()))),
-        ("{ kind = \"source\" }", Affinity::Source),
-        ("{ kind = \"none\" }", Affinity::None),
+        ("{ kind = \"source\" }", Affinity::Source { sni: false }),
+        ("{ kind = \"none\" }", Affinity::None { sni: false }),
     ];
     let udp = [
         ("{ kind = \"signed\" }", Affinity::Signed(datagram(Anchor::Offset(4), 33))),
@@ -53,7 +53,7 @@ fn every_rule_is_understood() {
             "{ kind = \"hashed\", offset = 255, bytes = 8 }",
             Affinity::Hashed(datagram(Anchor::Offset(255), 8)),
         ),
-        ("{ kind = \"source\" }", Affinity::Source),
+        ("{ kind = \"source\" }", Affinity::Source { sni: false }),
     ];
     let tcp = tcp.into_iter().map(|row| ("tcp", row));
     for (protocol, (text, expected)) in tcp.chain(udp.into_iter().map(|row| ("udp", row))) {
@@ -104,7 +104,7 @@ fn the_rules_of_the_example_are_right() {
     let examples = EXAMPLE.lines().filter_map(|line| line.strip_prefix("# affinity = "));
     // That of QUIC has a test of its own: its backends need more.
     let examples: Vec<_> = examples.filter(|rule| !rule.contains("quic")).collect();
-    assert_eq!(examples.len(), 7);
+    assert_eq!(examples.len(), 8);
     for rule in examples {
         let udp = ["offset", "end", "marker"].iter().any(|place| rule.contains(place));
         let protocol = if udp { "udp" } else { "tcp" };
@@ -163,7 +163,7 @@ fn what_cannot_be_is_told_with_what_to_do() {
             &[(
                 20,
                 "a server's name is nothing that affinity `signed` could go by",
-                "write kind = \"hashed\"",
+                "write kind = \"hashed\", `source` or `none`",
             )],
         ),
         (
@@ -177,10 +177,10 @@ fn what_cannot_be_is_told_with_what_to_do() {
         ),
         (
             TCP,
-            "{ kind = \"source\", idle = \"1m\", sni = true }",
+            "{ kind = \"source\", idle = \"1m\", end = 1 }",
             &[
                 (38, "affinity `source` looks at no idle", "leave `idle` away, or use `signed`"),
-                (50, "affinity `source` looks at no sni", "leave `sni` away, or use `signed`"),
+                (50, "affinity `source` looks at no end", "leave `end` away, or use `signed`"),
             ],
         ),
         (

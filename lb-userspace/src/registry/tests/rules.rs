@@ -8,8 +8,18 @@ fn with(lines: &str) -> (Registry, Maps) {
          vip = \"192.0.2.1:80\"\n{lines}\n\
          backend = [{{ name = \"a\", addr = \"192.0.2.10:80\" }}, {{ name = \"b\", addr = \"192.0.2.11:80\" }}]"
     );
-    let config = Config::parse(Path::new("lb.toml"), &text).unwrap_or_else(|error| panic!("{error}"));
-    let ids = Ids { services: vec![SHOP], slots: vec![vec![0, 1]] };
+    bring_up(&text, 2)
+}
+
+/// A registry with one service whose backends have so many slots, and addresses from 192.0.2.10 on: all of them ready.
+pub(super) fn bring_up(text: &str, backends: u16) -> (Registry, Maps) {
+    bring_up_in(text, &(0..backends).collect::<Vec<_>>())
+}
+
+/// The same with slots in the order of the backends: that of slot n has the address 192.0.2.(10 + n).
+pub(super) fn bring_up_in(text: &str, slots: &[u16]) -> (Registry, Maps) {
+    let config = Config::parse(Path::new("lb.toml"), text).unwrap_or_else(|error| panic!("{error}"));
+    let ids = Ids { services: vec![SHOP], slots: vec![slots.to_vec()] };
     let mut settings = Settings { token_key_mask: 1 << 3, ..Settings::default() };
     settings.token_keys[3] = KEY;
     let clock = Clock::measure().unwrap();
@@ -17,7 +27,7 @@ fn with(lines: &str) -> (Registry, Maps) {
         Registry::new(&config, &ids, &Left::default(), settings, &clock, Instant::now());
     let mut maps = Maps::default();
     maps.perform(&outcome.writes);
-    for slot in [0, 1] {
+    for slot in slots.iter().copied() {
         let addr = IpAddr::from([192, 0, 2, 10 + slot as u8]);
         let hop = Some(NextHop { ifindex: 3, local_mac: [2; 6], next_hop_mac: [4; 6] });
         let abilities = Abilities::default();
