@@ -24,7 +24,8 @@
 //!   write. When it is asked for again, here or elsewhere, at once or after a crash, whoever finds the receipt makes no
 //!   change, and whoever does not find it loses its compare and swap to the one who wrote it.
 //! * **What has ended stays ended.** Every copy is void before the session is deleted, so nobody sees it end before it
-//!   has ended for all. Ids are never used twice, so no write that is late can bring it back.
+//!   has ended for all. Ids are never used twice, so no write that is late can bring it back. What has expired is
+//!   deleted, too, before anybody is told so.
 //! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
 //!   a new one, made here, which is in the database before the client hears of it.
 //!
@@ -306,7 +307,11 @@ impl Sessions {
     }
 
     fn lives(&self, record: &Record) -> bool {
-        record.service == self.instance.borrow().service && !record.is_expired(self.now())
+        self.is_of_ours(record) && !record.is_expired(self.now())
+    }
+
+    fn is_of_ours(&self, record: &Record) -> bool {
+        record.service == self.instance.borrow().service
     }
 
     fn must_extend(&self, record: &Record) -> bool {

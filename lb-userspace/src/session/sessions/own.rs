@@ -38,21 +38,36 @@ impl Sessions {
         Err(SessionError::Conflict)
     }
 
-    /// The session's state, from where it may be taken from. Nothing of it may be told before it is owned.
+    /// The session's state, from where it may be taken from. Nothing of it may be told before it is owned. One that has
+    /// expired is gone from the database before anybody is told so: a change that found it alive, and is written only
+    /// now, would bring it back.
     pub(super) async fn fetch(&self, work: &Work, token: Token) -> Result<Option<Found>, SessionError> {
-        let mark = work.mark();
-        if let Some(record) = self.copy(token) {
-            return Ok(Some(Found { record, source: Source::Cache, mark }));
-        }
-        match self.store.load(token.session).await? {
-            Some(record) if self.lives(&record) => {
-                Ok(Some(Found { record: Arc::new(record), source: Source::Database, mark }))
+        for tries in 0..MAX_TRIES {
+            pause(tries).await;
+            let mark = work.mark();
+            if let Some(record) = self.copy(token) {
+                return Ok(Some(Found { record, source: Source::Cache, mark }));
             }
-            _ => {
+            let stored = self.store.load(token.session).await?.filter(|record| self.is_of_ours(record));
+            let Some(record) = stored else {
                 work.forget();
-                Ok(None)
+                return Ok(None);
+            };
+            if !record.is_expired(self.now()) {
+                return Ok(Some(Found { record: Arc::new(record), source: Source::Database, mark }));
+            }
+            work.forget();
+            match self.store.delete(token.session, record.revision).await {
+                Ok(()) => {
+                    self.peers.void_others(token.session, &self.shelf);
+                    return Ok(None);
+                }
+                // Swept, ended, or kept alive by a change that was faster.
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
             }
         }
+        Err(SessionError::Conflict)
     }
 
     /// Makes this instance the owner of what was found, or does what comes to the same where the disk is full. After

@@ -4,118 +4,12 @@ mod world;
 
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
-use crate::session::store::{Answer, Cursor, Given, Slice, StoreState, Swept};
-use futures::FutureExt;
+use crate::session::store::trial::Trial;
 use futures::future::join_all;
 use proptest::prelude::*;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Semaphore;
-
-/// A store whose writes can be made to fail, or to wait.
-struct Trial {
-    inner: SledStore,
-    fail_saves: AtomicBool,
-    no_space: AtomicBool,
-    unavailable: AtomicBool,
-    holds: AtomicBool,
-    /// Saves wait for a permit while this is on.
-    hold: AtomicBool,
-    held: Semaphore,
-    arrived: Semaphore,
-}
-
-impl Trial {
-    fn refused<T>(&self) -> Option<Result<T, StoreError>> {
-        if self.unavailable.load(Ordering::SeqCst) {
-            return Some(Err(StoreError::Unavailable { store: "trial".into(), reason: "made to".into() }));
-        }
-        if self.no_space.load(Ordering::SeqCst) {
-            return Some(Err(StoreError::NoSpace { path: "/full".into(), free: 0, reserve: 1 }));
-        }
-        None
-    }
-}
-
-impl SessionStore for Trial {
-    fn load(&self, id: SessionId) -> Answer<'_, Option<Record>> {
-        match self.unavailable.load(Ordering::SeqCst) {
-            true => async { self.refused().expect("it is unavailable") }.boxed(),
-            false => self.inner.load(id),
-        }
-    }
-    fn holds(&self) -> bool {
-        self.holds.load(Ordering::SeqCst)
-    }
-    fn save<'a>(
-        &'a self,
-        id: SessionId,
-        record: &Record,
-        expected: Option<u64>,
-    ) -> Answer<'a, Option<Owner>> {
-        let record = record.clone();
-        async move {
-            if self.hold.load(Ordering::SeqCst) {
-                self.arrived.add_permits(1);
-                self.held.acquire().await.unwrap().forget();
-            }
-            if let Some(refused) = self.refused() {
-                return refused;
-            }
-            let saved = self.inner.save(id, &record, expected).await;
-            if self.fail_saves.load(Ordering::SeqCst) {
-                return Err(StoreError::Failed("made to fail after it was done".into()));
-            }
-            saved
-        }
-        .boxed()
-    }
-    fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner> {
-        match self.refused() {
-            Some(refused) => async move { refused }.boxed(),
-            None => self.inner.claim(id, expected, owner, expires),
-        }
-    }
-    fn delete(&self, id: SessionId, expected: u64) -> Answer<'_, ()> {
-        self.inner.delete(id, expected)
-    }
-    fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept> {
-        self.inner.sweep(now, after, slice)
-    }
-    fn count(&self) -> Answer<'_, u64> {
-        self.inner.count()
-    }
-    fn next_epoch(&self, slot: u16) -> Answer<'_, u32> {
-        self.inner.next_epoch(slot)
-    }
-    fn service_id(&self, service: &str) -> Answer<'_, u16> {
-        self.inner.service_id(service)
-    }
-    fn slot(&self, service: &str, backend: &str) -> Answer<'_, u16> {
-        self.inner.slot(service, backend)
-    }
-    fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>> {
-        self.inner.slots()
-    }
-    fn given(&self) -> Answer<'_, Given> {
-        self.inner.given()
-    }
-    fn adopt(&self, given: Given) -> Answer<'_, ()> {
-        self.inner.adopt(given)
-    }
-    fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()> {
-        self.inner.forget_slot(service, backend)
-    }
-    fn forget_service(&self, service: &str) -> Answer<'_, ()> {
-        self.inner.forget_service(service)
-    }
-    fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice> {
-        self.inner.scan(from, slice)
-    }
-    fn state(&self) -> StoreState {
-        self.inner.state()
-    }
-}
+use tokio::task::JoinHandle;
 
 /// A store, a clock, and servers that come and go.
 struct Town {
@@ -132,16 +26,7 @@ impl Town {
         let options = SledOptions { cache_bytes: 16 << 20, reserve_bytes: 0 };
         let inner = SledStore::open_with(&directory.path().join("store"), options).unwrap();
         Self {
-            store: Arc::new(Trial {
-                inner,
-                fail_saves: AtomicBool::new(false),
-                no_space: AtomicBool::new(false),
-                unavailable: AtomicBool::new(false),
-                holds: AtomicBool::new(true),
-                hold: AtomicBool::new(false),
-                held: Semaphore::new(0),
-                arrived: Semaphore::new(0),
-            }),
+            store: Arc::new(Trial::new(Arc::new(inner))),
             peers: Arc::default(),
             now: Arc::new(AtomicU64::new(1_000_000)),
             limits: Limits::default(),
@@ -380,6 +265,54 @@ async fn idle_sessions_expire_and_used_ones_do_not() {
     let after = server.read(token(&idle)).await.unwrap();
     assert_eq!(after.source, Source::New, "the cached copy has expired as well");
     assert_ne!(after.id, idle.id);
+}
+
+/// A session, and a write to it that found it alive and reaches the store only when it has expired.
+async fn a_late_write(town: &Town, by: &Arc<Sessions>) -> (Seen, JoinHandle<Result<Seen, SessionError>>) {
+    let seen = put(by, None, "n", 1).await.unwrap();
+    town.pass(Duration::from_secs(1));
+    town.store.hold.store(true, Ordering::SeqCst);
+    let late = tokio::spawn({
+        let (by, token) = (by.clone(), token(&seen));
+        async move { put(&by, token, "n", 2).await }
+    });
+    town.store.arrived.acquire().await.unwrap().forget();
+    town.now.store(seen.record.expires, Ordering::SeqCst);
+    assert!(seen.record.is_expired(town.now.load(Ordering::SeqCst)));
+    (seen, late)
+}
+
+impl Town {
+    /// Lets the write go that waits, and all after it.
+    fn release(&self) {
+        self.store.hold.store(false, Ordering::SeqCst);
+        self.store.held.add_permits(1);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_was_seen_to_have_expired_is_not_brought_back_by_a_late_write() {
+    let town = Town::new();
+    let (a, b) = (town.server(1, 1), town.server(2, 1));
+    let (seen, late) = a_late_write(&town, &a).await;
+    assert!(b.find(token(&seen)).await.unwrap().is_none());
+    town.release();
+    let written = late.await.unwrap().unwrap();
+    assert_ne!(written.id, seen.id);
+    assert_eq!((written.source, value(&written, "n")), (Source::New, Some(2)));
+    for server in [&a, &b] {
+        assert!(server.find(token(&seen)).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_saw_expire_lives_on_by_a_late_write() {
+    let town = Town::new();
+    let (a, b) = (town.server(1, 1), town.server(2, 1));
+    let (seen, late) = a_late_write(&town, &a).await;
+    town.release();
+    assert_eq!(late.await.unwrap().unwrap().id, seen.id);
+    assert_eq!(value(&b.find(token(&seen)).await.unwrap().unwrap(), "n"), Some(2));
 }
 
 #[tokio::test]

@@ -270,6 +270,9 @@ pub async fn sweep_forever(store: Arc<dyn SessionStore>, clock: Clock, pause: Du
 }
 
 #[cfg(test)]
+pub(crate) mod trial;
+
+#[cfg(test)]
 mod tests {
     use super::memory::MemoryStore;
     use super::*;
