@@ -15,6 +15,7 @@ use crate::session::{
 };
 use crate::web::Problem;
 use lb_common::token::{self, Token};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -23,8 +24,10 @@ use std::sync::Arc;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-/// Requests that one server works on at the same time; more wait in the socket's queue.
+/// Requests that one server works on at the same time...
 const MAX_UNDER_WAY: usize = 1024;
+/// ...and that wait for their turn, in the order in which they came. More are told to come again.
+const MAX_WAITING: usize = 1024;
 /// Longest datagram there is.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -44,28 +47,48 @@ pub async fn serve(
     let sessions = Sessions::new(instance, store, limits, peers, clock);
     let server = Arc::new(Server { sessions, keys: keys.into(), socket });
     let mut under_way = JoinSet::new();
+    let mut waiting = VecDeque::new();
     let mut shutdown = pin!(shutdown);
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            Some(ended) = under_way.join_next() => report(ended),
-            received = server.socket.recv_from(&mut buffer), if under_way.len() < MAX_UNDER_WAY => match received {
-                Ok((length, client)) => {
-                    under_way.spawn(server.clone().answer(buffer[..length].into(), client));
+            Some(ended) = under_way.join_next() => {
+                report(ended);
+                if let Some((datagram, client)) = waiting.pop_front() {
+                    under_way.spawn(server.clone().answer(datagram, client));
                 }
+            }
+            received = server.socket.recv_from(&mut buffer) => match received {
+                Ok((length, client)) => match &buffer[..length] {
+                    // Whatever the store does: else its requests that hang would make the server look dead.
+                    datagram if !asks_the_store(datagram) => server.clone().answer(datagram.into(), client).await,
+                    datagram if under_way.len() < MAX_UNDER_WAY => {
+                        under_way.spawn(server.clone().answer(datagram.into(), client));
+                    }
+                    datagram if waiting.len() < MAX_WAITING => waiting.push_back((datagram.into(), client)),
+                    datagram => server.reply(datagram, client, too_many()).await,
+                },
                 // Somebody who was answered is not there any more.
                 Err(error) => tracing::debug!(%error, "cannot receive"),
             },
         }
     }
     while let Ok((length, client)) = server.socket.try_recv_from(&mut buffer) {
-        under_way.spawn(server.clone().answer(buffer[..length].into(), client));
+        waiting.push_back((buffer[..length].into(), client));
+    }
+    for (datagram, client) in waiting {
+        under_way.spawn(server.clone().answer(datagram, client));
     }
     while let Some(ended) = under_way.join_next().await {
         report(ended);
     }
     Ok(())
+}
+
+/// Whether answering may take time.
+fn asks_the_store(datagram: &[u8]) -> bool {
+    Request::parse(datagram).is_ok_and(|request| request.operation != Operation::Ping)
 }
 
 struct Server {
@@ -109,20 +132,29 @@ impl From<SessionError> for Told {
             super::reply::log(problem.status, &error);
         }
         // The hints of a problem speak of headers: here the status says what to do.
-        Self::only(status, problem.error)
+        let text = match error {
+            SessionError::Reused => "this request id came with another request before".to_owned(),
+            _ => problem.error,
+        };
+        Self::only(status, text)
     }
 }
 
 impl Server {
-    /// Answers one datagram; what is not even the head of a request gets no answer.
+    /// Does what one datagram asks for, and answers it.
     async fn answer(self: Arc<Self>, datagram: Box<[u8]>, client: SocketAddr) {
-        let Some((operation, presented, id)) = message::echo(&datagram) else {
-            tracing::debug!(%client, bytes = datagram.len(), "no request");
-            return;
-        };
         let told = match Request::parse(&datagram) {
             Ok(request) => self.ask(&request).await,
             Err(malformed) => Told::only(Status::BadRequest, malformed.to_string()),
+        };
+        self.reply(&datagram, client, told).await;
+    }
+
+    /// Answers one datagram; what is not even the head of a request gets no answer.
+    async fn reply(&self, datagram: &[u8], client: SocketAddr, told: Told) {
+        let Some((operation, presented, id)) = message::echo(datagram) else {
+            tracing::debug!(%client, bytes = datagram.len(), "no request");
+            return;
         };
         let instance = self.sessions.instance();
         let (epoch, server) = (instance.epoch, instance.name);
@@ -229,6 +261,10 @@ impl Server {
         let text = self.keys.sign(seen.record.service, seen.owner, seen.id)?;
         token::decode(text.as_bytes()).ok()
     }
+}
+
+fn too_many() -> Told {
+    Told::only(Status::Unavailable, format!("{} requests are under way here", MAX_UNDER_WAY + MAX_WAITING))
 }
 
 /// Once is enough, however often its client sends it.

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
+use crate::session::store::trial::Trial;
 use crate::session::{Instance, Limits, SessionStore, Source, TokenKeys, unix_millis};
 use arc_swap::ArcSwap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -151,6 +153,7 @@ async fn what_is_sent_again_is_done_once() {
     assert_eq!(text(&other.ask(&get(elsewhere.token, "n")).await), "2");
     let reused = other.ask(&put(elsewhere.token, 77, "n", "3")).await;
     assert_eq!((reused.status, reused.token), (Status::Reused, elsewhere.token));
+    assert_eq!(text(&reused), "this request id came with another request before");
     let delete = Request { key: "n", ..Request::new(Operation::Delete, elsewhere.token, 79) };
     let gone = other.ask(&delete).await;
     assert_eq!(other.ask(&delete).await, Response { repeated: true, ..gone });
@@ -229,6 +232,37 @@ async fn pings_are_as_health_checks_expect() {
     let answer = Response::parse(&buffer[..length]).unwrap();
     assert_eq!((answer.epoch, answer.server.as_str(), answer.token), (9, "s3", NO_TOKEN));
     assert_eq!(town.store.count().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn pings_are_answered_while_the_store_hangs() {
+    const CLIENTS: usize = 64;
+    let mut town = Town::new(Limits::default());
+    let store = Arc::new(Trial::new(town.store.clone()));
+    town.context.store = store.clone();
+    let server = town.start(3, 1);
+    store.hold.store(true, Ordering::SeqCst);
+    let mut clients = Vec::new();
+    let each = (MAX_UNDER_WAY + MAX_WAITING) / CLIENTS;
+    for _ in 0..CLIENTS {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(server.addr).await.unwrap();
+        for id in 0..each {
+            client.send(&put(NO_TOKEN, id as u64, "k", "1").to_bytes()).await.unwrap();
+        }
+        // So that none of them is lost for want of space in the server's socket.
+        assert_eq!(server.ask(&Request::new(Operation::Ping, NO_TOKEN, 1)).await.status, Status::Done);
+        clients.push(client);
+    }
+    let one_more = server.ask(&put(NO_TOKEN, 1, "k", "1")).await;
+    assert_eq!((one_more.status, text(&one_more)), (Status::Unavailable, "2048 requests are under way here"));
+    store.hold.store(false, Ordering::SeqCst);
+    store.held.add_permits(MAX_UNDER_WAY);
+    for client in &clients {
+        for _ in 0..each {
+            assert_eq!(receive(client).await.status, Status::Created);
+        }
+    }
 }
 
 #[tokio::test]
