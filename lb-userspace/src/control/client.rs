@@ -50,7 +50,7 @@ pub async fn follow(path: &Path, request: &Request) -> Result<(Response, Answers
         }
     };
     let (reader, writer) = stream.into_split();
-    let mut answers = Answers { path, reader: BufReader::new(reader), writer };
+    let mut answers = Answers { path, reader: BufReader::new(reader), line: Vec::new(), writer };
     wire::write(&mut answers.writer, request).await.map_err(|source| answers.gone(source))?;
     let first = answers.next().await?;
     Ok((first, answers))
@@ -61,17 +61,20 @@ pub async fn follow(path: &Path, request: &Request) -> Result<(Response, Answers
 pub struct Answers {
     path: PathBuf,
     reader: BufReader<OwnedReadHalf>,
+    /// What has come of the next answer.
+    line: Vec<u8>,
     /// As long as it is open, lbd goes on.
     writer: OwnedWriteHalf,
 }
 
 impl Answers {
-    /// The next answer. Not to be asked again when it was dropped before it came.
+    /// The next answer. May be dropped before it has come, and asked again.
     ///
     /// # Errors
     /// As [`ask`].
     pub async fn next(&mut self) -> Result<Response, ClientError> {
-        match wire::read(&mut self.reader, MAX_ANSWER).await.map_err(|source| self.gone(source))? {
+        let read = wire::read_on(&mut self.reader, MAX_ANSWER, &mut self.line).await;
+        match read.map_err(|source| self.gone(source))? {
             Some(response) => Ok(response),
             None => Err(ClientError::Gone { path: self.path.clone() }),
         }

@@ -48,15 +48,28 @@ pub(super) async fn read<T: DeserializeOwned>(
     reader: &mut (impl AsyncBufRead + Unpin),
     limit: u64,
 ) -> Result<Option<T>, WireError> {
-    let mut line = Vec::new();
-    let length = reader.take(limit).read_until(b'\n', &mut line).await?;
-    if length == 0 {
+    read_on(reader, limit, &mut Vec::new()).await
+}
+
+/// [`read`] that may be given up at any moment: what has come of a message until then stays in `line`, and the next call
+/// with that goes on.
+pub(super) async fn read_on<T: DeserializeOwned>(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    limit: u64,
+    line: &mut Vec<u8>,
+) -> Result<Option<T>, WireError> {
+    reader.take(limit.saturating_sub(line.len() as u64)).read_until(b'\n', line).await?;
+    if line.is_empty() {
         return Ok(None);
     }
     if line.last() != Some(&b'\n') {
-        return Err(if length as u64 == limit { WireError::TooLong(limit) } else { WireError::Truncated });
+        return Err(if line.len() as u64 >= limit {
+            WireError::TooLong(limit)
+        } else {
+            WireError::Truncated
+        });
     }
-    decode(&line).map(Some)
+    decode(&std::mem::take(line)).map(Some)
 }
 
 pub(super) async fn write<T: Serialize>(
@@ -159,6 +172,23 @@ mod tests {
         }
         let line = String::from_utf8(encode(&Response::Done { message: "ok".into() })).unwrap();
         assert_eq!(line, "{\"v\":1,\"answer\":\"done\",\"message\":\"ok\"}\n");
+    }
+
+    #[tokio::test]
+    async fn a_message_that_was_given_up_half_way_is_read_on() {
+        use futures::FutureExt;
+        let (mut there, here) = tokio::io::duplex(1000);
+        let (mut reader, mut line) = (BufReader::new(here), Vec::new());
+        let bytes = [encode(&Request::Status {}), encode(&Request::KeysRotate {})].concat();
+        for byte in &bytes[..10] {
+            there.write_all(&[*byte]).await.unwrap();
+            assert!(read_on::<Request>(&mut reader, 300, &mut line).now_or_never().is_none());
+        }
+        there.write_all(&bytes[10..]).await.unwrap();
+        drop(there);
+        for expected in [Some(Request::Status {}), Some(Request::KeysRotate {}), None] {
+            assert_eq!(read_on(&mut reader, 300, &mut line).await.unwrap(), expected);
+        }
     }
 
     #[tokio::test]
