@@ -50,7 +50,8 @@ pub enum QuicLbError {
     )]
     Length { present: usize, new: usize },
     #[error(
-        "another process uses the nonces in {0}: every server needs a server id and a directory of its own"
+        "the nonces in {0} are in use, by another process or by ids that this one made before: clone those; every other \
+         server needs a server id and a directory of its own"
     )]
     Taken(PathBuf),
     #[error(

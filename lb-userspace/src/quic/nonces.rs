@@ -3,6 +3,7 @@
 
 use super::QuicLbError;
 use lb_common::quic_lb::{MAX_NONCE, Permutation};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -55,8 +56,10 @@ impl Nonces {
             fs::create_dir_all(dir).map_err(failed)?;
         }
         let lock = private(&path.with_extension("lock")).map_err(failed)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| QuicLbError::Taken(path.to_owned()))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => QuicLbError::Taken(path.to_owned()),
+            other => failed(other.into()),
+        })?;
         let (secret, used) = match fs::read_to_string(path) {
             Ok(text) => parse(&text).ok_or_else(|| QuicLbError::Unreadable(path.to_owned()))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => (secret()?, 0),
