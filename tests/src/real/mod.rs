@@ -6,7 +6,7 @@ pub mod browser;
 pub mod django;
 mod express;
 mod family;
-mod nginx;
+pub mod nginx;
 mod php;
 mod smtp;
 mod sshd;
@@ -208,8 +208,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Instances of one application behind an lbd with that affinity, all ready.
-    fn new(app: App, backends: usize, affinity: String) -> Result<Self> {
+    /// Instances of one application behind an lbd that is told this, all ready.
+    fn new(app: App, backends: usize, manner: Manner) -> Result<Self> {
         let town = Topology::new(Arms::Several, backends)?;
         let mut instances = town
             .backends
@@ -219,7 +219,6 @@ impl Scene {
             .collect::<Result<Vec<_>>>()?;
         instances.iter_mut().try_for_each(Instance::await_ready)?;
         let remote: Vec<_> = town.backends.iter().map(Backend::Remote).collect();
-        let manner = Manner { affinity: Some(affinity), ..Manner::default() };
         let lbd = Lbd::start_in(&town, &remote, manner)?;
         Ok(Self { lbd, instances, town })
     }
@@ -231,7 +230,12 @@ impl Scene {
 
     /// The same with another affinity.
     pub fn run_with(app: App, affinity: String, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let mut scene = Self::new(app, 3, affinity)?;
+        Self::run_in(app, Manner { affinity: Some(affinity), ..Manner::default() }, test)
+    }
+
+    /// The same behind an lbd that is told this.
+    pub fn run_in(app: App, manner: Manner, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let mut scene = Self::new(app, 3, manner)?;
         test(&mut scene).with_context(|| scene.logs())
     }
 
