@@ -77,7 +77,9 @@ pub struct Backend {
     /// The service's port, for the way back.
     pub service_port: Be16,
     pub weight: u16,
-    pub _pad2: [u8; 12],
+    /// 1 when the configuration does not have it any more: it stays until what lives there has ended.
+    pub leaving: u8,
+    pub _pad2: [u8; 11],
 }
 
 /// Found by the joint in a backend's SYN-ACKs: which TCP options it has.

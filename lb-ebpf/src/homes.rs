@@ -6,6 +6,7 @@
 use crate::atomic::{compare_exchange, exchange};
 use crate::flows::{is_over, now};
 use crate::maps::{BACKENDS, FLOW_KEYS, HOMES, SERVICES, count, settings};
+use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::home::{CLAIMED, FREE, GROUP, Home};
 use lb_common::maglev::NOBODY;
@@ -67,6 +68,14 @@ fn stands_behind(slot: u16, service: u16) -> bool {
     BACKENDS.get(u32::from(slot)).is_some_and(|backend| backend.service == service)
 }
 
+/// Whether what a backend hands out leads there: not any more when it is on its way out, and only ends what it has begun.
+#[inline(always)]
+fn takes_back(slot: u32) -> bool {
+    BACKENDS
+        .get(slot)
+        .is_some_and(|backend| backend.leaving == 0 || State::from_bits(backend.state).serves_sessions())
+}
+
 /// Ticks after which a service's sessions are forgotten.
 #[inline(always)]
 fn limit(service: u16) -> u32 {
@@ -109,6 +118,9 @@ pub(crate) extern "C" fn lb_home(service: u32, tag: u64) -> u32 {
 #[inline(never)]
 pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
     let Some(settings) = settings() else { return 0 };
+    if !takes_back(slot) {
+        return 0;
+    }
     let here = Whereabouts { slot: slot as u16, service: service as u16, last_used: now(settings) };
     let mut turn = 0;
     while turn < TRIES {

@@ -7,9 +7,11 @@ mod epochs;
 mod event;
 mod keys;
 mod learned;
+mod leaving;
 mod object;
 mod servers;
 mod sessions;
+mod slots;
 mod start;
 mod trace;
 
@@ -28,6 +30,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use event::{Sources, TICK};
 use lb_common::backend::State;
+use leaving::Quiet;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -84,8 +87,8 @@ struct Daemon {
     backends: BTreeMap<u16, Known>,
     /// The balancer's ends of the managed servers' links.
     links: BTreeMap<u16, String>,
-    /// Since when nothing lives at a backend that is leaving.
-    deserted: BTreeMap<u16, Instant>,
+    /// What was last seen of backends that are leaving.
+    quiet: BTreeMap<u16, Quiet>,
     waiting: Vec<Waiting>,
     /// Who listens to steering decisions.
     trace: Trace,
@@ -319,25 +322,6 @@ impl Daemon {
     }
 
     /// How many flow entries a tick looks at: all of them within half the shortest timeout.
-    /// Lets go of backends that were taken out of the configuration, once their last connection was closed and its last
-    /// segments had time to pass.
-    fn take_leave(&mut self) -> anyhow::Result<()> {
-        let now = Instant::now();
-        for slot in self.registry.leaving().collect::<Vec<_>>() {
-            if self.datapath.flows().live(slot) > 0 {
-                self.deserted.remove(&slot);
-                continue;
-            }
-            let since = *self.deserted.entry(slot).or_insert(now);
-            if now.duration_since(since) >= self.config.timeouts.closing {
-                self.deserted.remove(&slot);
-                self.apply(Change::Deserted { slot })?;
-                tracing::info!(slot, "removed a backend that is no longer configured");
-            }
-        }
-        Ok(())
-    }
-
     fn expire_budget(&self) -> usize {
         let Timeouts { idle, closing, binding, .. } = self.config.timeouts;
         let ticks = idle.min(closing).min(binding).as_millis() / TICK.as_millis() / 2;

@@ -170,7 +170,7 @@ impl Lbd {
         self.wait_ready()
     }
 
-    /// Waits until every backend is ready.
+    /// Waits until every backend is ready that is configured.
     pub fn wait_ready(&mut self) -> Result<()> {
         let ready = |lbd: &mut Self| -> Result<bool> {
             if let Some(process) = &mut lbd.process
@@ -178,7 +178,8 @@ impl Lbd {
             {
                 anyhow::bail!("lbd ended with {status}; its log:\n{}", lbd.log());
             }
-            let states = lbd.states().unwrap_or_default();
+            let mut states = lbd.states().unwrap_or_default();
+            states.retain(|(_, state)| state != "leaving");
             Ok(states.len() == lbd.backends && states.iter().all(|(_, state)| state == "ready"))
         };
         eventually("every backend is ready", || ready(self)).with_context(|| self.log())

@@ -26,6 +26,7 @@ pub mod scene;
 pub mod server;
 pub mod session_bench;
 pub mod setup;
+pub mod share;
 pub mod shop;
 pub mod table;
 pub mod testbed;

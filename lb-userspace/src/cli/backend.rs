@@ -1,7 +1,7 @@
 //! `lbctl backend list|ready|drain|maint|restart|kill|forget`
 
 use super::table::Align::{Left, Right};
-use super::table::{span, table};
+use super::table::{number, span, table};
 use crate::config::parse_duration;
 use crate::control::{Admin, BackendView, Request};
 use clap::{Args, Subcommand};
@@ -88,6 +88,7 @@ pub(super) fn text(backends: &[BackendView]) -> String {
         ("RUN BY", Left),
         ("STATE", Left),
         ("FOR", Right),
+        ("FLOWS", Right),
         ("EPOCH", Right),
         ("WEIGHT", Right),
         ("HEALTH", Left),
@@ -104,6 +105,7 @@ pub(super) fn text(backends: &[BackendView]) -> String {
             if b.managed { "lbd" } else { "others" }.to_owned(),
             b.state.clone(),
             span(b.since_seconds),
+            number(b.flows),
             b.epoch.to_string(),
             b.weight.to_string(),
             b.health.clone(),

@@ -8,6 +8,10 @@ use crate::session::StoreState;
 pub(super) fn text(status: &StatusView) -> String {
     let interfaces: Vec<_> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect();
     let took_over = if status.took_over { ", took over from an earlier lbd" } else { "" };
+    let leaving = match status.backends_leaving {
+        0 => String::new(),
+        leaving => format!(", {leaving} leaving"),
+    };
     let mut text = sheet(&[
         (
             "lbd",
@@ -16,7 +20,7 @@ pub(super) fn text(status: &StatusView) -> String {
         ("config", status.config.clone()),
         ("interfaces", interfaces.join(", ")),
         ("services", number(status.services as u64)),
-        ("backends", format!("{}, {} ready", number(status.backends as u64), status.backends_ready)),
+        ("backends", format!("{}, {} ready{leaving}", number(status.backends as u64), status.backends_ready)),
         ("flows", format!("{} of {}", number(status.flows as u64), number(status.flows_limit.into()))),
         (
             "sessions",

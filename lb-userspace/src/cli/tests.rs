@@ -21,6 +21,7 @@ fn backend(name: &str, state: &str, reason: Option<&str>) -> BackendView {
         admin: Admin::Ready,
         health: if reason.is_some() { "down" } else { "up" }.into(),
         reason: reason.map(str::to_owned),
+        flows: 1234,
         weight: 1,
         sni: Vec::new(),
         epoch: 12,
@@ -67,6 +68,7 @@ fn answer(request: &Request) -> Response {
             services: 1,
             backends: 3,
             backends_ready: 2,
+            backends_leaving: 1,
             flows: 1234,
             flows_limit: 65_536,
             sessions: Some(1_000_000),
@@ -89,6 +91,7 @@ fn answer(request: &Request) -> Response {
                 backends: 3,
                 ready: 2,
                 draining: 1,
+                leaving: 1,
                 promises: vec!["window_scale".into(), "sack".into()],
                 mss: 1448,
                 maglev_size: 65_537,
@@ -206,7 +209,7 @@ lbd         0.1.0, pid 42, up 1d1h, took over from an earlier lbd
 config      /etc/lb.toml
 interfaces  eth0 (driver)
 services    1
-backends    3, 2 ready
+backends    3, 2 ready, 1 leaving
 flows       1,234 of 65,536
 sessions    1,000,000
 store       sled /var/lib/lb/sessions
@@ -222,27 +225,27 @@ all of them                   8,662,608
     prints(
         "service list",
         "\
-SERVICE  ID  VIP           PROTOCOL  AFFINITY     READY  DRAIN  BACKENDS   MSS  PROMISES
-shop      1  192.0.2.1:80  tcp       signed (lb)      2      1         3  1448  window_scale sack
+SERVICE  ID  VIP           PROTOCOL  AFFINITY     READY  DRAIN  LEAVING  BACKENDS   MSS  PROMISES
+shop      1  192.0.2.1:80  tcp       signed (lb)      2      1        1         3  1448  window_scale sack
 ",
     )
     .await;
     prints(
         "backend list",
         "\
-BACKEND    SLOT  ADDRESS          RUN BY  STATE   FOR  EPOCH  WEIGHT  HEALTH  REASON
-shop/s1       3  10.254.0.5:8080  lbd     ready  2h3m     12       1  up
-shop/web1     3  10.254.0.5:8080  others  down   2h3m     12       1  down    connection refused
+BACKEND    SLOT  ADDRESS          RUN BY  STATE   FOR  FLOWS  EPOCH  WEIGHT  HEALTH  REASON
+shop/s1       3  10.254.0.5:8080  lbd     ready  2h3m  1,234     12       1  up
+shop/web1     3  10.254.0.5:8080  others  down   2h3m  1,234     12       1  down    connection refused
 ",
     )
     .await;
     prints(
         "backend list --service tls",
         "\
-BACKEND  SLOT  ADDRESS          NAMES          RUN BY  STATE   FOR  EPOCH  WEIGHT  HEALTH  REASON
-shop/a      3  10.254.0.5:8080  a.org *.a.org  others  ready  2h3m     12       1  up
-shop/b      3  10.254.0.5:8080  1 2 3 +1       others  ready  2h3m     12       1  up
-shop/c      3  10.254.0.5:8080  others         others  ready  2h3m     12       1  up
+BACKEND  SLOT  ADDRESS          NAMES          RUN BY  STATE   FOR  FLOWS  EPOCH  WEIGHT  HEALTH  REASON
+shop/a      3  10.254.0.5:8080  a.org *.a.org  others  ready  2h3m  1,234     12       1  up
+shop/b      3  10.254.0.5:8080  1 2 3 +1       others  ready  2h3m  1,234     12       1  up
+shop/c      3  10.254.0.5:8080  others         others  ready  2h3m  1,234     12       1  up
 ",
     )
     .await;

@@ -19,6 +19,8 @@ pub struct StatusView {
     pub backends: usize,
     /// Backends that take everything.
     pub backends_ready: usize,
+    /// Those that the configuration does not have any more, and at which something lives; not among `backends`.
+    pub backends_leaving: usize,
     pub flows: usize,
     pub flows_limit: u32,
     /// Sessions in the database; `None` when it did not tell in time.
@@ -74,6 +76,8 @@ pub struct ServiceView {
     pub ready: usize,
     /// ...and those that take the sessions that live there.
     pub draining: usize,
+    /// Those that the configuration does not have any more; not among `backends`.
+    pub leaving: usize,
     /// What clients are told that every backend can do: some of `window_scale`, `sack`, `timestamps`.
     pub promises: Vec<String>,
     /// In bytes.
@@ -89,14 +93,16 @@ pub struct BackendView {
     pub addr: String,
     /// Whether lbd runs it.
     pub managed: bool,
-    /// `ready`, `drain`, `maint` or `down`.
+    /// `ready`, `drain`, `maint`, `down`; or `leaving`, when the configuration does not have it any more.
     pub state: String,
     /// What the operator wants.
     pub admin: Admin,
     /// What the checks say: `up`, `down` or `unknown`.
     pub health: String,
-    /// Why it is down.
+    /// Why it is down, or leaving.
     pub reason: Option<String>,
+    /// Flows that live there.
+    pub flows: u64,
     pub weight: u16,
     /// Names of servers that it is listed for.
     #[serde(default)]

@@ -105,7 +105,7 @@ impl Daemon {
             Request::ServiceList {} => Ok(Response::Services { services: self.registry.services() }),
             Request::BackendList { service } => self
                 .registry
-                .backends(service.as_deref(), now)
+                .backends(service.as_deref(), |slot| self.datapath.flows().live(slot), now)
                 .map(|backends| Response::Backends { backends }),
             Request::FlowList { service, backend, limit } => {
                 self.list_flows(service.as_deref(), backend.as_deref(), limit).map(Response::Flows)
@@ -142,7 +142,7 @@ impl Daemon {
             tracing::warn!(error = %chain(&error), "the memory of the maps is not known");
             Vec::new()
         });
-        let (backends, backends_ready) = self.registry.count_backends();
+        let (backends, backends_ready, backends_leaving) = self.registry.count_backends();
         let keys = self.keys.load();
         StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -158,6 +158,7 @@ impl Daemon {
             services: self.config.services.len(),
             backends,
             backends_ready,
+            backends_leaving,
             flows: self.datapath.flows().iter().count(),
             flows_limit: self.config.limits.flows,
             sessions: None,
@@ -178,7 +179,7 @@ impl Daemon {
             stashes += u64::from(flow.stash != NO_STASH);
         }
         let services = self.config.services.len() as u64;
-        let backends = self.registry.count_backends().0 as u64;
+        let (backends, _, leaving) = self.registry.count_backends();
         let (names, pools) = self.registry.count_names();
         let used = |name: &str| {
             Some(match name {
@@ -186,7 +187,7 @@ impl Daemon {
                 "STASHES" => stashes,
                 "HOMES" => self.datapath.homes().iter().count() as u64,
                 "SERVICES" => services,
-                "BACKENDS" => backends,
+                "BACKENDS" => (backends + leaving) as u64,
                 "SETTINGS" => 1,
                 "NAMES" => names as u64,
                 "POOLS" => pools as u64,

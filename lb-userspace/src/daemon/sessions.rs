@@ -45,6 +45,14 @@ impl Daemon {
 
     pub(super) fn forget_backend(&self, service: String, backend: String, reply: oneshot::Sender<Response>) {
         let name = format!("{service}/{backend}");
+        if self.registry.is_leaving(&service, &backend) {
+            let refused = Refused::with_help(
+                format!("connections still live at {name}"),
+                "`lbctl backend list` shows it as long as they do; forget it then",
+            );
+            let _ = reply.send(Response::Refused(refused));
+            return;
+        }
         if self.backends.keys().any(|slot| self.registry.name_of(*slot).is_some_and(|known| known == name)) {
             let refused = Refused::with_help(
                 format!("{name} is configured here"),
@@ -54,9 +62,8 @@ impl Daemon {
             return;
         }
         let store = self.store.clone();
-        let leaving: Vec<u16> = self.registry.leaving().collect();
         tokio::spawn(async move {
-            let _ = reply.send(forget(&*store, &service, &backend, &leaving).await);
+            let _ = reply.send(forget(&*store, &service, &backend).await);
         });
     }
 
@@ -135,7 +142,7 @@ async fn erase(
     store.delete(id, record.revision + 1).await
 }
 
-async fn forget(store: &dyn SessionStore, service: &str, backend: &str, leaving: &[u16]) -> Response {
+async fn forget(store: &dyn SessionStore, service: &str, backend: &str) -> Response {
     let refused = |error: StoreError| Response::Refused(Refused::new(error.to_string()));
     let slots = match store.slots().await {
         Ok(slots) => slots,
@@ -143,10 +150,6 @@ async fn forget(store: &dyn SessionStore, service: &str, backend: &str, leaving:
     };
     match slots.into_iter().find(|(s, b, _)| (s.as_str(), b.as_str()) == (service, backend)) {
         None => Response::Refused(Refused::new(format!("{service}/{backend} has no slot"))),
-        Some((.., slot)) if leaving.contains(&slot) => Response::Refused(Refused::with_help(
-            format!("connections still live at {service}/{backend}"),
-            "lbd's log tells when it has left; forget it then",
-        )),
         Some((.., slot)) => match store.forget_slot(service, backend).await {
             Ok(()) => Response::Done { message: format!("slot {slot} of {service}/{backend} is free") },
             Err(error) => refused(error),

@@ -4,7 +4,7 @@
 use super::event::Sources;
 use super::servers::SessionServers;
 use super::trace::Trace;
-use super::{Daemon, Known, Options, epochs, object};
+use super::{Daemon, Known, Options, epochs, object, slots};
 use crate::config::{self, Config, Managed, Protocol};
 use crate::control::server::ControlSocket;
 use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
@@ -12,10 +12,10 @@ use crate::health::{Health, Policy, Probe};
 use crate::net::{self, NextHops};
 use crate::registry::{Ids, Registry};
 use crate::server::datagram;
-use crate::session::{Peers, SessionStore, TokenKeys, store, unix_millis};
+use crate::session::{Peers, TokenKeys, store, unix_millis};
 use crate::stores;
 use crate::supervisor::{ManagedSpec, Supervisor};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use lb_common::hash::SipKey;
 use lb_common::settings::Settings;
@@ -56,8 +56,8 @@ impl Daemon {
             mode: config.lbd.mode,
         })?;
         let left = datapath.left()?;
-        let lives = |slot| left.backends.contains_key(&slot) && datapath.flows().live(slot) > 0;
-        let ids = ids(&config, &*store, lives).await?;
+        let lives = |slot| slots::may_live(&left, slot, datapath.flows().live(slot));
+        let ids = slots::ids(&config, &*store, &left, lives).await?;
         let clock = datapath.clock();
         let settings = settings(&config, &keys, datapath.inherited(), clock)?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, &clock, Instant::now());
@@ -69,7 +69,7 @@ impl Daemon {
         let next_hops = NextHops::spawn(reports.next_hops)?;
         let peers: Arc<Peers> = Arc::default();
         let session_servers = SessionServers::new(&config, store.clone(), keys.clone(), peers.clone());
-        let known = known(&config, &ids);
+        let known = known(&config, &ids, &registry);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
         let decisions = datapath.decisions()?.context("nobody has taken the decisions yet")?;
         let trace = Trace::spawn(decisions, &registry, reports.epochs.clone());
@@ -89,7 +89,7 @@ impl Daemon {
             keys,
             backends: known,
             links: BTreeMap::new(),
-            deserted: BTreeMap::new(),
+            quiet: BTreeMap::new(),
             waiting: Vec::new(),
             trace,
             sources,
@@ -103,20 +103,11 @@ impl Daemon {
         daemon.perform(&outcome)?;
         daemon.spawn_servers(&ids)?;
         daemon.datapath.settle()?;
-        for slot in daemon.registry.leaving() {
-            // What was learned from it leads nowhere from now on.
-            daemon.datapath.forget_homes_of(slot);
-            let flows = daemon.datapath.flows().live(slot);
-            tracing::info!(
-                slot,
-                flows,
-                "a backend is no longer configured: its connections go on to their end"
-            );
-        }
+        daemon.see_off();
         tracing::info!(
             config = %daemon.config_path.display(),
             services = daemon.config.services.len(),
-            backends = daemon.backends.len(),
+            backends = daemon.registry.count_backends().0,
             socket = %daemon.config.lbd.socket.display(),
             took_over = daemon.took_over,
             "lbd is up"
@@ -170,68 +161,21 @@ fn announce(config: &Config, left: &Left) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The numbers of services and backends. Slots of backends that are not configured any more are free for others, unless
-/// the store is shared: then somebody else may have configured them. A slot at which connections live is not free yet.
-async fn ids(config: &Config, store: &dyn SessionStore, lives: impl Fn(u16) -> bool) -> anyhow::Result<Ids> {
-    let others = store.epochs().is_some();
-    for (service, backend, slot) in store.slots().await? {
-        let kept =
-            config.services.iter().any(|s| s.name == service && s.backends.iter().any(|b| b.name == backend));
-        if !kept && !others && !lives(slot) {
-            store.forget_slot(&service, &backend).await?;
-            tracing::info!(service, backend, slot, "slot freed: the backend is not configured any more");
-        }
-    }
-    let mut ids = Ids::default();
-    for service in &config.services {
-        let id = store.service_id(&service.name).await?;
-        if u32::from(id) >= config.limits.services {
-            bail!(
-                "service {} has id {id}, but `services` in [limits] is {}: raise it to {} or more",
-                service.name,
-                config.limits.services,
-                id + 1
-            );
-        }
-        let mut slots = Vec::new();
-        for backend in &service.backends {
-            let slot = store.slot(&service.name, &backend.name).await?;
-            if u32::from(slot) >= config.limits.backends {
-                bail!(
-                    "backend {}/{} has slot {slot}, but `backends` in [limits] is {}: raise it to {} or more",
-                    service.name,
-                    backend.name,
-                    config.limits.backends,
-                    slot + 1
-                );
-            }
-            if backend.managed && backend.addr.is_none() && u64::from(slot) >= config.managed.room() {
-                bail!(
-                    "server {}/{} has slot {slot}, for which the managed network {} has no address: give [managed] \
-                     subnet a shorter prefix",
-                    service.name,
-                    backend.name,
-                    config.managed.subnet
-                );
-            }
-            slots.push(slot);
-        }
-        ids.services.push(id);
-        ids.slots.push(slots);
-    }
-    Ok(ids)
-}
-
-/// Address and health policy of every backend.
-fn known(config: &Config, ids: &Ids) -> BTreeMap<u16, Known> {
+/// Address and health policy of every backend, and of those that are leaving.
+fn known(config: &Config, ids: &Ids, registry: &Registry) -> BTreeMap<u16, Known> {
     let mut known = BTreeMap::new();
-    for (service, slots) in config.services.iter().zip(&ids.slots) {
+    let leaving: Vec<_> = registry.leaving().collect();
+    for ((service, id), slots) in config.services.iter().zip(&ids.services).zip(&ids.slots) {
         let config::Health { interval, timeout, rise, fall, .. } = service.health;
         let policy = Policy { interval, timeout, rise, fall };
         for (backend, slot) in service.backends.iter().zip(slots) {
             let own = || SocketAddr::new(config.managed.server(*slot).into(), Managed::PORT);
             let addr = backend.addr.unwrap_or_else(own);
             known.insert(*slot, Known { addr, policy, probe: probe(service, backend.managed) });
+        }
+        for slot in leaving.iter().filter(|slot| registry.service_of(**slot) == Some(*id)) {
+            let addr = registry.addr_of(*slot).expect("it was listed a moment ago");
+            known.insert(*slot, Known { addr, policy, probe: probe(service, false) });
         }
     }
     known

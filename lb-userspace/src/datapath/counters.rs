@@ -27,6 +27,14 @@ pub(super) fn read(maps: &Maps) -> Result<Counters, DatapathError> {
     })
 }
 
+/// Packets between clients and the backend in a slot, both ways.
+pub(super) fn packets_of(maps: &Maps, slot: u16) -> Result<u64, DatapathError> {
+    let rows = maps.backend_counters.get(&u32::from(slot), 0);
+    let rows = rows.map_err(DatapathError::system("cannot read map BACKEND_COUNTERS"))?;
+    let packets = |row: &BackendCounters| row.packets_from_client.wrapping_add(row.packets_from_backend);
+    Ok(rows.iter().map(packets).fold(0, u64::wrapping_add))
+}
+
 /// One counter of every service, by id.
 pub(super) fn of_services(maps: &Maps, counter: Counter) -> Result<Vec<u64>, DatapathError> {
     let rows =

@@ -4,6 +4,7 @@ use super::Datapath;
 use super::error::DatapathError;
 use aya::maps::{Array, MapData};
 use lb_common::backend::Backend;
+use lb_common::quic_lb::Server;
 use lb_common::service::Service;
 use std::collections::BTreeMap;
 
@@ -12,6 +13,8 @@ use std::collections::BTreeMap;
 pub struct Left {
     pub services: BTreeMap<u16, Service>,
     pub backends: BTreeMap<u16, Backend>,
+    /// Which server ids of QUIC connection ids lead to which slots.
+    pub quic: Vec<(Server, u16)>,
 }
 
 impl Datapath {
@@ -23,9 +26,13 @@ impl Datapath {
         if !self.loaded.inherited {
             return Ok(Left::default());
         }
+        let maps = &self.loaded.maps;
+        let quic: Result<Vec<(Server, u32)>, _> = maps.quic_servers.iter().collect();
+        let quic = quic.map_err(DatapathError::system("cannot read map QUIC_SERVERS"))?;
         Ok(Left {
-            services: used(&self.loaded.maps.services, "SERVICES")?,
-            backends: used(&self.loaded.maps.backends, "BACKENDS")?,
+            services: used(&maps.services, "SERVICES")?,
+            backends: used(&maps.backends, "BACKENDS")?,
+            quic: quic.into_iter().map(|(server, slot)| (server, slot as u16)).collect(),
         })
     }
 }

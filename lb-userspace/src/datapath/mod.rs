@@ -216,6 +216,14 @@ impl Datapath {
         counters::read(&self.loaded.maps)
     }
 
+    /// Packets between clients and the backend in a slot, both ways.
+    ///
+    /// # Errors
+    /// The slot is beyond the limit.
+    pub fn packets(&self, slot: u16) -> Result<u64, DatapathError> {
+        counters::packets_of(&self.loaded.maps, slot)
+    }
+
     /// Every map with the memory that it takes.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use super::Effect;
 use super::service::Service;
-use crate::config::{self, Config, ServerName};
+use crate::config::{self, Config, Protocol, ServerName};
 use crate::control::Admin;
 use crate::net::NextHop;
 use lb_common::addr::{Addr, Be16};
@@ -10,6 +10,7 @@ use lb_common::backend::{self as map, Abilities, State};
 use lb_common::endpoint::{Endpoint, KIND_BACKEND, port_and_protocol};
 use lb_common::hash::mix64;
 use lb_common::maglev::Candidate;
+use lb_common::quic_lb;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub(super) struct Backend {
     pub(super) state: State,
     pub(super) reason: Option<String>,
     pub(super) since: Instant,
+    /// The configuration does not have it any more.
+    pub(super) leaving: bool,
     written: Option<map::Backend>,
 }
 
@@ -85,15 +88,58 @@ impl Backend {
         let own = || SocketAddr::new(all.managed.server(slot).into(), config::Managed::PORT);
         let addr = config.addr.unwrap_or_else(own);
         let mut backend = Self {
-            service,
-            name: config.name.clone(),
-            slot,
-            addr,
             weight: config.weight,
             server_ids: config.server_ids.clone(),
             sni: config.sni.clone(),
-            admin: Admin::Ready,
             server: if config.managed { Server::Starting } else { Server::Elsewhere },
+            ..Self::unseen(service, config.name.clone(), slot, addr, now)
+        };
+        let port = Be16::new(addr.port());
+        if let Some(left) = left
+            && (left.addr, left.port, left.service) == (Addr::from(addr.ip()), port, service)
+        {
+            backend.resume(left);
+        }
+        backend
+    }
+
+    /// One that the configuration does not have any more. Nothing new goes there. Connections go on by themselves; but a
+    /// datagram is steered anew each time, so there the backend must serve what lives at it, if it did.
+    pub(super) fn leaving(
+        name: String,
+        slot: u16,
+        found: &map::Backend,
+        service: &Service,
+        server_ids: Vec<Vec<u8>>,
+        now: Instant,
+    ) -> Self {
+        let addr = SocketAddr::new(found.addr.into(), found.port.get());
+        let mut backend = Self {
+            weight: found.weight,
+            server_ids,
+            leaving: true,
+            ..Self::unseen(found.service, name, slot, addr, now)
+        };
+        backend.resume(found);
+        let state = State::from_bits(found.state);
+        // One that failed while it was leaving may come back.
+        let serves = state.serves_sessions() || state == State::Down && found.leaving != 0;
+        backend.admin = if service.protocol == Protocol::Udp && serves { Admin::Drain } else { Admin::Maint };
+        backend
+    }
+
+    /// One of which nothing is known but who it is.
+    fn unseen(service: u16, name: String, slot: u16, addr: SocketAddr, now: Instant) -> Self {
+        Self {
+            service,
+            name,
+            slot,
+            addr,
+            weight: 0,
+            server_ids: Vec::new(),
+            sni: Vec::new(),
+            admin: Admin::Ready,
+            server: Server::Elsewhere,
             health: Health::Unknown,
             next_hop: None,
             abilities: Abilities::default(),
@@ -105,21 +151,17 @@ impl Backend {
             state: State::Gone,
             reason: None,
             since: now,
+            leaving: false,
             written: None,
-        };
-        let port = Be16::new(addr.port());
-        if let Some(left) = left
-            && (left.addr, left.port, left.service) == (Addr::from(addr.ip()), port, service)
-        {
-            backend.resume(left);
         }
-        backend
     }
 
     /// Goes on where an earlier lbd left off.
     fn resume(&mut self, left: &map::Backend) {
         let state = State::from_bits(left.state);
         self.admin = match state {
+            // It has come back: what it was while it left is not what the operator wanted.
+            _ if left.leaving != 0 => Admin::Ready,
             State::Drain => Admin::Drain,
             State::Maint => Admin::Maint,
             State::Ready | State::Down | State::Gone => Admin::Ready,
@@ -174,6 +216,21 @@ impl Backend {
         if self.server == Server::Elsewhere {
             self.epoch = self.epoch.max(epoch);
         }
+    }
+
+    /// Whether its health makes a difference: connections of one that is leaving end by themselves.
+    pub(super) fn is_checked(&self) -> bool {
+        self.server == Server::Elsewhere && !(self.leaving && self.admin == Admin::Maint)
+    }
+
+    /// Its state in a word.
+    pub(super) fn state_name(&self) -> &'static str {
+        if self.leaving { "leaving" } else { self.state.name() }
+    }
+
+    /// What connection ids call it.
+    pub(super) fn servers(&self) -> impl Iterator<Item = quic_lb::Server> {
+        self.server_ids.iter().filter_map(|id| quic_lb::Server::new(self.service, id))
     }
 
     /// Brings the state in line with what is known. Returns the state before, when it changed.
@@ -257,6 +314,7 @@ impl Backend {
             state: self.state as u8,
             epoch: self.epoch,
             weight: self.weight,
+            leaving: self.leaving.into(),
             ..map::Backend::default()
         };
         if let Some(hop) = self.next_hop {

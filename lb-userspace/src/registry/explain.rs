@@ -23,7 +23,7 @@ const RELOADS: &str = " and reloads the session from the database";
 pub(super) fn condition(backend: &Backend) -> String {
     let reason = backend.reason.as_ref().filter(|_| !backend.state.serves_sessions());
     let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
-    format!("{}{reason}", backend.state.name())
+    format!("{}{reason}", backend.state_name())
 }
 
 impl Registry {
@@ -164,7 +164,7 @@ impl Registry {
             let why = format!("no backend of this service has slot {} any more", token.slot);
             return self.explain_redispatch(id, session_hash(&token.session), view, &why, RELOADS);
         };
-        let (name, state) = (&backend.name, backend.state.name());
+        let (name, state) = (&backend.name, backend.state_name());
         if !backend.state.serves_sessions() {
             let why = format!("{name} holds the session, but is {}", condition(backend));
             return self.explain_redispatch(id, session_hash(&token.session), view, &why, RELOADS);

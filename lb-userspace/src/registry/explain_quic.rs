@@ -41,11 +41,7 @@ impl Registry {
             );
             return Ok(Some(unroutable(&why)));
         };
-        let named = self.backends.values().find(|backend| {
-            let mut ids =
-                backend.server_ids.iter().filter_map(|own| quic_lb::Server::new(backend.service, own));
-            ids.any(|own| own == server)
-        });
+        let named = self.backends.values().find(|backend| backend.servers().any(|own| own == server));
         let shown: String = lb_common::aes::bytes(server.id)[..server.len.into()]
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -53,7 +49,7 @@ impl Registry {
         let Some(backend) = named else {
             return Ok(Some(unroutable(&format!("no backend has the server id {shown}"))));
         };
-        let (name, state) = (self.full_name(backend), backend.state.name());
+        let (name, state) = (self.full_name(backend), backend.state_name());
         let why = format!("its server id {shown} is that of {}, which is {state}", backend.name);
         if backend.state.serves_sessions() {
             return Ok(Some(self.explained(id, None, "hit", Some(name), why, &[Counter::AffinityHit])));

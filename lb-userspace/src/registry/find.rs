@@ -44,7 +44,7 @@ impl Registry {
     /// # Errors
     /// As [`Registry::find`], or others run it, so that it cannot be `done` that.
     pub(super) fn find_managed(&self, name: &str, done: &str) -> Result<u16, Refused> {
-        let slot = self.find(name)?;
+        let slot = self.find_configured(name)?;
         match &self.backends[&slot].server {
             Server::Elsewhere => Err(Refused::with_help(
                 format!("lbd does not run `{name}`, so it cannot be {done} from here"),

@@ -29,7 +29,7 @@ use lb_common::settings::Settings;
 use lb_common::token::MAX_KEYS;
 use service::Service;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use table::Sizes;
 
@@ -38,10 +38,8 @@ use table::Sizes;
 pub struct Registry {
     /// By id.
     services: BTreeMap<u16, Service>,
-    /// By slot.
+    /// By slot, those that are leaving among them.
     backends: BTreeMap<u16, Backend>,
-    /// By slot, as the maps hold them.
-    leaving: BTreeMap<u16, lb_common::backend::Backend>,
     settings: Settings,
     sizes: Sizes,
     /// Managed servers are on their way out.
@@ -55,6 +53,8 @@ pub struct Ids {
     pub services: Vec<u16>,
     /// Slot of each backend of each service.
     pub slots: Vec<Vec<u16>>,
+    /// Names of backends that the configuration does not have, by their slots.
+    pub others: BTreeMap<u16, String>,
 }
 
 /// One thing that has changed.
@@ -150,7 +150,6 @@ impl Registry {
             backends: BTreeMap::new(),
             settings,
             sizes: Sizes { service: config.limits.maglev_size, pool: config.limits.pool_maglev_size },
-            leaving: BTreeMap::new(),
             stopping: false,
         };
         for ((service, id), slots) in config.services.iter().zip(&ids.services).zip(&ids.slots) {
@@ -160,17 +159,17 @@ impl Registry {
             }
             registry.services.insert(*id, Service::new(service, (*id, slots), clock, left.services.get(id)));
         }
+        registry.keep_leaving(left, ids, config.managed.subnet, now);
         let mut outcome = Outcome::default();
         outcome.writes.push(registry.settings_write());
         registry.settle(now, &mut outcome);
-        registry.keep_leaving(left, config.managed.subnet, &mut outcome);
         for service in registry.services.values() {
             let backends = registry.backends.values().filter(|backend| backend.service == service.id);
             outcome.writes.push(service.quic_write(backends));
         }
         // Last: nothing finds its way into the tables before they are complete.
         outcome.writes.push(registry.endpoints_write());
-        let checked = registry.backends.values().filter(|backend| backend.server == Server::Elsewhere);
+        let checked = registry.backends.values().filter(|backend| backend.is_checked());
         outcome.effects.extend(checked.map(|backend| Effect::Check { slot: backend.slot }));
         let unwatched =
             registry.backends.values().filter(|b| b.server == Server::Elsewhere && b.state.serves_sessions());
@@ -224,7 +223,7 @@ impl Registry {
                     backend.announced(epoch);
                 }
             }
-            Change::Admin { backend, admin } => match self.find(&backend) {
+            Change::Admin { backend, admin } => match self.find_configured(&backend) {
                 Ok(slot) => {
                     outcome.slot = Some(slot);
                     self.backend_mut(slot).admin = admin;
@@ -286,6 +285,11 @@ impl Registry {
     /// Id of the service that a backend stands behind.
     pub fn service_of(&self, slot: u16) -> Option<u16> {
         self.backends.get(&slot).map(|backend| backend.service)
+    }
+
+    /// Where a backend serves.
+    pub fn addr_of(&self, slot: u16) -> Option<SocketAddr> {
+        self.backends.get(&slot).map(|backend| backend.addr)
     }
 
     /// `service/backend`, for a slot.
@@ -355,6 +359,6 @@ impl Registry {
     fn endpoints_write(&self) -> MapWrite {
         let services = self.services.values().map(Service::endpoint);
         let backends = self.backends.values().map(|b| b.endpoint(&self.services[&b.service]));
-        MapWrite::Endpoints(services.chain(backends).chain(self.leaving_endpoints()).collect())
+        MapWrite::Endpoints(services.chain(backends).collect())
     }
 }

@@ -10,7 +10,6 @@ use lb_common::addr::Be16;
 use lb_common::backend::State;
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
 use lb_common::name::{EXACT, WILDCARD};
-use lb_common::quic_lb;
 use lb_common::service::{
     self as map, NAMES_LISTED, NAMES_ONLY, PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE,
 };
@@ -181,10 +180,7 @@ impl Service {
             _ => Ok(Vec::new()),
         };
         let configs = configs.expect("the configuration's check allows no other lengths");
-        let named = |backend: &'a Backend| {
-            let server = |id: &'a Vec<u8>| quic_lb::Server::new(self.id, id);
-            backend.server_ids.iter().filter_map(server).map(|server| (server, backend.slot))
-        };
+        let named = |backend: &'a Backend| backend.servers().map(|server| (server, backend.slot));
         MapWrite::Quic { id: self.id, configs, servers: backends.flat_map(named).collect() }
     }
 

@@ -1,3 +1,4 @@
+mod leaving;
 mod names;
 mod quic;
 mod rules;
@@ -105,7 +106,8 @@ struct Fixture {
 }
 
 fn ids() -> Ids {
-    Ids { services: vec![SHOP, BLOG], slots: vec![vec![S1, WEB1, WEB2, WEB3], vec![BLOG1, BLOG2]] }
+    let others = BTreeMap::from([(20, "old".to_owned())]);
+    Ids { services: vec![SHOP, BLOG], slots: vec![vec![S1, WEB1, WEB2, WEB3], vec![BLOG1, BLOG2]], others }
 }
 
 impl Fixture {
@@ -171,7 +173,7 @@ impl Fixture {
     }
 
     fn view(&self, slot: u16) -> BackendView {
-        let all = self.registry.backends(None, self.now).unwrap();
+        let all = self.registry.backends(None, |_| 7, self.now).unwrap();
         all.into_iter().find(|backend| backend.slot == slot).unwrap()
     }
 
@@ -434,6 +436,7 @@ fn an_earlier_daemons_states_go_on() {
     let left = Left {
         services: before.maps.services.clone().into_iter().collect(),
         backends: before.maps.backends.clone().into_iter().collect(),
+        ..Left::default()
     };
     let mut fixture = Fixture::after(&left);
     assert_eq!(fixture.registry.backend(WEB1), Some((State::Ready, 1)));
@@ -482,6 +485,7 @@ fn a_backend_that_is_no_longer_configured_leaves_when_nothing_lives_there() {
     let mut left = Left {
         services: before.maps.services.clone().into_iter().collect(),
         backends: before.maps.backends.clone().into_iter().collect(),
+        ..Left::default()
     };
     let mut leave = |slot: u16, addr: [u8; 4], service: u16| {
         let found = before.maps.backends[&WEB1];
@@ -495,7 +499,8 @@ fn a_backend_that_is_no_longer_configured_leaves_when_nothing_lives_there() {
     left.backends.get_mut(&GONE[3]).unwrap().has_next_hop = 0;
     let mut fixture = Fixture::after(&left);
     assert_eq!(fixture.registry.leaving().collect::<Vec<_>>(), [GONE[0]], "its address and service are free");
-    let kept = map::Backend { state: State::Maint as u8, ..left.backends[&GONE[0]] };
+    let kept = map::Backend { state: State::Maint as u8, leaving: 1, ..left.backends[&GONE[0]] };
+    let kept = kept.behind(IpAddr::from([192, 0, 2, 1]).into(), kept.service_port);
     assert_eq!(fixture.maps.backends[&GONE[0]], kept);
     assert_eq!(fixture.maps.endpoints, endpoints + 1);
     assert!(fixture.maps.tables[&SHOP].iter().all(|slot| *slot != GONE[0]), "it gets nothing new");

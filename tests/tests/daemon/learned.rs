@@ -16,6 +16,7 @@ use tests::balancer::Balancer;
 use tests::client::{Client, eventually};
 use tests::daemon::{Backend, Lbd, Manner};
 use tests::object::Sizes;
+use tests::share::{at_least, at_most};
 use tests::topology::{Arms, Host, Topology};
 
 /// An application with sessions in its memory. Knows nothing of the balancer.
@@ -304,6 +305,55 @@ fn a_backend_takes_what_it_taught_with_it() -> Result<()> {
     for (visitor, home) in &mut visitors {
         let (there, count) = visitor.visit(&scene.town, "/visit")?;
         ensure!(home == "app0" && count == 1 || there == *home && count > 1, "{there} {count} for {home}");
+    }
+    Ok(())
+}
+
+/// Connections that are kept go on whatever comes and goes; what was learned at a backend that goes is forgotten, and it teaches
+/// nothing more.
+#[test]
+fn kept_connections_outlive_their_backend_and_sessions_do_not() -> Result<()> {
+    const MORE: usize = 100;
+    let mut scene = Scene::new(4, "10m")?;
+    scene.restart_with(&[0, 1, 2])?;
+    let begin = |scene: &Scene| -> Result<(Visitor, String, Client)> {
+        let (mut visitor, mut kept) = (Visitor::default(), Client::connect(&scene.town.client.netns)?);
+        let (home, _) = visitor.visit_on(&mut kept, "/visit")?;
+        Ok((visitor, home, kept))
+    };
+    let mut guests: Vec<_> = (0..24).map(|_| begin(&scene)).collect::<Result<_>>()?;
+    // One more: nobody who is known moves, and of those who are not it gets its share.
+    scene.restart_with(&[0, 1, 2, 3])?;
+    for (visitor, home, kept) in &mut guests {
+        ensure!(visitor.visit_on(kept, "/visit")? == (home.clone(), 2), "the connection that is kept");
+        ensure!(visitor.visit(&scene.town, "/visit")? == (home.clone(), 3), "another one");
+    }
+    let mut more: Vec<_> = (0..MORE).map(|_| begin(&scene)).collect::<Result<_>>()?;
+    let there = more.iter().filter(|(_, home, _)| home == "app3").count();
+    let (least, most) = (at_least(MORE, 0.25), at_most(MORE, 0.25));
+    ensure!((least..=most).contains(&there), "{there} of {MORE} came to the new one");
+
+    // One less.
+    scene.restart_with(&[0, 1, 2])?;
+    let unknown = scene.counted("unknown_key")?;
+    for (visitor, home, kept) in &mut more {
+        ensure!(visitor.visit_on(kept, "/visit")? == (home.clone(), 2), "the connection that is kept");
+        if home == "app3" {
+            // Even a cookie that it hands out now leads elsewhere, and the connection goes on.
+            ensure!(visitor.visit_on(kept, "/renew")? == (home.clone(), 3), "another cookie");
+            let mut same = Visitor { cookie: visitor.cookie.clone() };
+            let (elsewhere, count) = same.visit(&scene.town, "/visit")?;
+            ensure!(elsewhere != "app3" && count == 1, "{elsewhere} {count}");
+            ensure!(visitor.visit_on(kept, "/visit")? == (home.clone(), 4), "the connection that is kept");
+        } else {
+            ensure!(visitor.visit(&scene.town, "/visit")? == (home.clone(), 3), "another connection");
+        }
+    }
+    ensure!(scene.counted("unknown_key")? == unknown + there as u64, "each of those alone");
+    let known = scene.list()?;
+    ensure!(known.values().all(|backend| *backend != scene.backend(3)), "{known:?}");
+    for (visitor, home, kept) in &mut guests {
+        ensure!(visitor.visit_on(kept, "/visit")? == (home.clone(), 4), "nobody else noticed");
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The real lbd in a town of namespaces: sessions, stores, and backends that come and go.
 
 mod come_and_go;
+mod come_and_go_http;
+mod come_and_go_udp;
 mod datagrams;
 mod durability;
 mod learned;

@@ -114,6 +114,7 @@ fn shop() -> ServiceView {
         backends: 0,
         ready: 0,
         draining: 0,
+        leaving: 0,
         promises: Vec::new(),
         mss: 0,
         maglev_size: 0,

@@ -89,7 +89,7 @@ fn nobody_is_listed_for_the_rest_when_all_have_names() {
 fn names_are_written_behind_their_pools_and_before_their_service() {
     let text = text("{ kind = \"none\", sni = true }", 5);
     let config = Config::parse(Path::new("lb.toml"), &text).unwrap_or_else(|error| panic!("{error}"));
-    let ids = Ids { services: vec![SHOP], slots: vec![(0..5).collect()] };
+    let ids = Ids { services: vec![SHOP], slots: vec![(0..5).collect()], ..Ids::default() };
     let clock = Clock::measure().unwrap();
     let new =
         || Registry::new(&config, &ids, &Left::default(), Settings::default(), &clock, Instant::now()).1;

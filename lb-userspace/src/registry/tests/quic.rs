@@ -23,7 +23,7 @@ backend = [
 
 fn registry(text: &str) -> (Registry, Maps) {
     let config = Config::parse(Path::new("lb.toml"), text).unwrap_or_else(|error| panic!("{error}"));
-    let ids = Ids { services: vec![1], slots: vec![vec![4, 5]] };
+    let ids = Ids { services: vec![1], slots: vec![vec![4, 5]], ..Ids::default() };
     let mut maps = Maps::default();
     let clock = Clock::measure().unwrap();
     let (registry, outcome) =

@@ -19,7 +19,7 @@ pub(super) fn bring_up(text: &str, backends: u16) -> (Registry, Maps) {
 /// The same with slots in the order of the backends: that of slot n has the address 192.0.2.(10 + n).
 pub(super) fn bring_up_in(text: &str, slots: &[u16]) -> (Registry, Maps) {
     let config = Config::parse(Path::new("lb.toml"), text).unwrap_or_else(|error| panic!("{error}"));
-    let ids = Ids { services: vec![SHOP], slots: vec![slots.to_vec()] };
+    let ids = Ids { services: vec![SHOP], slots: vec![slots.to_vec()], ..Ids::default() };
     let mut settings = Settings { token_key_mask: 1 << 3, ..Settings::default() };
     settings.token_keys[3] = KEY;
     let clock = Clock::measure().unwrap();
