@@ -1,6 +1,7 @@
 //! What all packets share: keys, sizes, timeouts, the clock. One value, written by the daemon alone, word by word.
 
 use crate::addr::Addr;
+use crate::flow::DATAGRAMS;
 use crate::hash::{FlowSeed, SipKey};
 use bytemuck::{Pod, Zeroable};
 
@@ -31,12 +32,15 @@ pub struct Settings {
     pub slot_mult: u64,
     /// A tick is 2^tick_shift jiffies: the unit of the timeouts below and of `last_seen`.
     pub tick_shift: u32,
-    /// Ticks after which an established flow without a packet from its client expires.
+    /// Ticks after which an established connection without a packet from its client expires...
     pub idle_ticks: u32,
+    /// ...and after which an established flow of datagrams does.
+    pub datagram_idle_ticks: u32,
     /// Ticks after which a closing flow expires.
     pub closing_ticks: u32,
     /// Ticks after which a flow whose backend never answered expires.
     pub binding_ticks: u32,
+    pub _pad: u32,
     /// Token keys by key id...
     pub token_keys: [SipKey; 16],
     /// ...and a bit for each that is alive.
@@ -62,6 +66,12 @@ impl Settings {
         let passed = jiffies.wrapping_sub(self.slot_jiffies).wrapping_mul(self.slot_mult) >> 32;
         self.slot_base.wrapping_add(passed as u32)
     }
+
+    /// Ticks after which an established flow that has these `client_flags` expires.
+    #[inline(always)]
+    pub const fn idle_ticks_of(&self, client_flags: u8) -> u32 {
+        if client_flags & DATAGRAMS != 0 { self.datagram_idle_ticks } else { self.idle_ticks }
+    }
 }
 
-crate::map_types! { Settings: 480 }
+crate::map_types! { Settings: 488 }

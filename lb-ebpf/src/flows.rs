@@ -143,13 +143,13 @@ pub(crate) fn live(slot: u16) -> u64 {
 
 /// Whether an entry's flow may be forgotten.
 #[inline(always)]
-fn expired(settings: &Settings, head: Head, last_seen: u32, now: u32) -> bool {
+fn expired(settings: &Settings, head: Head, client_flags: u8, last_seen: u32, now: u32) -> bool {
     let limit = match FlowState::from_bits(head.state) {
         FlowState::Free => return true,
         // Some processor is filling it in, which takes less than a microsecond: two would share the entry.
         FlowState::Claimed => return false,
         FlowState::Binding | FlowState::Opening | FlowState::Awaiting => settings.binding_ticks,
-        FlowState::Established => settings.idle_ticks,
+        FlowState::Established => settings.idle_ticks_of(client_flags),
         FlowState::Closing => settings.closing_ticks,
     };
     is_over(limit, last_seen, now)
@@ -181,8 +181,9 @@ pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
         let index = place(settings, hash, i);
         let flow = FLOWS.get_ptr_mut(index)?;
         let head = head_of(flow);
-        // SAFETY: map values stay valid.
-        if expired(settings, Head::from_bits(head), unsafe { (*flow).last_seen }, now) {
+        // SAFETY: map values stay valid; the fields are plain integers.
+        let (flags, last_seen) = unsafe { ((*flow).client_flags, (*flow).last_seen) };
+        if expired(settings, Head::from_bits(head), flags, last_seen, now) {
             choice = Some((Entry { flow, index }, head));
         }
         i += 1;

@@ -323,8 +323,8 @@ impl Daemon {
 
     /// How many flow entries a tick looks at: all of them within half the shortest timeout.
     fn expire_budget(&self) -> usize {
-        let Timeouts { idle, closing, binding, .. } = self.config.timeouts;
-        let ticks = idle.min(closing).min(binding).as_millis() / TICK.as_millis() / 2;
+        let Timeouts { idle, udp_idle, closing, binding, .. } = self.config.timeouts;
+        let ticks = idle.min(udp_idle).min(closing).min(binding).as_millis() / TICK.as_millis() / 2;
         self.datapath.flows().capacity() / usize::try_from(ticks).unwrap_or(1).max(1) + 1
     }
 

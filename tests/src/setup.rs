@@ -72,6 +72,7 @@ impl Setup {
             slot_mult: 0,
             tick_shift: 6,
             idle_ticks: 4 * 900,
+            datagram_idle_ticks: 4 * 300,
             closing_ticks: 4 * 10,
             binding_ticks: 4 * 30,
             token_key_mask: 1 << TOKEN_KEY.0,

@@ -58,8 +58,10 @@ pub struct Lbd {
 /// How long things may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timeouts {
-    /// Flow without a packet from its client.
+    /// Connection without a packet from its client.
     pub idle: Duration,
+    /// Flow of datagrams without one from its client.
+    pub udp_idle: Duration,
     /// Flow after FINs or RST.
     pub closing: Duration,
     /// Flow whose backend never answered.
@@ -72,6 +74,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             idle: Duration::from_secs(15 * 60),
+            udp_idle: Duration::from_secs(5 * 60),
             closing: Duration::from_secs(10),
             binding: Duration::from_secs(30),
             drain: Duration::from_secs(10),

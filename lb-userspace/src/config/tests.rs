@@ -237,6 +237,11 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         (
             "[lbd]",
+            "[timeouts]\nudp_idle = \"500ms\"\n[lbd]",
+            &[(3, 12, "`udp_idle` is 500ms", "it must be from 1s to 30d; without it, it is 5m")],
+        ),
+        (
+            "[lbd]",
             "[timeouts]\nclosing = \"0s\"\n[lbd]",
             &[(3, 11, "`closing` is 0s", "it must be from 1s to 1d; without it, it is 10s")],
         ),

@@ -213,6 +213,7 @@ fn settings(
         token_keys,
         token_key_mask,
         idle_ticks: clock.ticks(config.timeouts.idle),
+        datagram_idle_ticks: clock.ticks(config.timeouts.udp_idle),
         closing_ticks: clock.ticks(config.timeouts.closing),
         binding_ticks: clock.ticks(config.timeouts.binding),
         ..Settings::default()

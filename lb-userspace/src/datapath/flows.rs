@@ -95,16 +95,17 @@ impl Flows {
             self.cursor = (at + 1) % self.entries;
             let entry = &self.table()[at];
             let head = entry[HEAD].load(Ordering::Acquire);
+            let Flow { client_flags, last_seen, .. } = copy(entry);
             let (limit, count) = match FlowState::from_bits(Head::from_bits(head).state) {
                 // A processor claims an entry for less than a microsecond.
                 FlowState::Free | FlowState::Claimed => continue,
                 FlowState::Binding | FlowState::Opening | FlowState::Awaiting => {
                     (settings.binding_ticks, &mut expired.binding)
                 }
-                FlowState::Established => (settings.idle_ticks, &mut expired.established),
+                FlowState::Established => (settings.idle_ticks_of(client_flags), &mut expired.established),
                 FlowState::Closing => (settings.closing_ticks, &mut expired.closing),
             };
-            let age = now.wrapping_sub(copy(entry).last_seen) as i32;
+            let age = now.wrapping_sub(last_seen) as i32;
             // Signed: a packet of this very moment is younger than the time we were given.
             if age < 0 || age as u32 <= limit {
                 continue;
@@ -150,10 +151,17 @@ fn snapshot(entry: &Entry) -> Option<Flow> {
 mod tests {
     use super::*;
     use lb_common::addr::Be16;
+    use lb_common::flow::DATAGRAMS;
     use std::io::{Seek, SeekFrom, Write};
 
     fn timeouts() -> Settings {
-        Settings { binding_ticks: 10, idle_ticks: 1000, closing_ticks: 20, ..Settings::default() }
+        Settings {
+            binding_ticks: 10,
+            idle_ticks: 1000,
+            closing_ticks: 20,
+            datagram_idle_ticks: 500,
+            ..Settings::default()
+        }
     }
 
     fn flow(port: u16, state: FlowState, last_seen: u32) -> Flow {
@@ -186,11 +194,15 @@ mod tests {
             flow(4, FlowState::Claimed, 0),
             Flow::default(),
             flow(6, FlowState::Established, 200),
+            Flow { client_flags: DATAGRAMS, ..flow(7, FlowState::Established, 100) },
         ]);
-        assert_eq!(ports(&flows), [1, 2, 3, 6], "free and claimed entries are no flows");
+        assert_eq!(ports(&flows), [1, 2, 3, 6, 7], "free and claimed entries are no flows");
         assert_eq!(flows.expire(110, 100, &timeouts()), Expired::default(), "at the limit is not beyond it");
         assert_eq!(flows.expire(111, 100, &timeouts()), Expired { binding: 1, ..Expired::default() });
         assert_eq!(flows.expire(121, 100, &timeouts()), Expired { closing: 1, ..Expired::default() });
+        assert_eq!(flows.expire(600, 100, &timeouts()), Expired::default());
+        assert_eq!(flows.expire(601, 100, &timeouts()), Expired { established: 1, ..Expired::default() });
+        assert_eq!(ports(&flows), [2, 6], "datagrams have a time of their own");
         assert_eq!(flows.expire(1101, 100, &timeouts()), Expired { established: 1, ..Expired::default() });
         assert_eq!(ports(&flows), [6]);
         assert_eq!(

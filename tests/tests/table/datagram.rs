@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
-use lb_common::flow::FlowState;
+use lb_common::flow::{Flow, FlowState};
 use lb_common::service::{Affinity, Place, Service};
 use lb_common::token::{TOKEN_LEN, TOKEN_TEXT_LEN, decode};
 use proptest::prelude::*;
@@ -390,6 +390,35 @@ fn flows_of_datagrams_make_room() -> Result<()> {
         b"a new one",
     )?;
     assert_eq!(counted, [Counter::NewSession, Counter::FlowEvicted, Counter::FromClient]);
+    Ok(())
+}
+
+/// A full group: the one that is taken has either been idle for too long, or is given up before its time.
+#[test]
+fn flows_of_datagrams_have_an_idle_time_of_their_own() -> Result<()> {
+    let mut scene = scene(1, |service| service.affinity = Affinity::None as u8)?;
+    scene.runner.change(|setup| setup.settings.flow_group_mask = 0)?;
+    let limit = scene.runner.setup.settings.datagram_idle_ticks;
+    assert!(limit < scene.runner.setup.settings.idle_ticks);
+    let evicted = [Counter::NewSession, Counter::FlowEvicted, Counter::FromClient];
+    for (age, expected) in
+        [(limit - 100, &evicted[..]), (limit + 1, &[Counter::NewSession, Counter::FromClient])]
+    {
+        scene.runner.maps.forget()?;
+        for port in 1..=8 {
+            scene.client.set_port(port);
+            steer(&scene, b"one")?;
+            answered(&scene, 0, b"to whom?")?;
+            steer(&scene, b"two")?;
+        }
+        let index = scene.runner.maps.index_of(3)?;
+        let flow = scene.runner.maps.flow(index)?;
+        let flow = Flow { last_seen: flow.last_seen.wrapping_sub(age), ..flow };
+        scene.runner.maps.set_flow(index, &flow)?;
+        scene.client.set_port(9);
+        assert_eq!(steer(&scene, b"a new one")?.1, expected, "{age} ticks");
+        assert!(scene.runner.maps.index_of(3).is_err(), "the idle one is gone");
+    }
     Ok(())
 }
 

@@ -186,6 +186,7 @@ impl Checker<'_, '_> {
         let day = Duration::from_secs(86_400);
         Timeouts {
             idle: self.duration(&raw.idle, "idle", SECOND..=30 * day, default.idle),
+            udp_idle: self.duration(&raw.udp_idle, "udp_idle", SECOND..=30 * day, default.udp_idle),
             closing: self.duration(&raw.closing, "closing", SECOND..=day, default.closing),
             binding: self.duration(&raw.binding, "binding", SECOND..=day, default.binding),
             drain: self.duration(&raw.drain, "drain", Duration::ZERO..=day, default.drain),
