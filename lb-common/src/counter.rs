@@ -53,7 +53,8 @@ counters! {
     Redispatched = "redispatched" Steering,
     /// No token: a new session.
     NewSession = "new_session" Steering,
-    /// A token that does not verify; treated as absent, so new_session counts as well.
+    /// A token that does not verify; treated as absent, so new_session counts as well. In UDP once for each datagram with such
+    /// a token, while what is decided (all other reasons but rejected) counts once a flow, and again when the flow moves.
     InvalidToken = "invalid_token" Steering,
     /// What the service steers by (the client's address, for one) was hashed to a backend.
     Hashed = "hashed" Steering,
@@ -61,7 +62,8 @@ counters! {
     UnknownKey = "unknown_key" Steering,
     /// A QUIC connection id that names no server of the service: by the flow, or else hashed.
     Unroutable = "unroutable" Steering,
-    /// The session's backend does not serve, and the service gives its sessions to no other one: refused.
+    /// The session's backend does not serve, and the service gives its sessions to no other one: refused. In UDP once for each
+    /// datagram, since nothing remembers those that were dropped.
     Rejected = "rejected" Steering,
     /// A TLS client asked for a name that no backend is listed for, or for none, and every backend is listed for names: refused.
     UnknownName = "unknown_name" Steering,
