@@ -72,6 +72,7 @@ fn over_udp_it_serves_what_lives_there_as_long_as_it_is_up() {
     assert_eq!((view.name.as_str(), view.state.as_str(), view.flows), ("q2", "leaving", 7));
     assert_eq!(view.reason.as_deref(), Some("no longer configured"));
     assert_eq!(fixture.registry.count_backends(), (1, 1, 1));
+    assert_eq!(fixture.registry.backend_names()[&Q2], "edge/q2", "as the trace calls it");
     let service = &fixture.registry.services()[0];
     assert_eq!((service.backends, service.ready, service.draining, service.leaving), (1, 1, 0, 1));
     let told = fixture.registry.explain("3102000000000000", None).unwrap();
