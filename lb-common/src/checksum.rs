@@ -63,11 +63,16 @@ pub const fn at_odd_offset(sum: u16) -> u16 {
     sum.swap_bytes()
 }
 
-/// Sum of any bytes: the plain way, for tests and for small fixed headers on the host.
-pub fn sum_bytes(bytes: &[u8]) -> u64 {
+/// Sum of any bytes: the plain way, for tests, for small fixed headers on the host, and for what is fixed when compiled.
+pub const fn sum_bytes(bytes: &[u8]) -> u64 {
     let (pairs, rest) = bytes.as_chunks::<2>();
-    let sum: u64 = pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum();
-    sum + rest.first().map_or(0, |last| u64::from(u16::from_ne_bytes([*last, 0])))
+    let mut sum = if let [last] = rest { u16::from_ne_bytes([*last, 0]) as u64 } else { 0 };
+    let mut i = 0;
+    while i < pairs.len() {
+        sum += u16::from_ne_bytes(pairs[i]) as u64;
+        i += 1;
+    }
+    sum
 }
 
 #[cfg(test)]

@@ -119,6 +119,10 @@ counters! {
     PassedFromBackend = "passed_from_backend" Packet,
     /// A SYN-ACK or challenge ACK of a half-bound flow went up to the joint.
     PassedToJoint = "passed_to_joint" Packet,
+    /// No backend takes an HTTP request: the client was told with 503.
+    Unavailable = "unavailable" Packet,
+    /// Something else from a client that was told so: acknowledged, or absorbed.
+    UnavailableHeard = "unavailable_heard" Packet,
     /// A segment of an unknown flow was answered with RST.
     ResetUnknownFlow = "reset_unknown_flow" Packet,
     /// Every backend refused: the client was told with RST.

@@ -114,7 +114,8 @@ const _: () = assert!(cfg!(target_endian = "little"), "the layout of `Head` is t
 pub struct Flow {
     pub client: Addr,
     pub head: Head,
-    /// Add it to a sequence number of the backend to get the client's view of it (cookie − backend's initial one).
+    /// Add it to a sequence number of the backend to get the client's view of it (cookie − backend's initial one). Of a flow
+    /// that no backend takes: the sequence number behind what its client has sent.
     pub seq_delta: u32,
     /// Add it to a timestamp of the backend to get the client's view of it.
     pub ts_delta: u32,

@@ -13,6 +13,7 @@ use crate::replay;
 use crate::rewrite;
 use crate::stash;
 use crate::syn::{back, send};
+use crate::unavailable;
 use crate::verdict::{Verdict, consume, leave, pass};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -181,6 +182,23 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
     if handshake::next(key, entry, was, slot, stash, service) {
         stash::unlock(slot);
         return offer(ctx, entry.index, Counter::SynRetried);
+    }
+    if unavailable::speaks_http(service) {
+        let heard = flow.client_isn.wrapping_add(1).wrapping_add(stash.limit);
+        let echo = if stash.has_timestamps != 0 { unavailable::echo(stash.ts_val) } else { 0 };
+        if !unavailable::keep(entry, was, heard) {
+            // Its client has moved it to another backend meanwhile.
+            stash::unlock(slot);
+            return consume(Counter::DropBusy);
+        }
+        stash::release(slot);
+        return Verdict::from_bits(unavailable::lb_turn_away(
+            ctx.ctx,
+            u32::from(key.service),
+            entry.index,
+            echo,
+            1,
+        ));
     }
     let header = Header {
         from: End { mac: flow.local_mac, addr: service.addr, port: service.port },

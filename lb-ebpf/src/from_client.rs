@@ -6,12 +6,14 @@ use crate::from_backend::settle;
 use crate::maps::{BACKENDS, count_backend};
 use crate::packet::{Frame, Packet, Segment};
 use crate::stash::is_exceeded;
+use crate::unavailable::lb_unavailable;
 use crate::verdict::{Verdict, consume, leave};
 use crate::{handshake, plain, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
 use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESET_SEEN};
+use lb_common::maglev::NOBODY;
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
 
@@ -79,6 +81,9 @@ pub(crate) fn handle(
 #[inline(always)]
 fn established(ctx: &XdpContext, frame: Frame, entry: Entry, flow: &Flow, segment: &Segment) -> Verdict {
     let Some(backend) = BACKENDS.get(u32::from(flow.head.backend)) else {
+        if flow.head.backend == NOBODY {
+            return Verdict::from_bits(lb_unavailable(ctx.ctx, u32::from(flow.head.service), entry.index));
+        }
         return consume(Counter::DropNoBackendEntry);
     };
     if backend.has_next_hop == 0 {

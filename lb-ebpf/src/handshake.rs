@@ -9,6 +9,7 @@ use crate::packet::Segment;
 use crate::select::{ANOTHER, choose, decided, lb_choose};
 use crate::stash::{self, Slot, TIMESTAMPS};
 use crate::token::{self, ABSENT, INVALID};
+use crate::unavailable::{self, lb_unavailable};
 use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -37,6 +38,7 @@ pub(crate) fn place(ctx: &XdpContext, service: u16, stashed: u64, part: u32) -> 
     match lb_place(u32::from(service), flow, (stashed >> 32) as u32 & 0xffff, part) {
         CHOSEN => offer(ctx, flow, Counter::Bound),
         NOBODY_READY => Verdict::from_bits(lb_refuse(ctx.ctx)),
+        UNAVAILABLE => Verdict::from_bits(lb_unavailable(ctx.ctx, u32::from(service), flow)),
         bits => Verdict::from_bits(bits),
     }
 }
@@ -106,6 +108,8 @@ pub(crate) const LAST: u32 = 1;
 const CHOSEN: u64 = u64::MAX;
 /// ...or none is ready, which the client is to be told.
 const NOBODY_READY: u64 = u64::MAX - 1;
+/// ...in a way that it understands.
+const UNAVAILABLE: u64 = u64::MAX - 2;
 
 /// Chooses the backend of a flow that waits for one, by what is stashed, and unlocks the stash. A global function (see
 /// [`crate::cold`]).
@@ -148,7 +152,11 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
     let chosen = choose(stash, index, key.service, found);
     if chosen == u32::from(NOBODY) {
         decided(&key, NOBODY, found, stash.reason);
+        let heard = known.client_isn.wrapping_add(1).wrapping_add(stash.limit);
         stash::release(slot);
+        if unavailable::speaks_http(entry) && unavailable::keep(place, was, heard) {
+            return UNAVAILABLE;
+        }
         end(place, was);
         return NOBODY_READY;
     }

@@ -33,6 +33,7 @@ mod steer;
 mod syn;
 mod token;
 mod trace;
+mod unavailable;
 mod unknown;
 mod verdict;
 

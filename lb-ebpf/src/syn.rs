@@ -121,7 +121,7 @@ pub(crate) fn send<const N: usize>(
 /// Gives the frame another length: cut at its tail, grown at its head, where every driver leaves room. What it held is
 /// lost, and so is every pointer into it.
 #[inline(always)]
-fn resize(ctx: &XdpContext, len: u32) -> bool {
+pub(crate) fn resize(ctx: &XdpContext, len: u32) -> bool {
     let more = len as i32 - ctx.len() as i32;
     if more == 0 {
         return true;

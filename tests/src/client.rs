@@ -114,8 +114,13 @@ impl Client {
 }
 
 /// One request on a connection of its own; returns the answer's body.
+///
+/// # Errors
+/// When there is none, or it is of failure.
 pub fn get(netns: &Netns, headers: &str) -> Result<String> {
-    Ok(Client::connect(netns)?.get("/", &format!("{headers}Connection: close\r\n"))?.body)
+    let response = Client::connect(netns)?.get("/", &format!("{headers}Connection: close\r\n"))?;
+    ensure!(response.head.starts_with("HTTP/1.1 2"), "the answer is {}", response.head);
+    Ok(response.body)
 }
 
 /// What was negotiated on a connection, as the kernel tells by TCP_INFO.

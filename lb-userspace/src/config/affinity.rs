@@ -52,6 +52,15 @@ pub enum Anchor {
 }
 
 impl Affinity {
+    /// Whether clients of a TCP service with this rule speak HTTP: as the program tells it by the key's place.
+    pub fn speaks_http(&self) -> bool {
+        let place = match self {
+            Self::Signed(place) | Self::Hashed(place) | Self::Learned { place, .. } => place,
+            Self::Quic(_) | Self::Source { .. } | Self::None { .. } => return false,
+        };
+        matches!(place, Place::Cookie(_) | Place::Header(_) | Place::Query(_))
+    }
+
     /// The cookie in which managed servers hand out tokens, unless the rule has another.
     pub const COOKIE: &str = "lb";
     /// Where the token stands in the datagrams of managed servers (docs/datagram.md): bytes before it.

@@ -197,7 +197,7 @@ pub struct ExplainView {
     pub service: String,
     /// What the token says, if it verifies.
     pub token: Option<TokenView>,
-    /// `hit`, `stale`, `redispatched`, `unknown`, `hashed`, `new` or `reset`.
+    /// `hit`, `stale`, `redispatched`, `unknown`, `hashed`, `new`; `unavailable`, `reset` or `dropped` where nobody takes it.
     pub verdict: String,
     /// The backend that would get it; `None` when that is chosen by weight, or there is none.
     pub backend: Option<String>,

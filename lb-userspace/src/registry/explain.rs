@@ -141,6 +141,16 @@ impl Registry {
         self.explained(id, view, "new", None, why, &[*counter])
     }
 
+    /// What becomes of a client that nobody takes, and how that is counted.
+    fn turned_away(&self, id: u16) -> (&'static str, Counter) {
+        let service = &self.services[&id];
+        match service.protocol {
+            Protocol::Tcp if service.affinity.speaks_http() => ("unavailable", Counter::Unavailable),
+            Protocol::Tcp => ("reset", Counter::ResetNoBackend),
+            Protocol::Udp => ("dropped", Counter::DropNoBackend),
+        }
+    }
+
     /// Nobody is ready, which a TCP client is told.
     pub(super) fn explain_nobody(
         &self,
@@ -149,10 +159,7 @@ impl Registry {
         why: &str,
         counters: &[Counter],
     ) -> ExplainView {
-        let (verdict, counter) = match self.services[&id].protocol {
-            Protocol::Tcp => ("reset", Counter::ResetNoBackend),
-            Protocol::Udp => ("dropped", Counter::DropNoBackend),
-        };
+        let (verdict, counter) = self.turned_away(id);
         let counters = [counters, &[counter]].concat();
         self.explained(id, view, verdict, None, format!("{why}; no backend is ready"), &counters)
     }
@@ -197,11 +204,7 @@ impl Registry {
     ) -> ExplainView {
         if self.services[&id].on_unavailable == OnUnavailable::Reject {
             let why = format!("{why}, and this service gives its sessions to no other backend");
-            let verdict = match self.services[&id].protocol {
-                Protocol::Tcp => "reset",
-                Protocol::Udp => "dropped",
-            };
-            return self.explained(id, view, verdict, None, why, &[Counter::Rejected]);
+            return self.explained(id, view, self.turned_away(id).0, None, why, &[Counter::Rejected]);
         }
         match self.walk(id, hash) {
             Some(name) => {

@@ -596,7 +596,7 @@ fn explain_tells_what_is_wrong_with_a_token() {
     let nobody = fixture.registry.explain("x", Some("blog")).unwrap();
     assert_eq!(
         (nobody.verdict.as_str(), nobody.counters.join(" ")),
-        ("reset", "invalid_token reset_no_backend".into())
+        ("unavailable", "invalid_token unavailable".into())
     );
 }
 
@@ -665,7 +665,7 @@ proptest! {
         for slot in 0..7 {
             let token = Token { session: SessionId(session), ..token(slot, 1) };
             let told = fixture.explain(&token);
-            prop_assert_eq!(told.backend.is_none(), told.verdict == "reset");
+            prop_assert_eq!(told.backend.is_none(), told.verdict == "unavailable");
             prop_assert!(told.counters.iter().all(|name| Counter::ALL.iter().any(|counter| counter.name() == name)));
         }
     }

@@ -1,9 +1,10 @@
 //! Backends that refuse, stay silent, or answer when nobody asks any more.
 
 use anyhow::{Context, Result};
+use lb_common::backend::State;
 use lb_common::counter::Counter;
-use std::io::ErrorKind;
 use std::net::SocketAddrV4;
+use tests::balancer::dial;
 use tests::client::{Client, get};
 use tests::frame::{ACK, Opt, RST, SYN};
 use tests::raw::{Peer, Wire};
@@ -43,11 +44,46 @@ fn when_all_refuse_the_client_is_told() -> Result<()> {
     let world = World::silent(Arms::Several, 3)?;
     for _ in 0..5 {
         let error = get(&world.town.client.netns, "").expect_err("nobody listens");
-        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        assert_eq!(kind, Some(ErrorKind::ConnectionReset), "{error:#}");
+        assert!(format!("{error:#}").contains("HTTP/1.1 503 Service Unavailable"), "{error:#}");
     }
-    assert_eq!(count(&world, Counter::ResetRefused)?, 5, "{}", world.counts());
+    assert_eq!(count(&world, Counter::Unavailable)?, 5, "{}", world.counts());
     assert_eq!(world.balancer.maps.stashes()?.len(), 0);
+    Ok(())
+}
+
+/// Clients as they are, with requests of every kind: each reads the response, none is reset, none waits for a timer.
+#[test]
+fn clients_read_that_nobody_serves() -> Result<()> {
+    let mut world = World::new(Arms::Several, 2)?;
+    world.balancer.change(|setup| setup.backends.iter_mut().for_each(|b| b.state = State::Down as u8))?;
+    let (url, netns) = (format!("http://{}/", dial()), &world.town.client.netns);
+    let big = tempfile::NamedTempFile::new()?;
+    big.as_file().set_len(3 << 20)?;
+    let upload = format!("@{}", big.path().display());
+    let rows: [(&str, &[&str]); 6] = [
+        ("GET", &[]),
+        ("an older version", &["--http1.0"]),
+        ("HEAD", &["--head"]),
+        ("a form", &["--data", "a=b"]),
+        ("3 MB at once", &["--header", "Expect:", "--data-binary", &upload]),
+        ("3 MB that ask first", &["--header", "Expect: 100-continue", "--data-binary", &upload]),
+    ];
+    for (name, args) in rows {
+        let output = netns
+            .command("curl")
+            .args(["--silent", "--show-error", "--max-time", "30", "--output", "/dev/null"])
+            .args(["--write-out", "%{http_code} %{num_connects}", &url])
+            .args(args)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said == "503 1", "{name}: {output:?}\n{}", world.counts());
+    }
+    assert!(count(&world, Counter::Unavailable)? >= 6, "{}", world.counts());
+    assert_eq!(count(&world, Counter::ResetUnknownFlow)?, 0, "{}", world.counts());
+    assert_eq!(netns.counter("TcpRetransSegs")?, 0, "{}", world.counts());
+    // They are served as soon as somebody is there.
+    world.balancer.change(|setup| setup.set_state(1, State::Ready))?;
+    assert_eq!(get(netns, "")?, "b1");
     Ok(())
 }
 

@@ -129,12 +129,12 @@ fn a_strict_service_refuses_sessions_whose_backend_does_not_serve() -> Result<()
     for state in [State::Down, State::Maint, State::Gone] {
         scene.runner.change(|setup| setup.set_state(1, state))?;
         let outcome = scene.xdp(&request)?;
-        assert_eq!(outcome.counted, [(Counter::Rejected, 1), (Counter::ResetNoBackend, 1)], "{state:?}");
+        assert_eq!(outcome.counted, [(Counter::Rejected, 1), (Counter::Unavailable, 1)], "{state:?}");
         assert_eq!(outcome.verdict, Verdict::Redirect);
-        let reset = outcome.segment();
-        assert!(reset.has(RST) && reset.dst == scene.client, "{reset:?}");
-        assert_eq!(scene.runner.maps.flows()?, []);
+        let told = outcome.segment();
+        assert!(told.payload.starts_with(b"HTTP/1.1 503 ") && told.dst == scene.client, "{told:?}");
         assert_eq!(scene.runner.maps.stashes()?.len(), 0);
+        scene.runner.maps.forget()?;
     }
     for state in [State::Drain, State::Ready] {
         scene.runner.change(|setup| setup.set_state(1, state))?;
@@ -155,9 +155,10 @@ fn a_strict_service_tries_no_other_backend() -> Result<()> {
     let token = scene.runner.setup.token(1, 5);
     scene.xdp(&scene.request(&token))?;
     let refused = scene.xdp(&scene.refusal(1))?;
-    assert_eq!(refused.counted, [(Counter::Rejected, 1), (Counter::ResetRefused, 1)]);
+    assert_eq!(refused.counted, [(Counter::Rejected, 1), (Counter::Unavailable, 1)]);
     assert_eq!(refused.segment().dst, scene.client);
-    assert_eq!((scene.runner.maps.flows()?.len(), live(&scene)?), (0, vec![0; 3]));
+    assert_eq!(live(&scene)?, [0; 3]);
+    scene.runner.maps.forget()?;
     for expected in [&[Counter::AffinityHit, Counter::Bound][..], &[Counter::SynRepeated]] {
         let outcome = scene.xdp(&scene.request(&token))?;
         assert_eq!(outcome.counted.iter().map(|(counter, _)| *counter).collect::<Vec<_>>(), expected);
@@ -228,6 +229,7 @@ fn decisions_are_told_to_those_who_listen() -> Result<()> {
         setup.set_state(1, State::Down);
     })?;
     scene.xdp(&scene.request(&token))?;
+    scene.runner.maps.forget()?;
     scene.runner.change(|setup| setup.backends.iter_mut().for_each(|b| b.state = State::Down as u8))?;
     scene.xdp(&scene.first(REQUEST))?;
     let told: Vec<_> = scene.runner.maps.told().iter().map(|d| (d.backend, d.reason)).collect();

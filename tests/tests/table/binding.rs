@@ -3,6 +3,7 @@
 use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, FlowState};
+use lb_common::service::Place;
 use lb_common::stash::{Stash, VIEW_FIN, VIEW_USED, View};
 use tests::frame::{ACK, FIN, Opt, PSH, RST, SYN, Segment};
 use tests::runner::{TcVerdict, Verdict};
@@ -166,9 +167,11 @@ fn a_refusing_backend_is_replaced_at_once() -> Result<()> {
     Ok(())
 }
 
+/// One that would not understand a response.
 #[test]
 fn when_all_refuse_the_client_is_reset() -> Result<()> {
-    let scene = Scene::new(3)?;
+    let mut scene = Scene::new(3)?;
+    scene.runner.change(|setup| setup.services[0].place = Place::Sni as u8)?;
     let mut slot = scene.bind(REQUEST)?;
     let mut asked = vec![slot];
     for _ in 1..3 {
@@ -205,7 +208,7 @@ fn tries_are_bounded() -> Result<()> {
     scene.runner.change(|setup| setup.services[0].max_tries = 2)?;
     let first = scene.bind(REQUEST)?;
     let second = scene.slot_of(&scene.xdp(&scene.refusal(first))?.segment());
-    assert!(scene.xdp(&scene.refusal(second))?.counted(Counter::ResetRefused));
+    assert!(scene.xdp(&scene.refusal(second))?.counted(Counter::Unavailable));
     Ok(())
 }
 

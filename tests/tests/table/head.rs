@@ -154,8 +154,10 @@ fn a_client_that_resets_or_finishes_while_it_waits() -> Result<()> {
     begin(&scene, &head)?;
     scene.runner.change(|setup| setup.backends.clear())?;
     let outcome = scene.xdp(&scene.segment(FULL as u32, PSH, &head[FULL..]))?;
-    assert!(outcome.counted(Counter::ResetNoBackend) && outcome.segment().has(RST), "{outcome:?}");
-    assert_eq!((state(&scene)?, scene.runner.maps.stashes()?.len()), (None, 0));
+    let told = outcome.segment();
+    assert!(outcome.counted(Counter::Unavailable) && told.has(FIN), "{outcome:?}");
+    assert_eq!(told.ack, scene.segment(head.len() as u32, 0, b"").seq, "both segments");
+    assert_eq!((state(&scene)?, scene.runner.maps.stashes()?.len()), (Some(FlowState::Closing), 0));
     Ok(())
 }
 

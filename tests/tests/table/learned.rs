@@ -423,7 +423,7 @@ fn a_strict_service_gives_no_learned_session_away() -> Result<()> {
     })?;
     scene.client.set_port(scene.client.port() + 1);
     let refused = scene.xdp(&scene.first(&session("v")))?;
-    assert_eq!(counted(&refused), [Counter::Rejected, Counter::ResetNoBackend], "{refused:?}");
+    assert_eq!(counted(&refused), [Counter::Rejected, Counter::Unavailable], "{refused:?}");
     assert_eq!(connect(&mut scene, &session("of nobody"))?.1, Counter::UnknownKey, "it has no home");
     scene.runner.change(|setup| setup.set_state(slot, State::Ready))?;
     assert_eq!(connect(&mut scene, &session("v"))?, (slot, Counter::AffinityHit));

@@ -18,3 +18,4 @@ mod replay;
 mod sni;
 mod steering;
 mod syn;
+mod unavailable;

@@ -167,11 +167,13 @@ fn token_keys_rotate() -> Result<()> {
     Ok(())
 }
 
+/// One that would not understand a response.
 #[test]
 fn without_a_ready_backend_the_client_is_reset() -> Result<()> {
     let mut scene = Scene::new(2)?;
     let token = scene.runner.setup.token(1, 7);
     scene.runner.change(|setup| {
+        setup.services[0].place = lb_common::service::Place::Sni as u8;
         setup.set_state(0, State::Down);
         setup.set_state(1, State::Maint);
     })?;

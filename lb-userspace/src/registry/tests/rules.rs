@@ -133,7 +133,7 @@ fn explain_knows_every_rule() {
         assert_eq!(told.counters, [counter], "{lines}");
     }
     // Nobody else gets a session where the service does not want it.
-    for (protocol, verdict) in [("tcp", "reset"), ("udp", "dropped")] {
+    for (protocol, verdict) in [("tcp", "unavailable"), ("udp", "dropped")] {
         let (mut registry, _) = with(&format!("protocol = \"{protocol}\"\non_unavailable = \"reject\""));
         registry.apply(Change::Admin { backend: "b".into(), admin: Admin::Maint }, Instant::now());
         let told = registry.explain(&text, None).unwrap();
@@ -179,12 +179,12 @@ fn explain_tells_where_a_key_leads() {
     assert_eq!(told(&registry, Some(1)), row("redispatched", Some("shop/a"), why, "redispatched"));
     maint(&mut registry, "a");
     let nobody = format!("{unknown}; no backend is ready");
-    assert_eq!(told(&registry, None), row("reset", None, &nobody, "reset_no_backend"));
+    assert_eq!(told(&registry, None), row("unavailable", None, &nobody, "unavailable"));
 
     let (mut registry, _) = with(&format!("{learned}\non_unavailable = \"reject\""));
     maint(&mut registry, "b");
     let why = "b handed that key out, and is maint, and this service gives its sessions to no other backend";
-    assert_eq!(told(&registry, Some(1)), row("reset", None, why, "rejected"));
+    assert_eq!(told(&registry, Some(1)), row("unavailable", None, why, "rejected"));
 
     let learned = "protocol = \"udp\"\naffinity = { kind = \"learned\", offset = 0, bytes = 5 }";
     assert_eq!(told(&with(learned).0, None), row("unknown", None, &hashed, "unknown_key"));
