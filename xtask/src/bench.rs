@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: what a packet costs on each path, and what the verifier has to do. `cargo xtask bench session`:
-//! what sessions cost, beside an application that keeps them in Redis the usual way.
+//! what sessions cost, beside an application that keeps them in Redis the usual way. `cargo xtask bench katran`: our program
+//! and Katran's on the same packets.
+
+mod katran;
 
 use crate::{build, steps, toolchain, workspace};
 use anyhow::{Context, Result, bail};
@@ -20,6 +23,8 @@ pub(crate) struct Arguments {
 enum What {
     /// What a packet costs on each path (without a word it is this); needs root
     Packets(Extent),
+    /// What a packet costs beside Katran's program, compiled from a checkout of it; needs root and clang
+    Katran(Peer),
     /// What sessions cost, beside an application that keeps them in Redis through tower-sessions; starts a redis-server
     Session(Extent),
 }
@@ -37,22 +42,46 @@ struct Extent {
     only: Option<String>,
 }
 
+#[derive(clap::Args)]
+struct Peer {
+    #[command(flatten)]
+    extent: Extent,
+    /// A checkout of https://github.com/facebookincubator/katran
+    #[arg(long, value_name = "DIRECTORY")]
+    source: Option<PathBuf>,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         None => packets(&arguments.packets),
         Some(What::Packets(arguments)) => packets(arguments),
+        Some(What::Katran(peer)) => beside_katran(peer),
         Some(What::Session(extent)) => session(extent),
     }
 }
 
 fn packets(extent: &Extent) -> Result<()> {
-    if !workspace::is_root() {
-        bail!("bench loads BPF programs and needs root: run `sudo env \"PATH=$PATH\" cargo xtask bench`");
-    }
+    needs_root("cargo xtask bench")?;
     build::build_objects(&[])?;
     measure(extent, |bench| {
         bench.arg("packets");
     })
+}
+
+fn beside_katran(peer: &Peer) -> Result<()> {
+    needs_root("cargo xtask bench katran --source DIRECTORY")?;
+    let katran = katran::compile(peer.source.as_deref())?;
+    build::build_objects(&[])?;
+    measure(&peer.extent, |bench| {
+        bench.arg("katran").arg("--object").arg(&katran.object).arg("--origin").arg(&katran.origin);
+    })
+}
+
+fn needs_root(command: &str) -> Result<()> {
+    if !workspace::is_root() {
+        bail!("bench loads BPF programs and needs root: run `sudo env \"PATH=$PATH\" {command}`");
+    }
+    Ok(())
 }
 
 fn session(extent: &Extent) -> Result<()> {

@@ -85,7 +85,7 @@ pub struct Undo {
     pub run: u64,
     /// Images in use − 1 (their number is a power of two): run n takes image n & mask.
     pub image_mask: u32,
-    /// [`WHOLE`] or [`HEADERS`].
+    /// [`WHOLE`], [`HEADERS`] or [`INNER`].
     pub what: u32,
     /// Clients in use − 1 (their number is a power of two): run n takes client n & mask...
     pub client_mask: u32,
@@ -99,6 +99,8 @@ pub const WHOLE: u32 = 0;
 /// that rewrite a header in place, because it costs little, and the program that follows never waits for a store that
 /// is wider or narrower than its load.
 pub const HEADERS: u32 = 1;
+/// The same, once what stands in front of the frame is taken off: for programs that put it into a tunnel.
+pub const INNER: u32 = 2;
 /// Ethernet, IPv4 and TCP headers with twenty bytes of options.
 pub const HEADERS_LEN: usize = 74;
 

@@ -2,10 +2,10 @@
 //! This program runs in front of it and puts an image of the frame back; its own cost is measured with an empty program
 //! behind it and subtracted. So what it does must not depend on what the program before it left behind.
 
-use crate::rule::{Client, DESTINATION, HEADERS, HEADERS_LEN, IMAGE_ROOM, Image, SOURCE, Undo, WHOLE};
+use crate::rule::{Client, DESTINATION, HEADERS, HEADERS_LEN, IMAGE_ROOM, INNER, Image, SOURCE, Undo, WHOLE};
 use crate::watch::opaque;
 use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
-use aya_ebpf::helpers::{bpf_xdp_adjust_tail, bpf_xdp_store_bytes};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_store_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
@@ -52,6 +52,10 @@ fn restore(ctx: &XdpContext) -> Option<()> {
     match undo.what {
         WHOLE => whole(ctx, image)?,
         HEADERS => headers(ctx, image)?,
+        INNER => {
+            uncover(ctx, image)?;
+            headers(ctx, image)?;
+        }
         _ => return None,
     }
     if undo.client_is != 0 {
@@ -86,6 +90,16 @@ fn whole(ctx: &XdpContext, image: &Image) -> Option<()> {
     let refused =
         unsafe { bpf_xdp_store_bytes(ctx.ctx, 0, image.bytes.as_ptr().cast_mut().cast(), len as u32) };
     if refused == 0 { Some(()) } else { None }
+}
+
+/// Takes off what stands in front of the frame. Nothing is as much work for the kernel as an outer header.
+#[inline(always)]
+fn uncover(ctx: &XdpContext, image: &Image) -> Option<()> {
+    // Packet pointers are subtracted from each other alone: "32-bit pointer arithmetic prohibited".
+    let len = opaque((ctx.data_end() - ctx.data()) as u32);
+    let more = len as i32 - image.len as i32;
+    // SAFETY: the context is valid; packet pointers are read again afterwards.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, more) } == 0 { Some(()) } else { None }
 }
 
 #[inline(always)]

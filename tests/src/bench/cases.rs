@@ -3,7 +3,8 @@
 use super::flows::{SLOT, client, first_place, free_place};
 use super::report::Aim;
 use super::rig::{BACKENDS, Rig, SERVICE};
-use super::{FLOWS, kinds, rig};
+use super::wrapper::IMAGES;
+use super::{FLOWS, kinds};
 use crate::balancer::dial;
 use crate::frame::{ACK, Opt, PSH, SYN, Segment};
 use crate::scene::{CLIENT_MAC, CLIENT_SCALE, ISN, LOCAL_MAC, TS, backend, macs};
@@ -16,14 +17,17 @@ use std::collections::HashSet;
 use std::net::SocketAddrV4;
 
 /// One row.
+#[derive(Clone)]
 pub(super) struct Case {
     pub(super) name: String,
     /// Index of the rig on which it runs.
     pub(super) rig: usize,
     pub(super) images: Vec<Image>,
     pub(super) undo: Undo,
-    /// Counters that grow by one with each packet, in the order of their indices.
-    pub(super) counted: Vec<Counter>,
+    /// Counters that grow by one with each packet, in their order.
+    pub(super) counted: Vec<&'static str>,
+    /// Each client's packet begins a flow: every one has its turn in a burst, and before it all flows are forgotten.
+    pub(super) begin: bool,
     pub(super) aim: Option<Aim>,
 }
 
@@ -38,10 +42,26 @@ impl Case {
         frames: impl IntoIterator<Item = Vec<u8>>,
         counted: &[Counter],
     ) -> Self {
+        let counted = counted.iter().map(|counter| counter.name()).collect();
+        Self::counted_as(name, what, frames, counted)
+    }
+
+    /// The same with the names of counters, which need not be the product's.
+    pub(super) fn counted_as(
+        name: impl ToString,
+        what: u32,
+        frames: impl IntoIterator<Item = Vec<u8>>,
+        counted: Vec<&'static str>,
+    ) -> Self {
         let images: Vec<Image> = frames.into_iter().map(|frame| Image::new(&frame)).collect();
-        assert!(images.len().is_power_of_two() && images.len() <= rig::IMAGES as usize, "images are masked");
+        assert!(images.len().is_power_of_two() && images.len() <= IMAGES as usize, "images are masked");
         let undo = Undo { image_mask: images.len() as u32 - 1, what, ..Undo::default() };
-        Self { name: name.to_string(), rig: 0, images, undo, counted: counted.to_vec(), aim: None }
+        Self { name: name.to_string(), rig: 0, images, undo, counted, begin: false, aim: None }
+    }
+
+    /// The first of its frames.
+    pub(super) fn frame(&self) -> &[u8] {
+        &self.images[0].bytes[..self.images[0].len as usize]
     }
 
     fn aim(self, aim: Aim) -> Self {
@@ -50,7 +70,13 @@ impl Case {
 
     /// The frames come from, or go to, all clients that have a flow in that rig.
     fn clients(self, rig: usize, client_is: u32) -> Self {
-        Self { rig, undo: Undo { client_mask: FLOWS[rig] - 1, client_is, ..self.undo }, ..self }
+        Self { rig, ..self.of_clients(FLOWS[rig], client_is) }
+    }
+
+    /// The frames come from, or go to, the first `count` clients.
+    pub(super) fn of_clients(self, count: u32, client_is: u32) -> Self {
+        assert!(count.is_power_of_two(), "clients are masked");
+        Self { undo: Undo { client_mask: count - 1, client_is, ..self.undo }, ..self }
     }
 }
 
@@ -72,11 +98,15 @@ const EXPECTED: [Option<Aim>; 3] =
     [Some(Aim::TimesEmpty(2.8)), None, Some(Aim::TimesEmpty(0.65 * 420.0 / 25.0))];
 
 fn arp() -> Case {
+    Case::of_bytes("ARP, passed", HEADERS, [arp_frame()], &[Counter::Passed])
+}
+
+pub(super) fn arp_frame() -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(CLIENT_MAC);
     frame.extend([0x08, 0x06]);
     frame.resize(HEADERS_LEN, 0);
-    Case::of_bytes("ARP, passed", HEADERS, [frame], &[Counter::Passed])
+    frame
 }
 
 fn not_ours() -> Case {
@@ -134,8 +164,8 @@ fn handshakes(rig: &Rig) -> Result<Vec<Case>> {
                 .aim(Aim::Nanoseconds(250.0 + 0.3 * len as f64)),
         );
     }
-    let clients = apart(rig, rig::IMAGES as usize);
-    let many = format!("first payload, 500 bytes, {} clients", rig::IMAGES);
+    let clients = apart(rig, IMAGES as usize);
+    let many = format!("first payload, 500 bytes, {} clients", IMAGES);
     cases.push(first(rig, &many, &clients, &request(500, Some(&here)), &[AffinityHit, Bound])?);
     cases.push(first(
         rig,
@@ -162,7 +192,7 @@ fn first(
         clients.iter().map(|client| second(rig, (dial(), SERVICE), *client, request)).collect();
     let mut case = Case::new(name, WHOLE, &frames, counted);
     for (image, client) in case.images.iter_mut().zip(clients) {
-        image.flow = free_place(&rig.maps, &rig.setup, *client, SERVICE)? + 1;
+        image.flow = free_place(&rig.product.maps, &rig.setup, *client, SERVICE)? + 1;
     }
     Ok(case)
 }
@@ -199,15 +229,19 @@ pub(super) fn request(len: usize, token: Option<&str>) -> Vec<u8> {
     (head + "X: " + &"x".repeat(fill) + "\r\n" + &cookie).into_bytes()
 }
 
-/// A segment of an established flow. Acknowledgement numbers of every eighth of their range: an eighth, as it happens,
-/// looks like a SYN cookie of now.
+/// Acknowledgement numbers of every eighth of their range: an eighth, as it happens, looks like a SYN cookie of now.
+pub(super) fn eighths() -> impl Iterator<Item = u32> {
+    (0..8).map(|eighth| eighth << 29 | 0x0123_4567)
+}
+
+/// A segment of an established flow.
 fn from_client(flows: &str) -> Case {
-    let frames: Vec<Segment> = (0..8)
-        .map(|eighth| {
+    let frames: Vec<Segment> = eighths()
+        .map(|ack| {
             Segment::new(client(0), dial())
                 .macs(CLIENT_MAC, LOCAL_MAC)
                 .seq(0x5555_0000)
-                .ack(eighth << 29 | 0x0123_4567)
+                .ack(ack)
                 .flags(ACK | PSH)
                 .window(501)
                 .timestamps(TS + 99, 0x7777_7777)

@@ -2,20 +2,19 @@
 //! connections, datagrams.
 
 use super::cases::{Case, request, second};
-use super::flows::{client, free_place};
+use super::flows::{bound, client, free_place};
 use super::rig::{self, BACKENDS, Rig};
 use crate::balancer::dial;
 use crate::frame::{ACK, Datagram, Opt, PSH, SYN, Segment};
 use crate::maps::Maps;
 use crate::scene::{CLIENT_MAC, CLIENT_SCALE, ISN, LOCAL_MAC, TS, backend, macs};
-use crate::setup::{NextHop, Setup, addr};
+use crate::setup::{NextHop, Setup};
 use crate::testbed::rule::{HEADERS, WHOLE};
 use anyhow::{Context, Result};
-use lb_common::addr::Be16;
 use lb_common::counter::Counter::{
     self, AffinityHit, Bound, FromBackend, FromClient, Hashed, HeadAwaited, NewSession,
 };
-use lb_common::flow::{Flow, FlowState, Head, NO_STASH, PLAIN, REPLIED};
+use lb_common::flow::{PLAIN, REPLIED};
 use lb_common::home::{self, Home};
 use lb_common::quic_lb;
 use lb_common::service::{Affinity, Balance, Place, Service};
@@ -176,26 +175,9 @@ pub(super) fn fill(maps: &mut Maps, setup: &Setup) -> Result<()> {
     for kind in KINDS {
         let service = &setup.services[usize::from(kind.id()) - 1];
         let spliced = !service.binds_at_once() && service.protocol != UDP;
-        let head = Head {
-            client_port: Be16::new(known().port()),
-            service: kind.id(),
-            backend: kind.slot(),
-            state: FlowState::Established as u8,
-            window_shift: 0,
-        };
-        let flow = Flow {
-            client: addr(*known().ip()),
-            head,
-            client_mac: CLIENT_MAC,
-            local_mac: LOCAL_MAC,
-            client_ifindex: 1,
-            // Long from now: the flows of other rows must not find these expired.
-            last_seen: u32::MAX / 4,
-            stash: NO_STASH,
-            client_flags: if spliced { 0 } else { PLAIN },
-            backend_flags: if service.protocol == UDP { REPLIED } else { 0 },
-            ..Flow::default()
-        };
+        let client_flags = if spliced { 0 } else { PLAIN };
+        let backend_flags = if service.protocol == UDP { REPLIED } else { 0 };
+        let flow = bound(known(), kind.id(), kind.slot(), client_flags, backend_flags);
         let place = free_place(maps, setup, known(), kind.id())?;
         maps.set_flow(place, &flow)?;
     }
@@ -304,7 +286,7 @@ fn first(rig: &Rig, kind: Kind, name: &str, payload: &[u8], counted: &[Counter])
 }
 
 fn begins(rig: &Rig, kind: Kind, mut case: Case) -> Result<Case> {
-    let place = free_place(&rig.maps, &rig.setup, new(), kind.id())?;
+    let place = free_place(&rig.product.maps, &rig.setup, new(), kind.id())?;
     let [image] = &mut case.images[..] else { anyhow::bail!("one client has one image") };
     image.flow = place + 1;
     Ok(case)

@@ -7,9 +7,11 @@
 
 mod cases;
 mod flows;
+pub mod katran;
 mod kinds;
 mod report;
 mod rig;
+mod wrapper;
 
 use anyhow::{Context, Result};
 use report::{Programs, Report, Row};
@@ -47,7 +49,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut samples = vec![Vec::new(); cases.len()];
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        let alone = rigs[0].empty(time)?;
+        let alone = rigs[0].wrapper.empty(time)?;
         empty.push(alone);
         for (case, samples) in cases.iter_mut().zip(&mut samples) {
             let cost = rigs[case.rig].cost(case, time).with_context(|| format!("row `{}`", case.name))?;

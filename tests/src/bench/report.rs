@@ -47,7 +47,7 @@ pub(super) struct Programs {
 impl Programs {
     pub(super) fn of(rig: &Rig) -> Result<Self> {
         let [lb, joint, empty] = rig.verified()?;
-        Ok(Self { lb, joint, empty, load_time: rig.load_time })
+        Ok(Self { lb, joint, empty, load_time: rig.product.load_time })
     }
 }
 

@@ -19,6 +19,17 @@ enum What {
         #[command(flatten)]
         extent: Extent,
     },
+    /// What a packet costs beside Katran's program
+    Katran {
+        #[command(flatten)]
+        extent: Extent,
+        /// Katran's program, compiled
+        #[arg(long, value_name = "FILE")]
+        object: PathBuf,
+        /// Of which commit, and compiled how
+        #[arg(long, value_name = "TEXT")]
+        origin: String,
+    },
     /// What sessions cost, beside an application that keeps them in Redis the usual way
     Session {
         #[command(flatten)]
@@ -46,6 +57,9 @@ fn main() -> ExitCode {
     let measured = match Arguments::parse().what {
         What::Packets { extent: Extent { json, quick, only } } => {
             tests::bench::run(&tests::bench::Options { quick, json, only })
+        }
+        What::Katran { extent: Extent { json, quick, only }, object, origin } => {
+            tests::bench::katran::run(&tests::bench::Options { quick, json, only }, &object, &origin)
         }
         What::Session { extent: Extent { json, quick, only }, directory } => {
             tests::session_bench::run(&tests::session_bench::Options { quick, json, only, directory })
