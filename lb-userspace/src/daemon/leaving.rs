@@ -41,7 +41,8 @@ impl Daemon {
                 continue;
             }
             let timeouts = &self.config.timeouts;
-            let patience = if self.registry.outlives_flows(slot) { timeouts.idle } else { timeouts.closing };
+            let patience =
+                if self.registry.outlives_flows(slot) { timeouts.udp_idle } else { timeouts.closing };
             if now.duration_since(quiet.since) >= patience {
                 self.let_go(slot)?;
             }

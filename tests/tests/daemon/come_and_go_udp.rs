@@ -38,7 +38,7 @@ fn manner(affinity: &str) -> Manner {
         affinity: Some(affinity.to_owned()),
         more: Some("protocol = \"udp\"".to_owned()),
         // The longest that a test leaves a flow alone, and not much longer than it can wait.
-        timeouts: Some("closing = \"1s\"\nidle = \"20s\"".to_owned()),
+        timeouts: Some("closing = \"1s\"\nudp_idle = \"20s\"".to_owned()),
         ..Manner::default()
     }
 }
