@@ -34,6 +34,10 @@ enum Kind {
     SignedHeader,
     SignedQuery,
     ServerName,
+    /// A name that backends are listed for...
+    ListedName,
+    /// ...or a wildcard that it ends in.
+    ListedWildcard,
     Learned,
     SignedDatagram,
     TextDatagram,
@@ -42,13 +46,15 @@ enum Kind {
     Quic,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 14] = [
     Kind::Plain,
     Kind::PlainLeast,
     Kind::HashedCookie,
     Kind::SignedHeader,
     Kind::SignedQuery,
     Kind::ServerName,
+    Kind::ListedName,
+    Kind::ListedWildcard,
     Kind::Learned,
     Kind::SignedDatagram,
     Kind::TextDatagram,
@@ -91,7 +97,7 @@ impl Kind {
             }
             Self::SignedHeader => service.set_header_name("X-Session"),
             Self::SignedQuery => service.set_query_name("session"),
-            Self::ServerName => {
+            Self::ServerName | Self::ListedName | Self::ListedWildcard => {
                 service.affinity = Affinity::Hashed as u8;
                 service.place = Place::Sni as u8;
                 true
@@ -133,6 +139,11 @@ pub(super) fn add(setup: &mut Setup) {
         kind.set(&mut setup.services[usize::from(id) - 1]);
         let (local_mac, mac) = macs(kind.slot());
         setup.backend(id, backend(kind.slot()), Some(NextHop { ifindex: 1, local_mac, mac }));
+        match kind {
+            Kind::ListedName => setup.list(id, "shop.example.org", &[kind.slot()]),
+            Kind::ListedWildcard => setup.list(id, "*.example.org", &[kind.slot()]),
+            _ => {}
+        }
     }
     for (_, config) in quic_configs() {
         let server =
@@ -240,8 +251,14 @@ fn requests(rig: &Rig) -> Result<Vec<Case>> {
             &with_line("/", &format!("Cookie: JSESSIONID={LEARNED}")),
             hit,
         )?,
-        first(rig, Kind::ServerName, "first payload, server name", &client_hello(), &[Hashed, Bound])?,
     ];
+    for (kind, name) in [
+        (Kind::ServerName, "first payload, server name"),
+        (Kind::ListedName, "first payload, listed name"),
+        (Kind::ListedWildcard, "first payload, listed wildcard"),
+    ] {
+        cases.push(first(rig, kind, name, &client_hello(), &[Hashed, Bound])?);
+    }
     let mut long = request(1_400, None);
     long.truncate(1_396);
     long.extend([b'x'; 52]);
