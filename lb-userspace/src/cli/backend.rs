@@ -113,7 +113,8 @@ pub(super) fn text(backends: &[BackendView]) -> String {
         ];
         if named {
             let service = || backends.iter().filter(|other| other.service == b.service);
-            row.insert(3, names(&b.sni, service().any(|other| !other.sni.is_empty())));
+            let takes_others = b.state != "leaving" && service().any(|other| !other.sni.is_empty());
+            row.insert(3, names(&b.sni, takes_others));
         }
         row
     };
@@ -123,10 +124,10 @@ pub(super) fn text(backends: &[BackendView]) -> String {
 /// Names that are shown of one backend; the answer as JSON has all.
 const SHOWN: usize = 3;
 
-/// The names of a backend, whose service goes by names or not.
-fn names(sni: &[String], by_names: bool) -> String {
+/// The names of a backend; one without may take all others.
+fn names(sni: &[String], takes_others: bool) -> String {
     match sni.len() {
-        0 if by_names => "others".to_owned(),
+        0 if takes_others => "others".to_owned(),
         0 => "-".to_owned(),
         n if n > SHOWN => format!("{} +{}", sni[..SHOWN].join(" "), n - SHOWN),
         _ => sni.join(" "),
