@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// The program, within a checkout.
 const PROGRAM: &str = "katran/lib/bpf/balancer.bpf.c";
-const CLONE: &str = "git clone --depth 1 https://github.com/facebookincubator/katran";
+const CLONE: &str = "git clone --depth 1 https://github.com/facebookincubator/katran ../katran";
 
 /// Its limit of new connections a second and processor, beyond which it remembers none: without one, or what is measured
 /// is a burst that it does not remember.
@@ -42,7 +42,7 @@ pub(super) fn compile(source: Option<&Path>) -> Result<Katran> {
 /// The checkout, once it is seen to be one.
 fn checkout(source: Option<&Path>) -> Result<PathBuf> {
     let Some(source) = source else {
-        bail!("bench katran compiles a checkout of Katran: type `{CLONE}`, then add `--source katran`");
+        bail!("bench katran compiles a checkout of Katran: type `{CLONE}`, then add `--source ../katran`");
     };
     if !source.join(PROGRAM).is_file() {
         bail!("there is no {PROGRAM} in {}: `{CLONE}` makes a checkout", source.display());
@@ -93,7 +93,7 @@ mod tests {
     fn what_is_missing_is_said_with_what_to_type() {
         let empty = tempfile::tempdir().unwrap();
         for (told, name) in [
-            (error(checkout(None)), "--source katran"),
+            (error(checkout(None)), "--source ../katran"),
             (error(checkout(Some(empty.path()))), PROGRAM),
             (error(checkout(Some(&empty.path().join("nowhere")))), "nowhere"),
         ] {
