@@ -280,20 +280,20 @@ mod tests {
         assert_eq!(down.abilities, up.abilities, "what it told while it was up");
     }
 
+    /// Twenty checks a second, each with as long for its answer.
+    fn quick(fall: u32) -> Policy {
+        let moment = Duration::from_millis(50);
+        Policy { interval: moment, timeout: moment, rise: 1, fall }
+    }
+
     #[tokio::test]
     async fn a_udp_server_is_up_when_it_answers_as_it_should() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let addr = server.local_addr().unwrap();
         let (events, mut news) = mpsc::unbounded_channel();
         let mut health = Health::new(events);
-        let quick = Policy {
-            interval: Duration::from_millis(50),
-            timeout: Duration::from_millis(50),
-            rise: 1,
-            fall: 1,
-        };
         let probe = Probe::Ask { send: b"ping".to_vec(), expect: b"good".to_vec() };
-        health.watch(6, addr, quick, probe.clone());
+        health.watch(6, addr, quick(1), probe.clone());
         let down = news.recv().await.unwrap();
         assert_eq!((down.up, down.reason.unwrap().as_str()), (false, "no answer within 50ms"));
         let serve = |answer: &'static [u8]| {
@@ -314,7 +314,7 @@ mod tests {
         let reason = down.reason.unwrap();
         assert!(!down.up && reason == "its answer does not contain what is expected: bad", "{reason}");
         drop(server);
-        health.watch(6, addr, quick, probe);
+        health.watch(6, addr, quick(1), probe);
         let closed = news.recv().await.unwrap();
         assert!(closed.reason.unwrap().contains("refused"));
     }
@@ -325,13 +325,7 @@ mod tests {
         let addr = server.local_addr().unwrap();
         let (events, mut news) = mpsc::unbounded_channel();
         let mut health = Health::new(events);
-        let quick = Policy {
-            interval: Duration::from_millis(50),
-            timeout: Duration::from_millis(50),
-            rise: 1,
-            fall: 2,
-        };
-        health.watch(7, addr, quick, Probe::Knock);
+        health.watch(7, addr, quick(2), Probe::Knock);
         let up = news.recv().await.unwrap();
         assert!(up.up, "{up:?}");
         drop(server);

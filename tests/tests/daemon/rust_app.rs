@@ -4,56 +4,33 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use tests::balancer::dial;
+use tests::browser::Browser;
 use tests::client::eventually;
 use tests::daemon::{Backend, Lbd, Manner, service_name};
 use tests::redis::{Place, Redis};
 use tests::shop::{Shop, Shops};
 use tests::topology::{Arms, Topology};
 
-/// A browser: curl with a cookie jar of its own.
-struct Browser<'a> {
-    town: &'a Topology,
-    jar: tempfile::NamedTempFile,
+/// Somebody who buys mugs.
+struct Buyer<'a> {
+    browser: Browser<'a>,
     /// Mugs that it was told are in its cart.
     mugs: u64,
 }
 
-impl<'a> Browser<'a> {
+impl<'a> Buyer<'a> {
     fn new(town: &'a Topology) -> Result<Self> {
-        Ok(Self { town, jar: tempfile::NamedTempFile::new()?, mugs: 0 })
-    }
-
-    /// One request on a connection of its own; fails unless the answer is a success.
-    fn curl(&self, path: &str, args: &[&str]) -> Result<String> {
-        let jar = self.jar.path();
-        let output = self
-            .town
-            .client
-            .netns
-            .command("curl")
-            .args(["--silent", "--show-error", "--fail-with-body", "--max-time", "30"])
-            .arg("--cookie")
-            .arg(jar)
-            .arg("--cookie-jar")
-            .arg(jar)
-            .args(args)
-            .arg(format!("http://{}{path}", dial()))
-            .output()
-            .context("running curl; `cargo xtask setup` installs it")?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "curl {path}: {}: {err}{out}", output.status);
-        Ok(out.into_owned())
+        Ok(Self { browser: Browser::new(town)?, mugs: 0 })
     }
 
     fn buy(&mut self) -> Result<()> {
-        self.curl("/cart", &["--data", "good=mug"])?;
+        self.browser.curl("/cart", &["--data", "good=mug"])?;
         self.mugs += 1;
         Ok(())
     }
 
     fn me(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.curl("/me", &[])?)?)
+        Ok(serde_json::from_str(&self.browser.curl("/me", &[])?)?)
     }
 
     /// Visits, finds all its mugs, and tells who answered.
@@ -105,11 +82,11 @@ impl<'a> Scene<'a> {
         .with_context(|| self.logs())
     }
 
-    /// Browsers that have bought a mug, by the shop that has their session: some of each.
-    fn browsers(&self, of_each: usize) -> Result<BTreeMap<String, Vec<Browser<'a>>>> {
-        let mut homes = BTreeMap::<String, Vec<Browser<'a>>>::new();
+    /// Buyers that have bought a mug, by the shop that has their session: some of each.
+    fn browsers(&self, of_each: usize) -> Result<BTreeMap<String, Vec<Buyer<'a>>>> {
+        let mut homes = BTreeMap::<String, Vec<Buyer<'a>>>::new();
         eventually("both shops have sessions", || {
-            let mut browser = Browser::new(self.town)?;
+            let mut browser = Buyer::new(self.town)?;
             browser.buy()?;
             homes.entry(browser.home()?).or_default().push(browser);
             Ok(homes.len() == 2 && homes.values().all(|browsers| browsers.len() >= of_each))
@@ -209,7 +186,7 @@ fn drained(scene: &mut Scene<'_>) -> Result<()> {
         ensure!(browser.home()? == "b1", "a draining shop serves who lives there");
     }
     for _ in 0..10 {
-        let mut newcomer = Browser::new(scene.town)?;
+        let mut newcomer = Buyer::new(scene.town)?;
         newcomer.buy()?;
         ensure!(newcomer.home()? == "b0", "a draining shop gets no new sessions");
     }

@@ -3,16 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use tests::balancer::dial;
+use tests::browser::Browser;
 use tests::client::eventually;
 use tests::daemon::{Backend, Lbd};
 use tests::topology::{Arms, Topology};
 
-/// A browser: curl with a cookie jar of its own.
-struct Browser<'a> {
-    town: &'a Topology,
-    jar: tempfile::NamedTempFile,
-}
+/// Somebody with a session.
+struct Visitor<'a>(Browser<'a>);
 
 /// What `GET /session` says.
 #[derive(PartialEq, Eq, Clone, Debug)]
@@ -23,35 +20,13 @@ struct Seen {
     state: Value,
 }
 
-impl<'a> Browser<'a> {
+impl<'a> Visitor<'a> {
     fn new(town: &'a Topology) -> Result<Self> {
-        Ok(Self { town, jar: tempfile::NamedTempFile::new()? })
-    }
-
-    /// One request on a connection of its own; fails unless the answer is a success.
-    fn curl(&self, path: &str, args: &[&str]) -> Result<String> {
-        let jar = self.jar.path();
-        let output = self
-            .town
-            .client
-            .netns
-            .command("curl")
-            .args(["--silent", "--show-error", "--fail-with-body", "--max-time", "20"])
-            .arg("--cookie")
-            .arg(jar)
-            .arg("--cookie-jar")
-            .arg(jar)
-            .args(args)
-            .arg(format!("http://{}{path}", dial()))
-            .output()
-            .context("running curl; `cargo xtask setup` installs it")?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "curl {path}: {}: {err}{out}", output.status);
-        Ok(out.into_owned())
+        Ok(Self(Browser::new(town)?))
     }
 
     fn seen(&self) -> Result<Seen> {
-        let view: Value = serde_json::from_str(&self.curl("/session", &[])?)?;
+        let view: Value = serde_json::from_str(&self.0.curl("/session", &[])?)?;
         let text =
             |key: &str| view[key].as_str().map(str::to_owned).with_context(|| format!("no {key}: {view}"));
         Ok(Seen {
@@ -63,15 +38,12 @@ impl<'a> Browser<'a> {
     }
 
     fn put(&self, key: &str, value: &str) -> Result<()> {
-        self.curl(&format!("/session/{key}"), &["--request", "PUT", "--data", value]).map(drop)
+        self.0.curl(&format!("/session/{key}"), &["--request", "PUT", "--data", value]).map(drop)
     }
 
-    /// The token in its jar.
+    /// Its token.
     fn token(&self) -> Result<String> {
-        let jar = std::fs::read_to_string(self.jar.path())?;
-        let last =
-            jar.lines().find(|line| line.contains("\tlb\t")).and_then(|line| line.split('\t').next_back());
-        Ok(last.with_context(|| format!("no token in {jar}"))?.to_owned())
+        self.0.cookie("lb")
     }
 }
 
@@ -93,13 +65,13 @@ fn start() -> Result<(Topology, Lbd)> {
 #[test]
 fn a_session_comes_home_and_outlives_its_server() -> Result<()> {
     let (town, mut lbd) = start()?;
-    let browser = Browser::new(&town)?;
-    let first = browser.seen().with_context(|| lbd.log())?;
+    let visitor = Visitor::new(&town)?;
+    let first = visitor.seen().with_context(|| lbd.log())?;
     ensure!(first.source == "new", "{first:?}");
-    browser.put("color", "\"green\"")?;
+    visitor.put("color", "\"green\"")?;
     let hits = counter(&lbd, "affinity_hit")?;
     for _ in 0..10 {
-        let seen = browser.seen()?;
+        let seen = visitor.seen()?;
         ensure!((&seen.server, &seen.session) == (&first.server, &first.session), "{first:?} then {seen:?}");
         ensure!(seen.source == "cache" && seen.state["color"] == "green", "{seen:?}");
     }
@@ -108,26 +80,26 @@ fn a_session_comes_home_and_outlives_its_server() -> Result<()> {
     // Restarted, it is empty and knows it: the state comes from the database, once.
     lbd.ctl(&["backend", "restart", &first.server])?;
     lbd.wait_ready()?;
-    let again = browser.seen()?;
+    let again = visitor.seen()?;
     let expected = Seen { source: "database".to_owned(), ..again.clone() };
     ensure!(
         again == expected && again.server == first.server && again.state["color"] == "green",
         "{again:?}"
     );
-    ensure!(browser.seen()?.source == "cache");
+    ensure!(visitor.seen()?.source == "cache");
     ensure!(counter(&lbd, "stale_instance")? >= 1);
 
     // Killed hard, and away for a while: another server answers.
     lbd.ctl(&["backend", "kill", &first.server, "--down-for", "10m"])?;
-    let moved = browser.seen().with_context(|| lbd.log())?;
+    let moved = visitor.seen().with_context(|| lbd.log())?;
     ensure!(moved.server != first.server && moved.session == first.session, "{moved:?}");
     ensure!(moved.source == "database" && moved.state["color"] == "green", "{moved:?}");
-    ensure!(browser.seen()?.source == "cache");
+    ensure!(visitor.seen()?.source == "cache");
 
     // The whole daemon dies: the state does not.
     lbd.kill()?;
     lbd.resume()?;
-    let after = browser.seen()?;
+    let after = visitor.seen()?;
     ensure!(after.source == "database" && after.state["color"] == "green", "{after:?}");
     Ok(())
 }
@@ -135,19 +107,19 @@ fn a_session_comes_home_and_outlives_its_server() -> Result<()> {
 #[test]
 fn no_request_fails_while_a_server_is_killed() -> Result<()> {
     let (town, mut lbd) = start()?;
-    let browsers = (0..6).map(|_| Browser::new(&town)).collect::<Result<Vec<_>>>()?;
-    for (i, browser) in browsers.iter().enumerate() {
-        browser.put("n", &i.to_string()).with_context(|| lbd.log())?;
+    let visitors = (0..6).map(|_| Visitor::new(&town)).collect::<Result<Vec<_>>>()?;
+    for (i, visitor) in visitors.iter().enumerate() {
+        visitor.put("n", &i.to_string()).with_context(|| lbd.log())?;
     }
     for name in ["b0", "b1", "b2"] {
         std::thread::scope(|scope| -> Result<()> {
-            let visits: Vec<_> = browsers
+            let visits: Vec<_> = visitors
                 .iter()
                 .enumerate()
-                .map(|(i, browser)| {
+                .map(|(i, visitor)| {
                     scope.spawn(move || -> Result<()> {
                         for _ in 0..15 {
-                            let seen = browser.seen()?;
+                            let seen = visitor.seen()?;
                             ensure!(seen.state["n"] == i, "{seen:?}");
                         }
                         Ok(())
@@ -166,27 +138,27 @@ fn no_request_fails_while_a_server_is_killed() -> Result<()> {
 #[test]
 fn a_draining_server_keeps_its_sessions_and_maintenance_moves_them() -> Result<()> {
     let (town, lbd) = start()?;
-    let browser = Browser::new(&town)?;
-    browser.put("k", "1")?;
-    let home = browser.seen()?.server;
+    let visitor = Visitor::new(&town)?;
+    visitor.put("k", "1")?;
+    let home = visitor.seen()?.server;
     lbd.ctl(&["backend", "drain", &home])?;
-    ensure!(browser.seen()?.server == home, "a draining server serves who lives there");
+    ensure!(visitor.seen()?.server == home, "a draining server serves who lives there");
     for _ in 0..30 {
-        ensure!(Browser::new(&town)?.seen()?.server != home, "a draining server gets no new sessions");
+        ensure!(Visitor::new(&town)?.seen()?.server != home, "a draining server gets no new sessions");
     }
     lbd.ctl(&["backend", "maint", &home])?;
-    let moved = browser.seen()?;
+    let moved = visitor.seen()?;
     ensure!(moved.server != home && moved.source == "database" && moved.state["k"] == 1, "{moved:?}");
     lbd.ctl(&["backend", "ready", &home])?;
-    eventually("it serves again", || Ok(Browser::new(&town)?.seen()?.server == home))
+    eventually("it serves again", || Ok(Visitor::new(&town)?.seen()?.server == home))
 }
 
 #[test]
 fn explain_tells_what_happens() -> Result<()> {
     let (town, lbd) = start()?;
-    let browser = Browser::new(&town)?;
-    let home = browser.seen()?.server;
-    let token = browser.token()?;
+    let visitor = Visitor::new(&town)?;
+    let home = visitor.seen()?.server;
+    let token = visitor.token()?;
     let explain = || -> Result<Value> {
         Ok(serde_json::from_str(&lbd.ctl(&["explain", "--token", &token, "--json"])?)?)
     };
@@ -196,7 +168,7 @@ fn explain_tells_what_happens() -> Result<()> {
     lbd.ctl(&["backend", "maint", &home])?;
     let told = explain()?;
     ensure!(told["verdict"] == "redispatched", "{told}");
-    let moved = browser.seen()?;
+    let moved = visitor.seen()?;
     ensure!(told["backend"] == named(&moved.server), "lbctl said {told}, the program did {moved:?}");
     Ok(())
 }
@@ -207,19 +179,19 @@ fn sessions_spread_and_forged_tokens_are_new_sessions() -> Result<()> {
     let mut spread = BTreeMap::<String, usize>::new();
     let mut last = None;
     for _ in 0..90 {
-        let browser = Browser::new(&town)?;
-        let seen = browser.seen()?;
+        let visitor = Visitor::new(&town)?;
+        let seen = visitor.seen()?;
         *spread.entry(seen.server.clone()).or_default() += 1;
-        last = Some((browser, seen));
+        last = Some((visitor, seen));
     }
     ensure!(spread.len() == 3 && spread.values().all(|n| *n >= 10), "{spread:?}");
-    let (browser, seen) = last.context("there were visits")?;
+    let (visitor, seen) = last.context("there were visits")?;
     let invalid = counter(&lbd, "invalid_token")?;
-    let token = browser.token()?;
+    let token = visitor.token()?;
     let forged = format!("{}{}", if token.starts_with('E') { 'F' } else { 'E' }, &token[1..]);
-    let stranger = Browser::new(&town)?;
+    let stranger = Visitor::new(&town)?;
     let view: Value =
-        serde_json::from_str(&stranger.curl("/session", &["--header", &format!("Cookie: lb={forged}")])?)?;
+        serde_json::from_str(&stranger.0.curl("/session", &["--header", &format!("Cookie: lb={forged}")])?)?;
     ensure!(view["source"] == "new" && view["session"] != seen.session.as_str(), "{view}");
     ensure!(counter(&lbd, "invalid_token")? == invalid + 1);
     Ok(())
@@ -228,15 +200,15 @@ fn sessions_spread_and_forged_tokens_are_new_sessions() -> Result<()> {
 #[test]
 fn the_cart_is_kept() -> Result<()> {
     let (town, mut lbd) = start()?;
-    let browser = Browser::new(&town)?;
-    ensure!(browser.curl("/", &[])?.contains("<html"));
+    let visitor = Visitor::new(&town)?;
+    ensure!(visitor.0.curl("/", &[])?.contains("<html"));
     let item = r#"{"sku":"tea","quantity":2}"#;
-    browser.curl("/cart/items", &["--json", item]).with_context(|| lbd.log())?;
-    let home = browser.seen()?.server;
+    visitor.0.curl("/cart/items", &["--json", item]).with_context(|| lbd.log())?;
+    let home = visitor.seen()?.server;
     lbd.ctl(&["backend", "restart", &home])?;
     lbd.wait_ready()?;
-    ensure!(browser.curl("/cart", &[])?.contains("tea"));
-    browser.curl("/cart/items/tea", &["--request", "DELETE"])?;
-    ensure!(!browser.curl("/cart", &[])?.contains("tea"));
+    ensure!(visitor.0.curl("/cart", &[])?.contains("tea"));
+    visitor.0.curl("/cart/items/tea", &["--request", "DELETE"])?;
+    ensure!(!visitor.0.curl("/cart", &[])?.contains("tea"));
     Ok(())
 }

@@ -1,38 +1,18 @@
 //! The store on a real cluster: three primaries with a replica each, some of which die.
 
+use crate::{ME, id};
 use futures::future::join_all;
-use lb_common::token::SessionId;
-use lb_userspace::session::{
-    Owner, Receipts, Record, RedisOptions, RedisStore, SessionStore, State, StoreError,
-};
+use lb_userspace::session::{Record, RedisOptions, RedisStore, SessionStore, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tests::redis::Redis;
 
-const ME: Owner = Owner { slot: 1, epoch: 1 };
 const LEASE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(40);
 
-fn id(n: u32) -> SessionId {
-    let mut id = [0; 16];
-    id[..4].copy_from_slice(&n.to_be_bytes());
-    SessionId(id)
-}
-
 fn record(revision: u64) -> Record {
-    let mut state = State::default();
-    state.set_as("k", &revision).unwrap();
-    Record {
-        version: revision,
-        revision,
-        service: 1,
-        owner: ME,
-        created: 0,
-        expires: u64::MAX,
-        receipts: Receipts::default(),
-        state,
-    }
+    super::record(revision, &revision.to_string())
 }
 
 /// Only one node is named: the others are found.

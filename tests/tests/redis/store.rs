@@ -1,40 +1,17 @@
 //! The store on one real redis-server. Two stores opened here are to each other what two hosts are.
 
+use crate::{ME, id, record};
 use futures::future::join_all;
 use lb_common::token::SessionId;
-use lb_userspace::session::{
-    Copies, Owner, Receipts, Record, RedisOptions, RedisStore, SessionStore, State, StoreError,
-};
+use lb_userspace::session::{Copies, Owner, Record, RedisOptions, RedisStore, SessionStore, StoreError};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tests::redis::Redis;
 
-const ME: Owner = Owner { slot: 1, epoch: 1 };
 const OTHER: Owner = Owner { slot: 2, epoch: 5 };
 /// Long enough that a busy machine does not lose it.
 const LEASE: Duration = Duration::from_secs(1);
-
-fn id(n: u32) -> SessionId {
-    let mut id = [0; 16];
-    id[..4].copy_from_slice(&n.to_be_bytes());
-    SessionId(id)
-}
-
-fn record(revision: u64, value: &str) -> Record {
-    let mut state = State::default();
-    state.set_as("k", &value).unwrap();
-    Record {
-        version: revision,
-        revision,
-        service: 1,
-        owner: ME,
-        created: 0,
-        expires: u64::MAX,
-        receipts: Receipts::default(),
-        state,
-    }
-}
 
 fn options(redis: &Redis) -> RedisOptions {
     RedisOptions { nodes: redis.urls(), lease: LEASE, ..RedisOptions::default() }
