@@ -95,10 +95,20 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Whether a response whose head has not ended yet answers the last request, and not one before it.
+    /// Whether a response whose head has not ended yet answers the last request, and neither one before it nor one that was
+    /// not seen.
     #[inline(always)]
     pub const fn answers_last(&self) -> bool {
-        (self.asked.wrapping_sub(self.answered) as i16) < 2
+        self.asked.wrapping_sub(self.answered) == 1
+    }
+
+    /// What `asked` becomes with one more request. More answers than requests are of requests that were not seen, or came
+    /// twice: nothing can be open then.
+    #[inline(always)]
+    pub const fn one_more(&self) -> u16 {
+        let seen =
+            if (self.asked.wrapping_sub(self.answered) as i16) < 0 { self.answered } else { self.asked };
+        seen.wrapping_add(1)
     }
 }
 

@@ -17,6 +17,9 @@ use lb_common::stash::STASH_BYTES;
 /// Shortest request that is looked at, in bytes: `GET / HTTP/1.1` and the empty line.
 const SHORTEST: u32 = 18;
 
+/// No window is larger (RFC 7323 §2.3), so what is sent again does not begin further back, in bytes.
+const MAX_WINDOW: u32 = 1 << 30;
+
 /// What tells capital letters, in every byte: 0x40 to 0x5f, of which few others are ever sent.
 const CAPITALS: u64 = 0x4040_4040_4040_4040;
 const CAPITALS_MASK: u64 = 0xe0e0_e0e0_e0e0_e0e0;
@@ -66,14 +69,14 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     };
     let Some(segment) = Segment::read(frame, ctx.len()) else { return 0 };
     // SAFETY: a map value stays valid; the client's path alone writes this.
-    let ahead = segment.seq.wrapping_sub(unsafe { (*known).at }) as i32;
+    let behind = unsafe { (*known).at }.wrapping_sub(segment.seq);
     // SAFETY: the helper takes nothing and returns a number.
     let processor = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
     let index = settings.stash_mask.wrapping_add(1).wrapping_add(processor);
     let Some(stash) = STASHES.get_ptr_mut(index) else { return 0 };
     let len = launder(u64::from(segment.payload));
     let len = if len > STASH_BYTES as u64 { STASH_BYTES as u64 } else { len };
-    if ahead <= 0 || len < u64::from(SHORTEST) {
+    if behind < MAX_WINDOW || len < u64::from(SHORTEST) {
         // Sent again.
         return 0;
     }
@@ -93,7 +96,7 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     // SAFETY: a map value stays valid; the client's path alone writes these.
     unsafe {
         (*known).at = segment.seq;
-        (*known).asked = (*known).asked.wrapping_add(1);
+        (*known).asked = (*known).one_more();
     }
     let found = find(service, index);
     // SAFETY: as above.

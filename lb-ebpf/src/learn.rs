@@ -381,7 +381,9 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
     let was = key_of(flow);
     if tag != 0 && lb_is_deleted(from) == 0 {
         lb_learn(service, tag, u32::from(known.head.backend));
-        set_key(flow, tag);
+        if answers_last(flow) {
+            set_key(flow, tag);
+        }
     } else if was != 0 && answers_last(flow) {
         if lb_forget(was) != 0 {
             count(service as u16, Counter::Forgotten as u32);

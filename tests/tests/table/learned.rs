@@ -326,7 +326,8 @@ fn interim_responses_are_skipped() -> Result<()> {
 #[test]
 fn every_response_of_a_connection_counts() -> Result<()> {
     let mut scene = scene(3)?;
-    let (slot, _) = connect(&mut scene, &request(None))?;
+    let ask = request(None);
+    let (slot, _) = connect(&mut scene, &ask)?;
     let responses = [
         (head(&["Content-Length: 0"]), PLAIN),
         (head(&["Set-Cookie: JSESSIONID=one"]), LEARNED),
@@ -335,9 +336,18 @@ fn every_response_of_a_connection_counts() -> Result<()> {
         (head(&["Set-Cookie: JSESSIONID=; Max-Age=0"]), PLAIN),
         (head(&["Set-Cookie: JSESSIONID=three"]), LEARNED),
     ];
-    let parts: Vec<&[u8]> = responses.iter().map(|(part, _)| part.as_slice()).collect();
-    let expected: Vec<_> = responses.iter().map(|(_, counters)| counters.to_vec()).collect();
-    assert_eq!(respond(&scene, slot, &parts)?, expected);
+    let (mut asked, mut said) = (0, 0);
+    for (i, (response, expected)) in responses.iter().enumerate() {
+        if i > 0 {
+            asked += ask.len() as u32;
+            // A browser presents what it was given last.
+            let ask = if i == 3 { session("two") } else { ask.clone() };
+            scene.xdp(&scene.segment(asked, PSH, &ask))?;
+        }
+        let outcome = scene.xdp(&scene.response(slot, said, PSH, response))?;
+        assert_eq!(counted(&outcome), *expected, "{i}");
+        said += response.len() as u32;
+    }
     let known: BTreeSet<_> = homes(&scene)?.into_iter().collect();
     assert_eq!(known, ["one", "three"].map(|value| (tag_of(&scene, value), slot)).into());
     Ok(())
@@ -358,8 +368,10 @@ fn a_deleted_cookie_is_forgotten() -> Result<()> {
     ];
     for line in deletions {
         // On the connection that got it...
-        let (slot, _) = connect(&mut scene, &request(None))?;
+        let first = request(None);
+        let (slot, _) = connect(&mut scene, &first)?;
         respond(&scene, slot, &[&head(&["Set-Cookie: JSESSIONID=v"])])?;
+        scene.xdp(&scene.segment(first.len() as u32, PSH, &session("v")))?;
         assert_eq!(respond(&scene, slot, &[&head(&[line])])?, [FORGOTTEN], "{line}");
         assert_eq!(homes(&scene)?, [], "{line}");
         // ...and on another one that presents it.
