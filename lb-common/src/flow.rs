@@ -117,7 +117,8 @@ pub struct Flow {
     /// Add it to a sequence number of the backend to get the client's view of it (cookie − backend's initial one). Of a flow
     /// that no backend takes: the sequence number behind what its client has sent.
     pub seq_delta: u32,
-    /// Add it to a timestamp of the backend to get the client's view of it.
+    /// Add it to a timestamp of the backend to get the client's view of it. Of a flow that no backend takes: the timestamp that
+    /// its client is shown.
     pub ts_delta: u32,
     /// The SYN cookie: our initial sequence number towards the client. Its options say what was agreed with it. Of a flow
     /// that is [`PLAIN`]: the sequence number of the backend's first segment.

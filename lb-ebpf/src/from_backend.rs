@@ -184,9 +184,9 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
         return offer(ctx, entry.index, Counter::SynRetried);
     }
     if unavailable::speaks_http(service) {
-        let heard = flow.client_isn.wrapping_add(1).wrapping_add(stash.limit);
+        let heard = flow.client_isn.wrapping_add(1).wrapping_add(stash::heard(stash));
         let echo = if stash.has_timestamps != 0 { unavailable::echo(stash.ts_val) } else { 0 };
-        if !unavailable::keep(entry, was, heard) {
+        if !unavailable::keep(entry, was, heard, stash.ts_base) {
             // Its client has moved it to another backend meanwhile.
             stash::unlock(slot);
             return consume(Counter::DropBusy);

@@ -152,9 +152,9 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
     let chosen = choose(stash, index, key.service, found);
     if chosen == u32::from(NOBODY) {
         decided(&key, NOBODY, found, stash.reason);
-        let heard = known.client_isn.wrapping_add(1).wrapping_add(stash.limit);
+        let (heard, stamp) = (known.client_isn.wrapping_add(1).wrapping_add(stash.limit), stash.ts_base);
         stash::release(slot);
-        if unavailable::speaks_http(entry) && unavailable::keep(place, was, heard) {
+        if unavailable::speaks_http(entry) && unavailable::keep(place, was, heard, stamp) {
             return UNAVAILABLE;
         }
         end(place, was);

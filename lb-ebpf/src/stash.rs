@@ -158,6 +158,23 @@ pub(crate) fn is_exceeded(index: u16, payload: u32) -> bool {
     payload > u32::from(first.len)
 }
 
+/// How much of a client's stream is there without a gap, its FIN included.
+#[inline(always)]
+pub(crate) fn heard(stash: &Stash) -> u32 {
+    let mut end = 0;
+    let mut i = 0;
+    while i < VIEWS {
+        // SAFETY: a map value stays valid; a view is one aligned word.
+        let view = View::from_bits(unsafe { core::ptr::read_volatile(&raw const stash.views[i]) });
+        let after = view.end() + u32::from(view.flags & VIEW_FIN != 0);
+        if view.flags & VIEW_USED != 0 && u32::from(view.at) <= end && after > end {
+            end = after;
+        }
+        i += 1;
+    }
+    end
+}
+
 /// The stash of a flow, locked.
 #[inline(always)]
 pub(crate) fn lock(flow: u32, index: u16) -> Option<Slot> {

@@ -6,7 +6,7 @@
 
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry};
-use crate::header::{self, End, Header, MAX_HEADER};
+use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
 use crate::maps::{FLOWS, SERVICES};
 use crate::options::timestamps;
 use crate::packet::{BASE, Packet, write};
@@ -20,7 +20,7 @@ use lb_common::flow::{FlowState, Head, NO_STASH};
 use lb_common::maglev::NOBODY;
 use lb_common::service::{Place, Service};
 use lb_common::syn_cookie::Agreed;
-use lb_common::tcp::{ACK, FIN, NOP_NOP_TIMESTAMP, PSH, RST, rescale_window};
+use lb_common::tcp::{ACK, FIN, PSH, RST, rescale_window};
 
 /// Without a body, so that it answers HEAD as well.
 const TEXT: &[u8; LEN] =
@@ -38,20 +38,22 @@ pub(crate) fn speaks_http(service: &Service) -> bool {
     matches!(Place::from_bits(service.place), Place::Cookie | Place::Header | Place::Query)
 }
 
-/// Leaves a flow that nobody takes without a backend. `heard` is the sequence number behind what its client has sent. Returns
-/// whether the flow is as it was seen.
+/// Leaves a flow that nobody takes without a backend. `heard` is the sequence number behind what its client has sent, `stamp` a
+/// timestamp that is not older than any that it was shown. Returns whether the flow is as it was seen.
 #[inline(always)]
-pub(crate) fn keep(entry: Entry, was: Head, heard: u32) -> bool {
-    let head = Head { backend: NOBODY, state: FlowState::Closing as u8, window_shift: 0, ..was };
-    if !flows::replace(entry, was, head) {
+pub(crate) fn keep(entry: Entry, was: Head, heard: u32, stamp: u32) -> bool {
+    // What is closing makes room for others, who would then be written to; what is claimed does not.
+    let claimed = Head { backend: NOBODY, state: FlowState::Claimed as u8, window_shift: 0, ..was };
+    if !flows::replace(entry, was, claimed) {
         return false;
     }
     // SAFETY: a map value stays valid; nothing is translated in a flow without a backend.
     unsafe {
         (*entry.flow).seq_delta = heard;
+        (*entry.flow).ts_delta = stamp;
         (*entry.flow).stash = NO_STASH;
     }
-    true
+    flows::replace(entry, claimed, Head { state: FlowState::Closing as u8, ..claimed })
 }
 
 /// Answers a client's segment in such a flow. A global function (see [`crate::cold`]).
@@ -64,7 +66,7 @@ pub(crate) extern "C" fn lb_unavailable(ctx: *mut xdp_md, service: u32, flow: u3
     };
     let Some(known) = FLOWS.get_ptr_mut(flow) else { return consume(Counter::DropBusy).to_bits() };
     if segment.flags & RST != 0 {
-        return consume(Counter::ClientReset).to_bits();
+        return consume(Counter::UnavailableHeard).to_bits();
     }
     let echo = timestamps(&context, segment.header).map_or(0, |stamps| echo(stamps.val));
     let end = segment.seq.wrapping_add(segment.payload).wrapping_add(u32::from(segment.flags & FIN != 0));
@@ -121,8 +123,7 @@ pub(crate) extern "C" fn lb_turn_away(
         // As many no-operations.
         [0x0101_0101; OPTIONS]
     } else {
-        // As the SYN-ACK had it, and every segment of the client has echoed since (see `syn`).
-        [NOP_NOP_TIMESTAMP, flow.client_isn.to_be(), (echo as u32).to_be()]
+        timestamp_options(flow.ts_delta, echo as u32)
     };
     if unread == 0 {
         return send(&ctx, &header, &options, flow.client_ifindex, Counter::UnavailableHeard).to_bits();

@@ -151,7 +151,7 @@ fn a_client_ends_in_peace() -> Result<()> {
             assert_says(&outcome, Counter::UnavailableHeard, &acknowledged(&scene, LEN + 1));
         }
         let rst = Segment { options: Vec::new(), ..later(&scene, LEN + 1, RST, b"") };
-        check_rows(&scene, [Row::new("RST", rst.bytes(), Verdict::Drop, Counter::ClientReset)])?;
+        check_rows(&scene, [Row::new("RST", rst.bytes(), Verdict::Drop, Counter::UnavailableHeard)])?;
         assert_eq!(only_flow(&scene)?.head.state, FlowState::Closing as u8);
     }
     Ok(())
@@ -212,6 +212,54 @@ fn each_place_of_a_key_says_who_speaks_http() -> Result<()> {
         let outcome = scene.xdp(&scene.first(REQUEST))?;
         assert!(outcome.counted(expected), "{affinity:?} {place:?}: {outcome:?}");
         scene.runner.maps.forget()?;
+    }
+    Ok(())
+}
+
+/// A former backend has acknowledged the request, and has shown the client a later time: the response is not older than that
+/// (RFC 7323 §5), for the client has nothing left to repeat, and takes back nothing that was acknowledged.
+#[test]
+fn a_request_that_was_moved_in_vain_is_told_so() -> Result<()> {
+    const TIMESTAMP_JUMP: u32 = 1 << 24;
+    let mut scene = Scene::new(2)?;
+    scene.runner.change(|setup| setup.services[0].replay = 1)?;
+    let (first, rest) = REQUEST.split_at(20);
+    let slot = scene.bind(first)?;
+    assert!(scene.xdp(&scene.segment(20, PSH, rest))?.counted(Counter::Stashed));
+    scene.xdp(&scene.syn_ack(slot))?;
+    assert!(scene.joint(&scene.syn_ack(slot))?.counted(Counter::Spliced));
+    assert!(scene.xdp(&scene.response(slot, 0, 0, b""))?.counted(Counter::FromBackend), "it acknowledges");
+    assert!(scene.xdp(&scene.response(slot, 0, RST, b""))?.counted(Counter::Replayed));
+    let moved = |segment: Segment, echo| {
+        Segment { options: Vec::new(), ..segment }.timestamps(ISN.wrapping_add(TIMESTAMP_JUMP), echo)
+    };
+    let outcome = scene.xdp(&scene.refusal(1 - slot))?;
+    assert_says(&outcome, Counter::Unavailable, &moved(told(&scene, LEN), TS + 1));
+    let outcome = scene.xdp(&later(&scene, LEN, FIN, b""))?;
+    assert_says(&outcome, Counter::UnavailableHeard, &moved(acknowledged(&scene, LEN + 1), TS + 1));
+    Ok(())
+}
+
+/// What came behind the first segment while a backend was asked is acknowledged with it, a FIN included, up to a gap.
+#[test]
+fn all_that_was_stashed_is_acknowledged() -> Result<()> {
+    type Meanwhile<'a> = &'a [(u32, u8, &'a [u8])];
+    let rows: [(Meanwhile, u32); 5] = [
+        (&[(0, PSH, b"more")], 4),
+        (&[(0, PSH | FIN, b"more")], 5),
+        (&[(0, FIN, b"")], 1),
+        (&[(100, PSH, b"behind a gap")], 0),
+        (&[(4, FIN, b""), (0, PSH, b"more")], 4),
+    ];
+    for (meanwhile, heard) in rows {
+        let scene = Scene::new(1)?;
+        let slot = scene.bind(REQUEST)?;
+        for (at, flags, payload) in meanwhile {
+            let kept = scene.xdp(&scene.segment(LEN + at, *flags, payload))?;
+            assert!(kept.counted(Counter::Stashed), "{kept:?}");
+        }
+        let outcome = scene.xdp(&scene.refusal(slot))?;
+        assert_says(&outcome, Counter::Unavailable, &told(&scene, LEN + heard));
     }
     Ok(())
 }
