@@ -13,6 +13,7 @@ use crate::stores;
 use lb_common::backend::State;
 use lb_common::counter::{BackendCounters, Counter};
 use lb_common::flow::{Flow, FlowState, NO_STASH};
+use lb_common::maglev::NOBODY;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -234,7 +235,11 @@ impl Daemon {
         let client: IpAddr = flow.client.into();
         FlowView {
             service: self.registry.service_name(head.service).unwrap_or("?").to_owned(),
-            backend: self.registry.name_of(head.backend).unwrap_or_else(|| format!("slot {}", head.backend)),
+            backend: match head.backend {
+                // None is chosen yet, or none takes it.
+                NOBODY => "-".to_owned(),
+                slot => self.registry.name_of(slot).unwrap_or_else(|| format!("slot {slot}")),
+            },
             client: SocketAddr::new(client, head.client_port.get()).to_string(),
             state: FlowState::from_bits(head.state).name().to_owned(),
             idle_ms: idle.as_millis() as u64,
