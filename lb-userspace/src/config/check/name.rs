@@ -38,14 +38,15 @@ impl Checker<'_, '_> {
         names
     }
 
-    /// Names are for services that read them, and somebody must take what is listed.
-    pub(super) fn named_backends(
+    /// Names are for services that read them, and those for servers that speak TLS.
+    pub(super) fn names_are_read(
         &mut self,
         affinity: &Affinity,
         protocol: Protocol,
-        backends: &[Backend],
+        affinity_span: &Span,
         listed: &[Listed],
     ) {
+        let by_name = affinity.place() == Some(&Place::Sni);
         for Listed { backend, managed, span } in listed {
             let Some(span) = span else { continue };
             let (reason, help) = match affinity {
@@ -53,7 +54,7 @@ impl Checker<'_, '_> {
                     format!("`sni` of `{backend}`, which lbd runs: those servers do not speak TLS"),
                     "leave it away, or give the backend an addr instead of managed = true".to_owned(),
                 ),
-                _ if affinity.place() == Some(&Place::Sni) => continue,
+                _ if by_name => continue,
                 _ if protocol == Protocol::Udp => (
                     format!("`sni` of `{backend}`, in a udp service"),
                     "leave it away: names are read in TLS over tcp alone".to_owned(),
@@ -72,6 +73,20 @@ impl Checker<'_, '_> {
             };
             self.faults.push(span.clone(), reason, help);
         }
+        let managed = listed.iter().find(|listed| listed.managed && listed.span.is_none());
+        if let Some(Listed { backend, .. }) = managed.filter(|_| by_name) {
+            self.faults.push(
+                affinity_span.clone(),
+                format!(
+                    "the server's name is read in TLS, and `{backend}`, which lbd runs, does not speak that"
+                ),
+                "choose another affinity, or give the backend an addr instead of managed = true",
+            );
+        }
+    }
+
+    /// Somebody must take what is listed, and what is not.
+    pub(super) fn takers(&mut self, backends: &[Backend], listed: &[Listed], service: &Span) {
         for pool in crate::config::name::pools(backends) {
             if pool.backends.iter().all(|place| backends[*place].weight == 0) {
                 let span = listed[pool.backends[0]].span.clone().unwrap_or(0..0);
@@ -81,6 +96,15 @@ impl Checker<'_, '_> {
                 );
                 self.faults.push(span, reason, "give one of them a weight from 1 to 256");
             }
+        }
+        let mut rest = backends.iter().filter(|backend| backend.sni.is_empty()).peekable();
+        let by_names = listed.iter().any(|listed| listed.span.is_some());
+        if by_names && rest.peek().is_some() && rest.all(|backend| backend.weight == 0) {
+            self.faults.push(
+                service.clone(),
+                "every backend without `sni` has weight 0: none takes what no other is listed for",
+                "give one of them a weight from 1 to 256, or take them out",
+            );
         }
     }
 

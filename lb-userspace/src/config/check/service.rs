@@ -71,9 +71,14 @@ impl Checker<'_, '_> {
             let (backends, server_ids, listed) =
                 self.backends(raw.backend, (&span, raw.mistyped), &context, &mut taken);
             let affinity_span = raw.affinity.as_ref().map_or(span.clone(), Spanned::span);
+            let faults = self.faults.len();
             let affinity = self.affinity(raw.affinity, protocol, &span);
+            // What stands in the place of a faulty rule is nothing to judge names by.
+            if self.faults.len() == faults {
+                self.names_are_read(&affinity, protocol, &affinity_span, &listed);
+            }
             self.quic_backends(&affinity, &server_ids);
-            self.named_backends(&affinity, protocol, &backends, &listed);
+            self.takers(&backends, &listed, &span);
             if backends.iter().any(|backend| backend.managed) {
                 self.managed_affinity(&affinity, protocol, affinity_span);
             }

@@ -181,10 +181,27 @@ fn what_is_wrong_with_names_is_told() {
         (
             "{ kind = \"source\", sni = true }\nprotocol = \"udp\"",
             ["sni = [\"a.org\"]", ""],
-            &[
-                (37, "`sni` stands in no datagram", "leave `sni` away, or write protocol = \"tcp\""),
-                (7, "`sni` of `s1`, in a udp service", "leave it away: names are read in TLS over tcp alone"),
-            ],
+            &[(37, "`sni` stands in no datagram", "leave `sni` away, or write protocol = \"tcp\"")],
+        ),
+        (
+            "{ kind = \"source\" }\nprotocol = \"udp\"",
+            ["sni = [\"a.org\"]", ""],
+            &[(7, "`sni` of `s1`, in a udp service", "leave it away: names are read in TLS over tcp alone")],
+        ),
+        (
+            // What the rule was meant to be is not known: nothing is said of what goes with it.
+            "{ kind = \"signed\", sni = true }",
+            ["sni = [\"a.org\"]", "sni = [\"b.org\"]"],
+            &[(
+                37,
+                "a server's name is nothing that affinity `signed` could go by",
+                "write kind = \"hashed\", `source` or `none`",
+            )],
+        ),
+        (
+            "{ kind = \"sourec\", sni = true }",
+            ["sni = [\"a.org\"]", ""],
+            &[(21, "`sourec` is no affinity rule", "did you mean `source`?")],
         ),
         (
             "{ kind = \"source\", sni = true }\nbalance = \"least\"",
@@ -201,11 +218,19 @@ fn what_is_wrong_with_names_is_told() {
         let told: Vec<_> = found.iter().map(|f| (f.column, f.reason.as_str(), f.help.as_str())).collect();
         assert_eq!(told, *expected, "{affinity} {keys:?}");
     }
+    let idle = with(HASHED, ["sni = [\"a.org\"]", "weight = 0"]).replace(":8080\"", ":8080\"\nweight = 0");
+    let told: Vec<_> = faults(&idle).into_iter().map(|fault| (fault.reason, fault.help)).collect();
+    let reason = "every backend without `sni` has weight 0: none takes what no other is listed for";
+    let help = "give one of them a weight from 1 to 256, or take them out";
+    assert_eq!(told, [(reason.to_owned(), help.to_owned())]);
     let managed = MINIMAL
         .replace("name = \"shop\"", &format!("name = \"shop\"\naffinity = {HASHED}"))
         .replace("managed = true", "managed = true\nsni = [\"a.org\"]");
     let reasons: Vec<_> = faults(&managed).into_iter().map(|fault| fault.reason).collect();
     assert_eq!(reasons, ["`sni` of `s1`, which lbd runs: those servers do not speak TLS"]);
+    let managed = managed.replace("sni = [\"a.org\"]", "");
+    let reasons: Vec<_> = faults(&managed).into_iter().map(|fault| fault.reason).collect();
+    assert_eq!(reasons, ["the server's name is read in TLS, and `s1`, which lbd runs, does not speak that"]);
 }
 
 #[test]
