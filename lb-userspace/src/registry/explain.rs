@@ -204,7 +204,8 @@ impl Registry {
     ) -> ExplainView {
         if self.services[&id].on_unavailable == OnUnavailable::Reject {
             let why = format!("{why}, and this service gives its sessions to no other backend");
-            return self.explained(id, view, self.turned_away(id).0, None, why, &[Counter::Rejected]);
+            let (verdict, counter) = self.turned_away(id);
+            return self.explained(id, view, verdict, None, why, &[Counter::Rejected, counter]);
         }
         match self.walk(id, hash) {
             Some(name) => {

@@ -16,7 +16,7 @@ impl Registry {
     /// only one that reads names) by a client of that address.
     ///
     /// # Errors
-    /// The service is not known, reads no names, or is not said.
+    /// The service is not known, reads no names, or is not said; or no client asks for such a name.
     pub fn explain_name(
         &self,
         name: &str,
@@ -25,7 +25,7 @@ impl Registry {
     ) -> Result<ExplainView, Refused> {
         let id = self.reading_names(service)?;
         let service = &self.services[&id];
-        let name = name.to_ascii_lowercase();
+        let name = asked(name)?;
         let (table, why) = match listed(service, &name) {
             Some((pool, by)) => {
                 let backends = self.backends.values().filter(|backend| pool.slots.contains(&backend.slot));
@@ -118,6 +118,21 @@ impl Registry {
                 Err(Refused::with_help("several services read a server's name".to_owned(), help))
             }
         }
+    }
+}
+
+/// What a client asks for, in lower case; nothing when it names nobody.
+fn asked(name: &str) -> Result<String, Refused> {
+    if name.is_empty() {
+        return Ok(String::new());
+    }
+    if name.starts_with('*') {
+        let reason = format!("the server's name `{name}` stands for many");
+        return Err(Refused::with_help(reason, "give one that a client asks for, like shop.example.org"));
+    }
+    match ServerName::parse(name) {
+        Ok(name) => Ok(name.text().to_owned()),
+        Err((reason, help)) => Err(Refused::with_help(reason, help)),
     }
 }
 

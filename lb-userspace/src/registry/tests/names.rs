@@ -200,3 +200,20 @@ fn explain_knows_where_a_name_leads() {
         refused(Some("tls"))
     );
 }
+
+#[test]
+fn a_name_that_no_client_sends_is_not_explained() {
+    let (registry, _) = with("source", 5);
+    for (name, reason, help) in [
+        ("https://shop.example.org/", "contains ':'", "like shop.example.org"),
+        ("shop.example.org:443", "contains ':'", "like shop.example.org"),
+        ("shop.example.org.", "ends in a dot", "leave the dot away"),
+        ("192.0.2.1", "is an address", "name a server by its address"),
+        ("*.example.org", "stands for many", "like shop.example.org"),
+        ("*", "stands for many", "like shop.example.org"),
+    ] {
+        let refused = registry.explain_name(name, None, None).unwrap_err();
+        assert_eq!(refused.reason, format!("the server's name `{name}` {reason}"));
+        assert!(refused.help.as_deref().is_some_and(|told| told.contains(help)), "{name}: {refused:?}");
+    }
+}

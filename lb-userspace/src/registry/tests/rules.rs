@@ -133,11 +133,13 @@ fn explain_knows_every_rule() {
         assert_eq!(told.counters, [counter], "{lines}");
     }
     // Nobody else gets a session where the service does not want it.
-    for (protocol, verdict) in [("tcp", "unavailable"), ("udp", "dropped")] {
+    for (protocol, verdict, counters) in
+        [("tcp", "unavailable", "rejected unavailable"), ("udp", "dropped", "rejected drop_no_backend")]
+    {
         let (mut registry, _) = with(&format!("protocol = \"{protocol}\"\non_unavailable = \"reject\""));
         registry.apply(Change::Admin { backend: "b".into(), admin: Admin::Maint }, Instant::now());
         let told = registry.explain(&text, None).unwrap();
-        assert_eq!((told.verdict.as_str(), told.counters.join(" ")), (verdict, "rejected".to_owned()));
+        assert_eq!((told.verdict.as_str(), told.counters.join(" ")), (verdict, counters.to_owned()));
         assert_eq!(
             told.why,
             "b holds the session, but is maint, and this service gives its sessions to no other backend"
@@ -184,7 +186,7 @@ fn explain_tells_where_a_key_leads() {
     let (mut registry, _) = with(&format!("{learned}\non_unavailable = \"reject\""));
     maint(&mut registry, "b");
     let why = "b handed that key out, and is maint, and this service gives its sessions to no other backend";
-    assert_eq!(told(&registry, Some(1)), row("unavailable", None, why, "rejected"));
+    assert_eq!(told(&registry, Some(1)), row("unavailable", None, why, "rejected unavailable"));
 
     let learned = "protocol = \"udp\"\naffinity = { kind = \"learned\", offset = 0, bytes = 5 }";
     assert_eq!(told(&with(learned).0, None), row("unknown", None, &hashed, "unknown_key"));
