@@ -37,9 +37,15 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Only check a configuration: says what is wrong with it, with line and reason
-    Check { file: PathBuf },
+    Check {
+        /// The configuration.
+        file: PathBuf,
+    },
     /// Remove everything that an lbd with this configuration has left in the kernel; sessions and keys stay
-    Detach { file: PathBuf },
+    Detach {
+        /// The configuration.
+        file: PathBuf,
+    },
 }
 
 pub(crate) fn main() -> ExitCode {

@@ -26,10 +26,10 @@ pub enum DatapathError {
     )]
     ObjectMap { path: PathBuf, name: String, what: &'static str, found: u32, expected: u32 },
     #[error(
-        "pinned map {pin} has {what} {found} where this configuration needs {expected}: change the limits back, or \
-         give up the flows in it with `cargo xtask detach INTERFACE`"
+        "pinned map {pin} has {what} {found} where this configuration needs {expected}: change {limits} in \
+         [limits] back, or give up all flows with `lbd detach FILE`, the configuration's file"
     )]
-    PinnedMap { pin: PathBuf, what: &'static str, found: u32, expected: u32 },
+    PinnedMap { pin: PathBuf, what: &'static str, found: u32, expected: u32, limits: &'static str },
     #[error("the kernel's verifier refuses program `{name}`; its last words:\n{log}")]
     Verifier { name: String, log: String },
     #[error(
@@ -51,7 +51,7 @@ pub enum DatapathError {
     Beyond { kind: &'static str, index: u32, limit: u32, name: &'static str },
     #[error(
         "the name {0} has the hash of another one, which happens to one pair in 2^64: a new secret comes with new maps, so \
-         give up the flows in them with `cargo xtask detach INTERFACE`"
+         give up the flows in them with `lbd detach FILE`, the configuration's file"
     )]
     SameHash(String),
     #[error("{what}")]

@@ -24,6 +24,8 @@ struct Shape {
     /// Bytes of a value.
     value: usize,
     entries: fn(&Limits) -> u32,
+    /// The limits that the number of entries follows from.
+    limits: &'static str,
 }
 
 /// Processors that the kernel may ever run programs on.
@@ -31,30 +33,32 @@ fn processors() -> u32 {
     aya::util::nr_cpus().map_or(1, |n| n as u32)
 }
 
-const fn shape<V>(name: &'static str, entries: fn(&Limits) -> u32) -> Shape {
-    Shape { name, value: size_of::<V>(), entries }
+const fn shape<V>(name: &'static str, limits: &'static str, entries: fn(&Limits) -> u32) -> Shape {
+    Shape { name, value: size_of::<V>(), entries, limits }
 }
 
 const SHAPES: [Shape; 19] = [
-    shape::<Settings>("SETTINGS", |_| 1),
-    shape::<Bucket>("ENDPOINTS", |limits| 2 * limits.endpoint_buckets()),
-    shape::<Service>("SERVICES", |limits| limits.services),
-    shape::<Backend>("BACKENDS", |limits| limits.backends),
-    shape::<Block>("MAGLEV", |limits| limits.pool_base(limits.pool_entries() + 1)),
-    shape::<u32>("NAMES", Limits::name_entries),
-    shape::<Pool>("POOLS", |limits| limits.pool_entries() + 1),
-    shape::<Flow>("FLOWS", Limits::flow_entries),
-    shape::<Asked>("FLOW_KEYS", Limits::flow_entries),
-    shape::<Home>("HOMES", Limits::home_entries),
-    shape::<Tail>("TAILS", |limits| limits.pending),
-    shape::<u64>("LIVE", |limits| limits.backends),
-    Shape { name: "TRACE", value: 0, entries: |limits| limits.trace_bytes },
-    shape::<Stash>("STASHES", |limits| limits.pending + processors()),
-    shape::<ServiceCounters>("SERVICE_COUNTERS", |limits| limits.services),
-    shape::<BackendCounters>("BACKEND_COUNTERS", |limits| limits.backends),
-    shape::<Abilities>("ABILITIES", |limits| limits.backends),
-    shape::<quic_lb::Config>("QUIC_CONFIGS", |limits| limits.services * quic_lb::ROTATIONS),
-    shape::<u32>("QUIC_SERVERS", |limits| limits.backends * quic_lb::SERVER_ROOM),
+    shape::<Settings>("SETTINGS", "", |_| 1),
+    shape::<Bucket>("ENDPOINTS", "`services` or `backends`", |limits| 2 * limits.endpoint_buckets()),
+    shape::<Service>("SERVICES", "`services`", |limits| limits.services),
+    shape::<Backend>("BACKENDS", "`backends`", |limits| limits.backends),
+    shape::<Block>("MAGLEV", "`services`, `maglev_size`, `pools` or `pool_maglev_size`", |limits| {
+        limits.pool_base(limits.pool_entries() + 1)
+    }),
+    shape::<u32>("NAMES", "`names`", Limits::name_entries),
+    shape::<Pool>("POOLS", "`pools`", |limits| limits.pool_entries() + 1),
+    shape::<Flow>("FLOWS", "`flows`", Limits::flow_entries),
+    shape::<Asked>("FLOW_KEYS", "`flows`", Limits::flow_entries),
+    shape::<Home>("HOMES", "`learned`", Limits::home_entries),
+    shape::<Tail>("TAILS", "`pending`", |limits| limits.pending),
+    shape::<u64>("LIVE", "`backends`", |limits| limits.backends),
+    Shape { name: "TRACE", value: 0, entries: |limits| limits.trace_bytes, limits: "`trace_bytes`" },
+    shape::<Stash>("STASHES", "`pending`", |limits| limits.pending + processors()),
+    shape::<ServiceCounters>("SERVICE_COUNTERS", "`services`", |limits| limits.services),
+    shape::<BackendCounters>("BACKEND_COUNTERS", "`backends`", |limits| limits.backends),
+    shape::<Abilities>("ABILITIES", "`backends`", |limits| limits.backends),
+    shape::<quic_lb::Config>("QUIC_CONFIGS", "`services`", |limits| limits.services * quic_lb::ROTATIONS),
+    shape::<u32>("QUIC_SERVERS", "`backends`", |limits| limits.backends * quic_lb::SERVER_ROOM),
 ];
 
 /// What a map must be: the object says type and flags, the limits say how many entries.
@@ -133,7 +137,9 @@ pub(super) fn check_pinned(pins: &Pins, expected: &[(String, Expected)]) -> Resu
         ];
         if let Some((what, found, expected)) = rows.into_iter().find(|(_, found, expected)| found != expected)
         {
-            return Err(DatapathError::PinnedMap { pin: pins.show(&pin), what, found, expected });
+            let limits = SHAPES.iter().find(|shape| shape.name == name).map_or("", |shape| shape.limits);
+            let limits = if limits.is_empty() { "what changed" } else { limits };
+            return Err(DatapathError::PinnedMap { pin: pins.show(&pin), what, found, expected, limits });
         }
     }
     Ok(complete)
@@ -200,5 +206,35 @@ fn take_mapped(ebpf: &mut Ebpf, path: &Path, name: &str) -> Result<MapData, Data
     match ebpf.take_map(name) {
         Some(Map::Array(data)) => Ok(data),
         _ => Err(DatapathError::Lacks { path: path.to_owned(), kind: "array", name: name.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_names_the_limits_that_it_follows() {
+        // So few that services make a difference to the table of both.
+        let usual = Limits { backends: 8, ..Limits::default() };
+        for (name, other) in [
+            ("services", Limits { services: 256, ..usual }),
+            ("backends", Limits { backends: 2048, ..usual }),
+            ("flows", Limits { flows: 1 << 20, ..usual }),
+            ("pending", Limits { pending: 2048, ..usual }),
+            ("maglev_size", Limits { maglev_size: 251, ..usual }),
+            ("names", Limits { names: 2048, ..usual }),
+            ("pools", Limits { pools: 128, ..usual }),
+            ("pool_maglev_size", Limits { pool_maglev_size: 251, ..usual }),
+            ("learned", Limits { learned: 1 << 20, ..usual }),
+            ("trace_bytes", Limits { trace_bytes: 1 << 20, ..usual }),
+        ] {
+            let follow = |shape: &&Shape| (shape.entries)(&usual) != (shape.entries)(&other);
+            let found: Vec<_> = SHAPES.iter().filter(follow).map(|shape| shape.name).collect();
+            let told = |shape: &&Shape| shape.limits.contains(&format!("`{name}`"));
+            let told: Vec<_> = SHAPES.iter().filter(told).map(|shape| shape.name).collect();
+            assert_eq!(told, found, "{name}");
+            assert!(!found.is_empty());
+        }
     }
 }
