@@ -98,7 +98,7 @@ pub(super) fn expected(
         }
     }
     let kept = object.maps.iter().filter(|(name, _)| !name.starts_with('.'));
-    Ok(kept
+    let mut expected: Vec<_> = kept
         .map(|(name, map)| {
             let shape = SHAPES.iter().find(|shape| shape.name == name);
             let expected = Expected {
@@ -110,7 +110,10 @@ pub(super) fn expected(
             };
             (name.clone(), expected)
         })
-        .collect())
+        .collect();
+    // So that the same is told each time.
+    expected.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(expected)
 }
 
 /// Checks every map that is pinned already. Returns whether all of them are there.
