@@ -16,7 +16,7 @@ use crate::token::http::{
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::IN_HEAD;
+use lb_common::flow::{IN_HEAD, LEARNS};
 use lb_common::home::{TAIL_ROOM, Tail};
 use lb_common::service::{Affinity, Service};
 
@@ -378,7 +378,8 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
         return 0;
     }
     let tag = lb_tag_scratch(service, from);
-    let was = key_of(flow);
+    // A flow that is older than the service's rule has none, but finds there what another one left.
+    let was = if known.client_flags & LEARNS != 0 { key_of(flow) } else { 0 };
     if tag != 0 && lb_is_deleted(from) == 0 {
         lb_learn(service, tag, u32::from(known.head.backend));
         if answers_last(flow) {

@@ -403,6 +403,26 @@ fn a_flow_without_a_key_forgets_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A connection that began before its service learned has no key, whatever a flow left that had the entry before.
+#[test]
+fn a_flow_that_is_older_than_the_rule_forgets_nothing() -> Result<()> {
+    let mut scene = scene(2)?;
+    let (slot, _) = connect(&mut scene, &request(None))?;
+    respond(&scene, slot, &[&head(&["Set-Cookie: JSESSIONID=v"])])?;
+    assert_eq!(connect(&mut scene, &session("v"))?.0, slot);
+    scene.runner.maps.forget()?;
+    scene.client.set_port(scene.client.port() - 1);
+    scene.runner.change(|setup| setup.services[0].affinity = Affinity::Hashed as u8)?;
+    let (slot, _) = connect(&mut scene, &request(None))?;
+    scene.runner.change(|setup| setup.services[0].affinity = Affinity::Learned as u8)?;
+    assert_eq!(respond(&scene, slot, &[&head(&["Set-Cookie: JSESSIONID=; Max-Age=0"])])?, [PLAIN]);
+    assert_eq!(homes(&scene)?.len(), 1);
+    // It may hand one out.
+    let given = scene.xdp(&scene.response(slot, 200, PSH, &head(&["Set-Cookie: JSESSIONID=w"])))?;
+    assert_eq!(counted(&given), LEARNED);
+    Ok(())
+}
+
 #[test]
 fn an_unknown_key_goes_to_the_same_backend_and_is_not_remembered() -> Result<()> {
     let mut scene = scene(4)?;
