@@ -99,6 +99,17 @@ async fn keep_to_addresses(
             })
         })
     };
+    // Where something lives that has no name, a rename ended half-way: nobody else may be given its slot.
+    for service in &config.services {
+        let id = store.service_id(&service.name).await?;
+        for (slot, found) in &left.backends {
+            if found.service == id && lives(*slot) && names.iter().all(|(.., named)| named != slot) {
+                let name = format!("slot{slot}@{}", SocketAddr::new(found.addr.into(), found.port.get()));
+                adopt(store, &service.name, &name, *slot).await?;
+                names.push((service.name.clone(), name, *slot));
+            }
+        }
+    }
     for (service, name, addr) in configured() {
         if let Some((_, known, slot)) = names.iter_mut().find(|(s, n, _)| s == service && n == name)
             && let Some(before) = addr_of(*slot).filter(|before| *before != addr)
@@ -137,7 +148,7 @@ async fn keep_to_addresses(
     Ok(())
 }
 
-/// If this ends half-way, the slot is a free one, and still stands in the maps with its address.
+/// If this ends half-way, the slot is a free one, and still stands in the maps with its address: the next start names it again.
 async fn rename(
     store: &dyn SessionStore,
     service: &str,
@@ -145,7 +156,12 @@ async fn rename(
     slot: u16,
 ) -> anyhow::Result<()> {
     store.forget_slot(service, from).await?;
-    let slots = vec![(service.to_owned(), to.to_owned(), slot)];
+    adopt(store, service, to, slot).await
+}
+
+/// Gives a slot that nobody has to a name.
+async fn adopt(store: &dyn SessionStore, service: &str, name: &str, slot: u16) -> anyhow::Result<()> {
+    let slots = vec![(service.to_owned(), name.to_owned(), slot)];
     Ok(store.adopt(Given { slots, ..Given::default() }).await?)
 }
 
@@ -211,6 +227,30 @@ mod tests {
             let names = [0, 1, 2].map(|slot| names.get(&slot).copied().unwrap_or(""));
             assert_eq!(names, expected, "{after:?}, {lives:?}");
             assert!(slots.len() <= 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_lost_its_name_half_way_is_given_to_nobody_else() {
+        for (after, lives, expected) in [
+            (&[("a", 10), ("b", 11)], true, [("a", 0), ("b", 1)]),
+            (&[("a", 20), ("b", 11)], true, [("a", 2), ("b", 1)]),
+            (&[("a", 20), ("b", 11)], false, [("a", 0), ("b", 1)]),
+        ] {
+            let store = MemoryStore::default();
+            let mut left = Left::default();
+            for (slot, name, host) in [(0, "a", 10), (1, "b", 11)] {
+                assert_eq!(store.slot("shop", name).await.unwrap(), slot);
+                let addr = IpAddr::from([192, 0, 2, host]).into();
+                let found = Backend { addr, port: Be16::new(80), service: 1, ..Backend::default() };
+                left.backends.insert(slot, found);
+            }
+            store.forget_slot("shop", "a").await.unwrap();
+            let config = config(after);
+            keep_to_addresses(&config, &store, &left, &|_| lives).await.unwrap();
+            for (name, slot) in expected {
+                assert_eq!(store.slot("shop", name).await.unwrap(), slot, "{name}: {after:?}, {lives}");
+            }
         }
     }
 }
