@@ -11,10 +11,11 @@ use crate::scene::{CLIENT_MAC, CLIENT_SCALE, ISN, LOCAL_MAC, TS, backend, macs};
 use crate::setup::{NextHop, Setup};
 use crate::testbed::rule::{HEADERS, WHOLE};
 use anyhow::{Context, Result};
+use lb_common::backend::State;
 use lb_common::counter::Counter::{
-    self, AffinityHit, Bound, FromBackend, FromClient, Hashed, HeadAwaited, NewSession,
+    self, AffinityHit, Bound, FromBackend, FromClient, Hashed, HeadAwaited, NewSession, Unavailable,
 };
-use lb_common::flow::{PLAIN, REPLIED};
+use lb_common::flow::{LEARNS, PLAIN, REPLIED};
 use lb_common::home::{self, Home};
 use lb_common::quic_lb;
 use lb_common::service::{Affinity, Balance, Place, Service};
@@ -39,6 +40,8 @@ enum Kind {
     /// ...or a wildcard that it ends in.
     ListedWildcard,
     Learned,
+    /// Its only backend is down.
+    Unserved,
     SignedDatagram,
     TextDatagram,
     HashedDatagram,
@@ -46,7 +49,7 @@ enum Kind {
     Quic,
 }
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind::Plain,
     Kind::PlainLeast,
     Kind::HashedCookie,
@@ -56,6 +59,7 @@ const KINDS: [Kind; 14] = [
     Kind::ListedName,
     Kind::ListedWildcard,
     Kind::Learned,
+    Kind::Unserved,
     Kind::SignedDatagram,
     Kind::TextDatagram,
     Kind::HashedDatagram,
@@ -91,7 +95,7 @@ impl Kind {
                 }
                 true
             }
-            Self::HashedCookie => {
+            Self::HashedCookie | Self::Unserved => {
                 service.affinity = Affinity::Hashed as u8;
                 true
             }
@@ -142,6 +146,7 @@ pub(super) fn add(setup: &mut Setup) {
         match kind {
             Kind::ListedName => setup.list(id, "shop.example.org", &[kind.slot()]),
             Kind::ListedWildcard => setup.list(id, "*.example.org", &[kind.slot()]),
+            Kind::Unserved => setup.set_state(kind.slot(), State::Down),
             _ => {}
         }
     }
@@ -186,7 +191,11 @@ pub(super) fn fill(maps: &mut Maps, setup: &Setup) -> Result<()> {
     for kind in KINDS {
         let service = &setup.services[usize::from(kind.id()) - 1];
         let spliced = !service.binds_at_once() && service.protocol != UDP;
-        let client_flags = if spliced { 0 } else { PLAIN };
+        let client_flags = match kind {
+            Kind::Learned => LEARNS,
+            _ if spliced => 0,
+            _ => PLAIN,
+        };
         let backend_flags = if service.protocol == UDP { REPLIED } else { 0 };
         let flow = bound(known(), kind.id(), kind.slot(), client_flags, backend_flags);
         let place = free_place(maps, setup, known(), kind.id())?;
@@ -263,6 +272,15 @@ fn requests(rig: &Rig) -> Result<Vec<Case>> {
     long.truncate(1_396);
     long.extend([b'x'; 52]);
     cases.push(first(rig, Kind::Learned, "first payload, head goes on", &long, &[HeadAwaited])?);
+    let unserved = with_line("/", "Cookie: lb=0123456789abcdef0123456789abcdef");
+    cases.push(first(
+        rig,
+        Kind::Unserved,
+        "first payload, told that nobody serves",
+        &unserved,
+        &[Unavailable],
+    )?);
+    cases.push(kept_alive());
     let mut response =
         format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nSet-Cookie: JSESSIONID={LEARNED}; Path=/\r\n");
     response += "Content-Length: 20\r\nServer: backend\r\n\r\n01234567890123456789";
@@ -272,6 +290,23 @@ fn requests(rig: &Rig) -> Result<Vec<Case>> {
         cases.push(Case::new(name, HEADERS, &[segment], &[FromBackend]));
     }
     Ok(cases)
+}
+
+/// Requests on a connection of a learned service, each of which comes behind the one before it, for ever: a third of all sequence
+/// numbers lies between them.
+fn kept_alive() -> Case {
+    let payload = with_line("/", &format!("Cookie: JSESSIONID={LEARNED}"));
+    let segments = [0, u32::MAX / 3, u32::MAX / 3 * 2].map(|seq| {
+        Segment::new(known(), Kind::Learned.vip())
+            .macs(CLIENT_MAC, LOCAL_MAC)
+            .seq(seq)
+            .ack(0x6666_0000)
+            .flags(ACK | PSH)
+            .window(300)
+            .timestamps(TS + 99, 0x7777_7777)
+            .payload(&payload[..])
+    });
+    Case::new("learned, from client, request on a kept connection", HEADERS, &segments, &[FromClient])
 }
 
 /// A ClientHello with its name behind other extensions.
