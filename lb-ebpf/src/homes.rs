@@ -176,34 +176,48 @@ const OWN: u32 = 3;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_place_for(tag: u64, now: u32) -> u32 {
-    let Some(settings) = settings() else { return 0 };
     let (mut best, mut rank) = (0, 0);
     let mut i = 0;
     while i < GROUP as u32 {
-        let Some(home) = place(settings, tag, i) else { break };
-        let seen = tag_of(home);
-        let at = whereabouts(home);
-        let age = now.wrapping_sub(at.last_used);
-        // Another processor's tick may have begun after this one's.
-        let age = if (age as i32) < 0 { 0 } else { u64::from(age) };
-        let suits = if seen == tag {
-            OWN
-        } else if seen == FREE {
-            UNUSED
-        } else if is_over(limit(at.service), at.last_used, now) {
-            OVERDUE
-        } else {
-            IN_USE
-        };
-        let this = (u64::from(suits) << 32) + age + 1;
-        // One that is being filled in has no rank at all.
-        if seen != CLAIMED && this > rank {
+        let this = lb_rank(tag, i, now);
+        if this > rank {
             rank = this;
-            best = suits << 8 | i;
+            best = i;
         }
         i += 1;
     }
-    best
+    if rank == 0 {
+        return 0;
+    }
+    (((rank - 1) >> 32) as u32) << 8 | best
+}
+
+/// How well entry `i` of its group suits a session, in the upper half, and the ticks since it was asked for, plus one, in the lower; 0
+/// for one that is being filled in.
+///
+/// A global function, as [`lb_home`]: in the loop of its caller it would be verified again in each turn.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_rank(tag: u64, i: u32, now: u32) -> u64 {
+    let Some(settings) = settings() else { return 0 };
+    let Some(home) = place(settings, tag, i) else { return 0 };
+    let seen = tag_of(home);
+    let at = whereabouts(home);
+    let age = now.wrapping_sub(at.last_used);
+    // Another processor's tick may have begun after this one's.
+    let age = if (age as i32) < 0 { 0 } else { u64::from(age) };
+    let suits = if seen == tag {
+        OWN
+    } else if seen == CLAIMED {
+        return 0;
+    } else if seen == FREE {
+        UNUSED
+    } else if is_over(limit(at.service), at.last_used, now) {
+        OVERDUE
+    } else {
+        IN_USE
+    };
+    (u64::from(suits) << 32) + age + 1
 }
 
 /// Two processors may learn the same session at the same moment, in an entry each: the first one stays, and both see to it.

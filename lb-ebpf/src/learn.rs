@@ -240,7 +240,7 @@ fn last_line(bytes: Bytes, limit: u32) -> u32 {
 extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
     let Some(scratch) = SCRATCH.get(0) else { return 1 };
     let bytes = Bytes::of(scratch);
-    let mut head = At::new(0);
+    let mut head = 0;
     let mut keys = 0;
     let mut from = 0;
     let mut turn = 0;
@@ -253,16 +253,12 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
         let first = bytes.byte(line.plus(1));
         from = hit + 1;
         if first == b'\r' || first == b'\n' {
-            if !is_interim(bytes, head) {
-                note_answered(flow);
-            }
-            let next = line.plus(if first == b'\r' { 3 } else { 2 });
-            if !has_no_body(bytes, head) || bytes.word(next, 0) & SEVEN != HTTP_1 {
+            let next = lb_head_ends(flow, head, hit);
+            if next == NOWHERE {
                 return 1;
             }
-            // Behind an interim response, or one without a body, the next one may follow at once.
             head = next;
-            from = next.0 as u32;
+            from = next;
         } else {
             keys += lb_set_cookie(service, flow, hit);
             if keys >= KEYS {
@@ -275,6 +271,24 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
     // So many fields that it is better to leave it at that.
     count(service as u16, Counter::LearnedCut as u32);
     1
+}
+
+/// Notes that the head ends whose beginning, and whose last newline but one, stand at these offsets of the scratch memory. Returns
+/// where the next one begins: behind an interim response, or one without a body, it may follow at once. A global function (see
+/// [`crate::cold`]): in the loop of its caller it would be verified again in each turn.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_head_ends(flow: u32, head: u32, newline: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return NOWHERE };
+    let (bytes, head, line) = (Bytes::of(scratch), At::new(u64::from(head)), At::new(u64::from(newline)));
+    if !is_interim(bytes, head) {
+        note_answered(flow);
+    }
+    let next = line.plus(if bytes.byte(line.plus(1)) == b'\r' { 3 } else { 2 });
+    if !has_no_body(bytes, head) || bytes.word(next, 0) & SEVEN != HTTP_1 {
+        return NOWHERE;
+    }
+    next.0 as u32
 }
 
 /// Whether it is the head of an interim response that begins at an offset (RFC 9110 §15.2). Of one that began in a segment before,

@@ -107,7 +107,7 @@ impl Measured for Product {
 pub(super) fn sizes(flows: u32) -> Sizes {
     let groups = (2 * flows).next_power_of_two() / GROUP as u32;
     Sizes {
-        services: 16,
+        services: 32,
         backends: 1024,
         buckets: 16_384,
         groups: groups.max(1024),
