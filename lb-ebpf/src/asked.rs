@@ -86,7 +86,6 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
             return 0;
         }
         (*stash).limit = len as u32;
-        (*stash).owner = u64::from(flow) + 1;
     }
     // SAFETY: as above.
     let bytes = Bytes::of(unsafe { &*stash });
@@ -98,6 +97,9 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
         (*known).at = segment.seq;
         (*known).asked = (*known).one_more();
     }
+    // The flow's for as long as its key is looked for.
+    // SAFETY: as above.
+    unsafe { (*stash).owner = u64::from(flow) + 1 };
     let found = find(service, index);
     // SAFETY: as above.
     unsafe { (*stash).owner = 0 };

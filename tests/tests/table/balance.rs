@@ -72,26 +72,34 @@ fn flows_that_are_evicted_give_their_place_and_their_count() -> Result<()> {
     Ok(())
 }
 
+/// How far four backends differ after 16 flows: on average by 1.8 with two choices, by 4.1 with one. The mean of 100 rounds has a standard
+/// deviation of a tenth.
 #[test]
 fn least_evens_out_what_maglev_leaves() -> Result<()> {
+    const ROUNDS: u64 = 100;
     let mut scene = Scene::new(4)?;
     scene.runner.change(|setup| setup.services[0].balance = Balance::Least as u8)?;
-    let mut counted = [0_u64; 4];
-    for n in 0..400 {
-        scene.client = client(n);
-        let outcome = scene.xdp(&scene.first(REQUEST))?;
-        if outcome.counted(Counter::Bound) {
+    let mut spread = 0;
+    for _ in 0..ROUNDS {
+        let mut counted = [0_u64; 4];
+        for n in 0..16 {
+            scene.client = client(n);
+            let outcome = scene.xdp(&scene.first(REQUEST))?;
+            assert!(outcome.counted(Counter::Bound), "{outcome:?}");
             counted[usize::from(scene.slot_of(&outcome.segment()))] += 1;
         }
-        if n == 15 {
-            assert_eq!(live(&scene)?, counted);
-            let (most, fewest) = (counted.iter().max(), counted.iter().min());
-            assert!(most.unwrap() - fewest.unwrap() <= 3, "{counted:?}");
-        }
-        if n >= 15 {
-            scene.xdp(&scene.segment(0, 0, b"").flags(RST))?;
-        }
+        assert_eq!(live(&scene)?, counted);
+        spread += counted.iter().max().unwrap() - counted.iter().min().unwrap();
+        scene.runner.maps.forget()?;
     }
+    assert!(spread < 3 * ROUNDS, "{spread} in {ROUNDS} rounds");
+    // Who is reset leaves room.
+    for n in 0..400 {
+        scene.client = client(n);
+        scene.xdp(&scene.first(REQUEST))?;
+        scene.xdp(&scene.segment(0, 0, b"").flags(RST))?;
+    }
+    assert_eq!(live(&scene)?, [0; 4]);
     Ok(())
 }
 
