@@ -6,6 +6,10 @@
 //! [`Settings::live`]: crate::settings::Settings
 
 use crate::addr::{Addr, Be16};
+#[cfg(feature = "std")]
+use crate::buckets::{self, TableFull};
+#[cfg(feature = "std")]
+use crate::hash::mix64;
 use bytemuck::{Pod, Zeroable};
 
 /// Address and port belong to a service: the packet comes from a client.
@@ -49,31 +53,13 @@ pub const fn bucket_of(seed: u64, addr: Addr, port: u32) -> u32 {
     (product >> 32) as u32
 }
 
-/// Why a table cannot be built.
-#[cfg(feature = "std")]
-#[derive(Debug, PartialEq, Eq)]
-pub struct TableFull {
-    pub endpoints: usize,
-    pub buckets: usize,
-}
-
-#[cfg(feature = "std")]
-impl core::fmt::Display for TableFull {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{} endpoints do not fit in a table of {} buckets", self.endpoints, self.buckets)
-    }
-}
-
-#[cfg(feature = "std")]
-impl core::error::Error for TableFull {}
-
 /// Buckets of the smallest table.
 #[cfg(feature = "std")]
 const FEWEST: usize = 64;
 
-/// Places every endpoint in its bucket, trying seeds derived from `seed` until no bucket overflows. The table has as few
-/// buckets as will do, because every packet of a stranger looks into one of them at random: a small table stays in the
-/// caches. Returns the seed that worked and the buckets, whose number is a power of two up to `most`, another one.
+/// Places every endpoint in its bucket. The table has as few buckets as will do, because every packet of a stranger looks
+/// into one of them at random: a small table stays in the caches. Returns the seed that worked and the buckets, whose
+/// number is a power of two up to `most`, another one.
 ///
 /// # Errors
 /// [`TableFull`] when no seed of many works: the table is too small.
@@ -83,32 +69,10 @@ pub fn build(
     most: usize,
     seed: u64,
 ) -> Result<(u64, std::vec::Vec<Bucket>), TableFull> {
-    assert!(most.is_power_of_two(), "buckets are masked, so their number is a power of two");
-    let mut buckets = (8 * endpoints.len()).next_power_of_two().clamp(FEWEST.min(most), most);
-    loop {
-        let attempts = if buckets == most { 4096 } else { 64 };
-        if let Some(built) =
-            (0..attempts).find_map(|attempt| place(endpoints, buckets, seed.wrapping_add(attempt)))
-        {
-            return Ok(built);
-        }
-        if buckets == most {
-            return Err(TableFull { endpoints: endpoints.len(), buckets });
-        }
-        buckets *= 2;
-    }
-}
-
-/// A table under a seed derived from `seed`, if no bucket of it overflows.
-#[cfg(feature = "std")]
-fn place(endpoints: &[Endpoint], buckets: usize, seed: u64) -> Option<(u64, std::vec::Vec<Bucket>)> {
-    let seed = crate::hash::mix64(seed);
-    let mut table = std::vec![Bucket::default(); buckets];
-    for endpoint in endpoints {
-        let bucket = &mut table[bucket_of(seed, endpoint.addr, endpoint.port) as usize & (buckets - 1)];
-        *bucket.0.iter_mut().find(|entry| entry.kind == 0)? = *endpoint;
-    }
-    Some((seed, table))
+    let bucket_of = |seed: &u64, endpoint: &Endpoint| bucket_of(*seed, endpoint.addr, endpoint.port);
+    let (seed, table) =
+        buckets::build(endpoints, (FEWEST, most), |n| mix64(seed.wrapping_add(n)), bucket_of)?;
+    Ok((seed, table.into_iter().map(Bucket).collect()))
 }
 
 crate::map_types! { Endpoint: 24, Bucket: 48 }
@@ -144,6 +108,6 @@ mod tests {
 
     #[test]
     fn an_overfull_table_is_an_error() {
-        assert_eq!(build(&endpoints(64), 16, 7), Err(TableFull { endpoints: 64, buckets: 16 }));
+        assert_eq!(build(&endpoints(64), 16, 7), Err(TableFull { entries: 64, buckets: 16 }));
     }
 }

@@ -105,8 +105,9 @@ pub const fn flow_hash(seed: &FlowSeed, client: Addr, tail: u32) -> u32 {
     (sum >> 32) as u32
 }
 
+/// Two words under two secret multipliers; the high half of a sum of such is universal.
 #[inline(always)]
-const fn pair(a: u64, x: u32, b: u64, y: u32) -> u64 {
+pub(crate) const fn pair(a: u64, x: u32, b: u64, y: u32) -> u64 {
     a.wrapping_add(x as u64).wrapping_mul(b.wrapping_add(y as u64))
 }
 

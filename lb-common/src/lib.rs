@@ -10,6 +10,8 @@ extern crate std;
 pub mod addr;
 pub mod aes;
 pub mod backend;
+#[cfg(feature = "std")]
+pub mod buckets;
 pub mod checksum;
 pub mod counter;
 pub mod endpoint;
@@ -29,7 +31,7 @@ pub mod trace;
 
 /// Version of the layout of every map in this crate. It names the directory of the pinned maps, so a daemon never
 /// takes over maps that it would misread. Grows with any change to a map type.
-pub const MAP_LAYOUT_VERSION: u32 = 3;
+pub const MAP_LAYOUT_VERSION: u32 = 4;
 
 /// Declares that types may cross into the kernel as map values, once `aya` is there to ask for it.
 macro_rules! map_types {

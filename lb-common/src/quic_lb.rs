@@ -13,6 +13,8 @@ use crate::aes::{self, Block, RoundKeys};
 use crate::hash::mix64;
 use bytemuck::{Pod, Zeroable};
 
+pub mod servers;
+
 /// Configurations that a service can have at once.
 pub const CONFIGS: usize = 7;
 /// Rotation of ids that name no server (§3.2).
@@ -21,8 +23,6 @@ pub const UNROUTABLE: u8 = 7;
 pub const ROTATIONS: u32 = 8;
 /// Server ids that a backend can have, each of another length.
 pub const SERVER_IDS: u32 = 4;
-/// Entries of the map of servers for each backend: new ids are written before old ones go.
-pub const SERVER_ROOM: u32 = 2 * SERVER_IDS;
 /// Longest server id, in bytes.
 pub const MAX_SERVER_ID: usize = 15;
 /// Shortest nonce, in bytes.
@@ -70,8 +70,8 @@ pub struct Config {
     pub _pad: [u8; 3],
 }
 
-/// Key of the map of servers; the value is the backend's slot.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Pod, Zeroable)]
+/// What a connection id names: see [`servers`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Server {
     /// The server id, zeros behind it.

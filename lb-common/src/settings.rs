@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::flow::DATAGRAMS;
 use crate::hash::{FlowSeed, SipKey};
+use crate::quic_lb;
 use bytemuck::{Pod, Zeroable};
 
 /// Value of the settings map.
@@ -14,6 +15,10 @@ pub struct Settings {
     pub live: u64,
     /// Hash seed of each half of the endpoint table.
     pub endpoint_seed: [u64; 2],
+    /// Which half of the table of QUIC server ids is live, in the same way...
+    pub quic_live: u64,
+    /// ...and the hash seed of each half.
+    pub quic_seed: [quic_lb::servers::Seed; 2],
     /// Secret multipliers of the flow table.
     pub flow_seed: FlowSeed,
     /// Groups in the flow table − 1 (their number is a power of two).
@@ -74,4 +79,4 @@ impl Settings {
     }
 }
 
-crate::map_types! { Settings: 488 }
+crate::map_types! { Settings: 560 }

@@ -13,7 +13,7 @@ use lb_common::flow::Flow;
 use lb_common::home::{Asked, Home, Tail};
 use lb_common::maglev::Block;
 use lb_common::name::{Name, Pool};
-use lb_common::quic_lb;
+use lb_common::quic_lb::{self, servers};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
@@ -89,10 +89,10 @@ pub(crate) static ABILITIES: Array<Abilities> = Array::with_max_entries(1024, 0)
 #[map]
 pub(crate) static QUIC_CONFIGS: Array<quic_lb::Config> = Array::with_max_entries(16 * quic_lb::ROTATIONS, 0);
 
-/// Service and server id → the slot of the backend that has it. Written by the daemon.
+/// Hash bucket → the server ids in it, and whose they are; two halves. Written by the daemon.
 #[map]
-pub(crate) static QUIC_SERVERS: HashMap<quic_lb::Server, u32> =
-    HashMap::with_max_entries(1024 * quic_lb::SERVER_ROOM, NO_PREALLOCATION);
+pub(crate) static QUIC_SERVERS: Array<servers::Bucket> =
+    Array::with_max_entries(2 * 1024 * servers::BUCKETS, 0);
 
 /// 0 → a QUIC connection id while it is read. Of this processor.
 #[map]

@@ -12,7 +12,7 @@ use lb_common::flow::{Flow, FlowState};
 use lb_common::home::{Asked, FREE, Home};
 use lb_common::maglev::{BLOCK, Block, NOBODY};
 use lb_common::name::{self, Name, Pool};
-use lb_common::quic_lb;
+use lb_common::quic_lb::{self, servers};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
@@ -37,7 +37,7 @@ pub struct Maps {
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     abilities: Array<MapData, Abilities>,
     quic_configs: Array<MapData, quic_lb::Config>,
-    quic_servers: HashMap<MapData, quic_lb::Server, u32>,
+    quic_servers: Array<MapData, servers::Bucket>,
     /// The half of the doubled tables that the next [`Maps::apply`] fills.
     half: u32,
 }
@@ -107,22 +107,27 @@ impl Maps {
             let index = u32::from(*service) * quic_lb::ROTATIONS + u32::from(config.rotation);
             self.quic_configs.set(index, config, 0)?;
         }
-        for (server, slot) in &setup.quic_servers {
-            self.quic_servers.insert(server, u32::from(*slot), 0)?;
+        let buckets = setup.sizes.server_buckets();
+        let (quic_seed, table) = servers::build(setup.quic_servers.iter().copied(), buckets as usize, 1)?;
+        let first = self.half * buckets;
+        for (i, bucket) in table.iter().enumerate() {
+            self.quic_servers.set(first + i as u32, bucket, 0)?;
         }
+        let quic_live = u64::from(first) | (table.len() as u64 - 1) << 32;
         let buckets = setup.sizes.buckets;
         let (seed, table) = endpoint::build(&setup.endpoints(), buckets as usize, 1)?;
         let first = self.half * buckets;
         for (i, bucket) in table.iter().enumerate() {
             self.endpoints.set(first + i as u32, bucket, 0)?;
         }
-        // The seed of the half that is not live first, then the word that makes it live.
+        // The seeds of the halves that are not live first, then the words that make them live.
         let mut settings = self.settings.get(&0, 0)?;
         settings.endpoint_seed[self.half as usize] = seed;
-        let endpoint_seed = settings.endpoint_seed;
+        settings.quic_seed[self.half as usize] = quic_seed;
+        let Settings { endpoint_seed, quic_seed, .. } = settings;
         self.settings.set(0, settings, 0)?;
         let live = u64::from(first) | (table.len() as u64 - 1) << 32;
-        self.settings.set(0, Settings { live, endpoint_seed, ..setup.settings }, 0)?;
+        self.settings.set(0, Settings { live, endpoint_seed, quic_live, quic_seed, ..setup.settings }, 0)?;
         self.half ^= 1;
         Ok(())
     }

@@ -50,6 +50,11 @@ impl Sizes {
         (2 * before + half) * blocks(self.maglev)
     }
 
+    /// Buckets in each half of the table of QUIC server ids.
+    pub fn server_buckets(&self) -> u32 {
+        (self.backends * lb_common::quic_lb::servers::BUCKETS).next_power_of_two()
+    }
+
     /// Room for tens of thousands of connections at once.
     pub fn large() -> Self {
         Self { groups: 1 << 14, stashes: 1024, ..Self::default() }
@@ -84,7 +89,7 @@ pub fn load_lb_with<'a>(sizes: Sizes, loader: &mut EbpfLoader<'a>) -> Result<Ebp
         .map_max_entries("STASHES", sizes.stashes + aya::util::nr_cpus().map_or(1, |n| n as u32))
         .map_max_entries("TAILS", sizes.stashes)
         .map_max_entries("QUIC_CONFIGS", sizes.services * lb_common::quic_lb::ROTATIONS)
-        .map_max_entries("QUIC_SERVERS", sizes.backends * lb_common::quic_lb::SERVER_ROOM)
+        .map_max_entries("QUIC_SERVERS", 2 * sizes.server_buckets())
         .map_max_entries("SERVICE_COUNTERS", sizes.services)
         .map_max_entries("BACKEND_COUNTERS", sizes.backends)
         .map_max_entries("ABILITIES", sizes.backends)

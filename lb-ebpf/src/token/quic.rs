@@ -5,13 +5,13 @@
 
 use super::{Found, ROUTABLE, UNROUTABLE};
 use crate::atomic::launder;
-use crate::maps::{QUIC, QUIC_CONFIGS, QUIC_SERVERS};
+use crate::maps::{QUIC, QUIC_CONFIGS, QUIC_SERVERS, settings};
 use crate::packet::{Packet, SHORT};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::aes::{self, Block};
 use lb_common::quic_lb::{
-    self, Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server, THREE_PASSES,
+    self, Config, FOUR_PASSES, NONE, PLAIN, ROTATIONS, SINGLE_PASS, Server, THREE_PASSES, servers,
 };
 
 /// A bit of what [`lb_quic`] returns: the packet has a long header, so it may be of a connection that is only beginning,
@@ -48,8 +48,6 @@ pub(crate) struct Scratch {
     /// The halves of the text between the passes; of a text that is one block, the first one is all of it. All this is
     /// not on the stack, because that has room for 512 bytes with those of every caller.
     halves: [Block; 2],
-    /// What is looked up.
-    server: Server,
 }
 
 /// Reads the destination connection id of a datagram with a payload of `len` bytes. Returns the slot of the backend that it
@@ -78,17 +76,25 @@ pub(crate) extern "C" fn lb_quic(ctx: *mut xdp_md, service: u32, len: u32) -> u6
     }
     let (Some(config), Some(scratch)) = (QUIC_CONFIGS.get(index), QUIC.get_ptr_mut(0)) else { return id };
     // SAFETY: the value belongs to this processor while the program runs.
-    let server = unsafe {
-        let [left, right] = (*scratch).halves;
-        let text = if config.way == FOUR_PASSES { join(config, left, right) } else { left };
-        (*scratch).server = config.server(text, service as u16);
-        &(*scratch).server
-    };
-    match QUIC_SERVERS.get_ptr(server) {
-        // SAFETY: a map value stays valid.
-        Some(slot) => id & !0xff_ffff | u64::from(ROUTABLE) << 16 | u64::from(unsafe { *slot } as u16),
+    let [left, right] = unsafe { (*scratch).halves };
+    let text = if config.way == FOUR_PASSES { join(config, left, right) } else { left };
+    match slot_of(&config.server(text, service as u16)) {
+        Some(slot) => id & !0xff_ffff | u64::from(ROUTABLE) << 16 | u64::from(slot),
         None => id,
     }
+}
+
+/// The slot of the backend that has a server id.
+#[inline(always)]
+fn slot_of(server: &Server) -> Option<u16> {
+    let settings = settings()?;
+    // One word: base and mask of the live half belong together.
+    // SAFETY: a reference to a map value is aligned and valid.
+    let live = unsafe { core::ptr::read_volatile(&raw const settings.quic_live) };
+    let (base, mask) = (live as u32, (live >> 32) as u32);
+    let seed = &settings.quic_seed[usize::from(base != 0)];
+    let bucket = QUIC_SERVERS.get(base.wrapping_add(servers::bucket_of(seed, server) & mask))?;
+    bucket.0.iter().find_map(|entry| entry.slot_of(server))
 }
 
 /// The right half goes on where the left one ends, in the middle of the first word or of the second.
@@ -111,52 +117,89 @@ extern "C" fn lb_quic_read(ctx: *mut xdp_md, service: u32, len: u32) -> u64 {
     const NOTHING: u64 = (UNROUTABLE as u64) << 16;
     let ctx = XdpContext::new(ctx);
     let Some(scratch) = QUIC.get_ptr_mut(0) else { return NOTHING };
-    let bytes = scratch.cast::<u8>();
-    let room = launder(u64::from(if len < ROOM as u32 { len } else { ROOM as u32 }));
-    // SAFETY: the value belongs to this processor while the program runs, and has room for as many bytes.
-    unsafe {
-        (*scratch).bytes = [0; ROOM / 8];
-        if room == 0 || room > ROOM as u64 || !ctx.copy(SHORT as u32, bytes, room as u32) {
-            return NOTHING;
-        }
-    }
-    // SAFETY: within the value; the same below, where each offset is masked.
-    let long = unsafe { *bytes } & 0x80 != 0;
-    let (at, most) = if long {
-        // SAFETY: as above.
-        (LONG_AT, u32::from(unsafe { *bytes.add(5) }))
-    } else {
-        (SHORT_AT, len)
-    };
+    let Some(beginning) = fetch(&ctx, scratch, len) else { return NOTHING };
+    let (at, most) = if beginning.long { (LONG_AT, u32::from(beginning.id_len)) } else { (SHORT_AT, len) };
     // Bytes of the connection id that are there, as far as anybody can tell.
     let there = len.saturating_sub(at as u32).min(most);
-    // SAFETY: as above.
-    let id = unsafe { bytes.add(at as usize) };
-    let hashed = word(id, 0) & if there < 8 { !(u64::MAX << (8 * (there & 7))) } else { u64::MAX };
-    let kind = NOTHING | u64::from(quic_lb::hash(hashed)) << 32 | if long { LONG } else { 0 };
-    // SAFETY: as above.
-    let rotation = u32::from(unsafe { *id } >> 5);
+    let counted = if there < 8 { !(u64::MAX << (8 * (there & 7))) } else { u64::MAX };
+    let hash = quic_lb::hash(beginning.id & counted);
+    let kind = NOTHING | u64::from(hash) << 32 | if beginning.long { LONG } else { 0 };
+    let rotation = beginning.id as u32 >> 5 & 7;
     let Some(config) = QUIC_CONFIGS.get(service * ROTATIONS + rotation) else { return kind };
     if config.way == NONE || there <= u32::from(config.len) {
         return kind;
     }
-    let text = [word(id, 1), word(id, 9)];
     let halves = if config.way < THREE_PASSES {
-        [text, [0; 2]]
+        [beginning.text, [0; 2]]
     } else {
-        // SAFETY: as above: the first byte, and half a longest text.
-        let right = unsafe { id.add((launder(u64::from(config.right_at)) & 15) as usize) };
-        config.split(text, [word(right, 1), word(right, 9)])
+        // SAFETY: within the value, because the offset is masked: the first byte, and half a longest text.
+        let right = unsafe {
+            let id = scratch.cast::<u8>().add(at as usize);
+            id.add((launder(u64::from(config.right_at)) & 15) as usize)
+        };
+        // SAFETY: as above.
+        config.split(beginning.text, unsafe { [word(right, 1), word(right, 9)] })
     };
     // SAFETY: the value belongs to this processor while the program runs.
     unsafe { (*scratch).halves = halves };
     kind | READABLE | u64::from(rotation)
 }
 
-/// Eight bytes of the scratch memory, the first one lowest.
+/// What stands at places that are known when this is compiled.
+struct Beginning {
+    long: bool,
+    /// Bytes of the connection id, if the header is long.
+    id_len: u8,
+    /// Its first eight bytes...
+    id: u64,
+    /// ...and the sixteen behind its first one.
+    text: Block,
+}
+
+impl Beginning {
+    /// # Safety
+    /// There are [`ROOM`] bytes to be read.
+    #[inline(always)]
+    unsafe fn read(bytes: *const u8) -> Self {
+        // SAFETY: the caller's promise; the last byte that is read is the 23rd.
+        unsafe {
+            let long = *bytes & 0x80 != 0;
+            let id = bytes.add(if long { LONG_AT } else { SHORT_AT } as usize);
+            Self { long, id_len: *bytes.add(5), id: word(id, 0), text: [word(id, 1), word(id, 9)] }
+        }
+    }
+}
+
+/// Copies the beginning of a datagram with a payload of `len` bytes; `None` when there is none.
 #[inline(always)]
-fn word(at: *const u8, behind: usize) -> u64 {
-    // SAFETY: the caller's offset is one that the verifier sees to be within the value.
+fn fetch(ctx: &XdpContext, scratch: *mut Scratch, len: u32) -> Option<Beginning> {
+    // SAFETY: the scratch memory belongs to this processor while the program runs, and has room for as many bytes; those of
+    // the packet are proved to be there.
+    unsafe {
+        if len >= ROOM as u32
+            && let Some(frame) = ctx.window(SHORT + ROOM)
+        {
+            let bytes = frame.add(SHORT);
+            (*scratch).bytes = bytes.cast::<[u64; ROOM / 8]>().read_unaligned();
+            // Not from the copy: what was only just written takes longer to read at another alignment.
+            return Some(Beginning::read(bytes));
+        }
+        (*scratch).bytes = [0; ROOM / 8];
+        let room = launder(u64::from(if len < ROOM as u32 { len } else { ROOM as u32 }));
+        if room == 0 || room > ROOM as u64 || !ctx.copy(SHORT as u32, scratch.cast(), room as u32) {
+            return None;
+        }
+        Some(Beginning::read(scratch.cast()))
+    }
+}
+
+/// Eight bytes, the first one lowest.
+///
+/// # Safety
+/// They are there to be read.
+#[inline(always)]
+unsafe fn word(at: *const u8, behind: usize) -> u64 {
+    // SAFETY: the caller's promise.
     u64::from_le(unsafe { at.add(behind).cast::<u64>().read_unaligned() })
 }
 

@@ -27,12 +27,10 @@ impl Datapath {
             return Ok(Left::default());
         }
         let maps = &self.loaded.maps;
-        let quic: Result<Vec<(Server, u32)>, _> = maps.quic_servers.iter().collect();
-        let quic = quic.map_err(DatapathError::system("cannot read map QUIC_SERVERS"))?;
         Ok(Left {
             services: used(&maps.services, "SERVICES")?,
             backends: used(&maps.backends, "BACKENDS")?,
-            quic: quic.into_iter().map(|(server, slot)| (server, slot as u16)).collect(),
+            quic: self.writer.quic.iter().map(|(server, slot)| (*server, *slot)).collect(),
         })
     }
 }

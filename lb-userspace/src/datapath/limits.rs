@@ -3,6 +3,7 @@
 use lb_common::flow::GROUP;
 use lb_common::home;
 use lb_common::maglev::{blocks, is_prime};
+use lb_common::quic_lb::servers;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of the maps.
@@ -109,6 +110,11 @@ impl Limits {
     /// Buckets in each half of the endpoint table: so many that a hash seed without a collision too many is found at once.
     pub(crate) fn endpoint_buckets(&self) -> u32 {
         (8 * (self.services + self.backends)).next_power_of_two()
+    }
+
+    /// Buckets in each half of the table of QUIC server ids.
+    pub(crate) fn server_buckets(&self) -> u32 {
+        (self.backends * servers::BUCKETS).next_power_of_two()
     }
 
     /// Entries of the table of learned sessions: room for half as many again at least, because groups do not fill evenly.

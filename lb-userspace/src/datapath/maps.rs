@@ -12,7 +12,7 @@ use lb_common::flow::Flow;
 use lb_common::home::{Asked, Home, Tail};
 use lb_common::maglev::Block;
 use lb_common::name::{Name, Pool};
-use lb_common::quic_lb;
+use lb_common::quic_lb::{self, servers};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::stash::Stash;
@@ -58,7 +58,7 @@ const SHAPES: [Shape; 19] = [
     shape::<BackendCounters>("BACKEND_COUNTERS", "`backends`", |limits| limits.backends),
     shape::<Abilities>("ABILITIES", "`backends`", |limits| limits.backends),
     shape::<quic_lb::Config>("QUIC_CONFIGS", "`services`", |limits| limits.services * quic_lb::ROTATIONS),
-    shape::<u32>("QUIC_SERVERS", "`backends`", |limits| limits.backends * quic_lb::SERVER_ROOM),
+    shape::<servers::Bucket>("QUIC_SERVERS", "`backends`", |limits| 2 * limits.server_buckets()),
 ];
 
 /// What a map must be: the object says type and flags, the limits say how many entries.
@@ -164,7 +164,7 @@ pub(super) struct Maps {
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) abilities: Array<MapData, Abilities>,
     pub(super) quic_configs: Array<MapData, quic_lb::Config>,
-    pub(super) quic_servers: HashMap<MapData, quic_lb::Server, u32>,
+    pub(super) quic_servers: Array<MapData, servers::Bucket>,
     /// Until somebody reads it.
     pub(super) trace: Option<RingBuf<MapData>>,
 }

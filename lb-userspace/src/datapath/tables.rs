@@ -3,54 +3,135 @@
 
 use super::error::DatapathError;
 use super::maps::Maps;
-use lb_common::endpoint::{self, Bucket, Endpoint};
+use lb_common::endpoint::{self, Endpoint};
 use lb_common::maglev::{BLOCK, Block, NOBODY};
+use lb_common::quic_lb::{Server, servers};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+/// A table of two halves.
+#[derive(Debug)]
+struct Halves<V> {
+    /// What each half holds, once we wrote it.
+    held: [Option<Vec<V>>; 2],
+    flip: Flip,
+}
+
+impl<V> Default for Halves<V> {
+    fn default() -> Self {
+        Self { held: [None, None], flip: Flip::default() }
+    }
+}
+
+impl<V: Copy + PartialEq> Halves<V> {
+    /// Fills the half that is not live. The caller then makes it live.
+    fn fill<E>(
+        &mut self,
+        half: usize,
+        table: Vec<V>,
+        write: impl FnMut(u32, V) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.flip.wait();
+        write_changes(self.held[half].take().as_deref(), &table, write)?;
+        self.held[half] = Some(table);
+        self.flip.done();
+        Ok(())
+    }
+}
+
+/// What the settings must say for a half of a hash table to be live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LiveHalf<S> {
+    pub(super) half: usize,
+    /// First bucket (low 32 bits) and bucket mask (high 32 bits).
+    pub(super) live: u64,
+    pub(super) seed: S,
+}
+
+/// The half of a hash table that is not live.
+const fn other_half(live: u64) -> usize {
+    if live as u32 == 0 && live != 0 { 1 } else { 0 }
+}
 
 /// Halves of the endpoint table.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     /// In each half.
     buckets: u32,
-    /// What each half holds, once we wrote it.
-    halves: [Option<Vec<Bucket>>; 2],
-    flip: Flip,
+    halves: Halves<endpoint::Bucket>,
     /// Where the search for a hash seed begins.
     seed: u64,
 }
 
-/// What the settings must say for a half of the endpoint table to be live.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct LiveHalf {
-    pub(super) half: usize,
-    pub(super) live: u64,
-    pub(super) seed: u64,
-}
-
 impl Endpoints {
     pub(super) fn new(buckets: u32, seed: u64) -> Self {
-        Self { buckets, halves: [None, None], flip: Flip::default(), seed }
+        Self { buckets, halves: Halves::default(), seed }
     }
 
-    /// Fills the half that is not live. The caller then makes it live.
+    /// Fills the half that is not live.
     pub(super) fn write(
         &mut self,
         maps: &mut Maps,
         live: u64,
         endpoints: &[Endpoint],
-    ) -> Result<LiveHalf, DatapathError> {
+    ) -> Result<LiveHalf<u64>, DatapathError> {
         let (seed, table) = endpoint::build(endpoints, self.buckets as usize, self.seed)
             .map_err(DatapathError::system("the endpoint table is too small"))?;
-        let half = if live as u32 == 0 && live != 0 { 1 } else { 0 };
-        self.flip.wait();
+        let half = other_half(live);
         let base = half as u32 * self.buckets;
-        write_changes(self.halves[half].take().as_deref(), &table, |i, bucket| {
-            maps.endpoints.set(base + i, bucket, 0)
-        })
-        .map_err(DatapathError::system("cannot write map ENDPOINTS"))?;
         let mask = table.len() as u64 - 1;
-        self.halves[half] = Some(table);
-        self.flip.done();
+        self.halves
+            .fill(half, table, |i, bucket| maps.endpoints.set(base + i, bucket, 0))
+            .map_err(DatapathError::system("cannot write map ENDPOINTS"))?;
+        Ok(LiveHalf { half, live: u64::from(base) | mask << 32, seed })
+    }
+}
+
+/// Halves of the table of QUIC server ids.
+#[derive(Debug)]
+pub(super) struct Servers {
+    /// In each half.
+    buckets: u32,
+    halves: Halves<servers::Bucket>,
+    /// Where the search for a hash seed begins.
+    seed: u64,
+}
+
+impl Servers {
+    pub(super) fn new(buckets: u32, seed: u64) -> Self {
+        Self { buckets, halves: Halves::default(), seed }
+    }
+
+    /// What the half that is live holds.
+    pub(super) fn read(maps: &Maps, live: u64) -> Result<BTreeMap<Server, u16>, DatapathError> {
+        let mut found = BTreeMap::new();
+        if live == 0 {
+            return Ok(found);
+        }
+        for index in 0..=(live >> 32) as u32 {
+            let bucket = maps.quic_servers.get(&(live as u32 + index), 0);
+            let bucket = bucket.map_err(DatapathError::system("cannot read map QUIC_SERVERS"))?;
+            found.extend(bucket.0.iter().filter_map(servers::Entry::get));
+        }
+        Ok(found)
+    }
+
+    /// Fills the half that is not live.
+    pub(super) fn write(
+        &mut self,
+        maps: &mut Maps,
+        live: u64,
+        present: &BTreeMap<Server, u16>,
+    ) -> Result<LiveHalf<servers::Seed>, DatapathError> {
+        let all = present.iter().map(|(server, slot)| (*server, *slot));
+        let (seed, table) = servers::build(all, self.buckets as usize, self.seed)
+            .map_err(DatapathError::system("the table of QUIC server ids is too small"))?;
+        let half = other_half(live);
+        let base = half as u32 * self.buckets;
+        let mask = table.len() as u64 - 1;
+        self.halves
+            .fill(half, table, |i, bucket| maps.quic_servers.set(base + i, bucket, 0))
+            .map_err(DatapathError::system("cannot write map QUIC_SERVERS"))?;
         Ok(LiveHalf { half, live: u64::from(base) | mask << 32, seed })
     }
 }
@@ -58,8 +139,7 @@ impl Endpoints {
 /// Halves of one service's Maglev table.
 #[derive(Debug, Default)]
 pub(super) struct MaglevTables {
-    halves: [Option<Vec<Block>>; 2],
-    flip: Flip,
+    halves: Halves<Block>,
 }
 
 impl MaglevTables {
@@ -82,13 +162,9 @@ impl MaglevTables {
                 block
             })
             .collect();
-        self.flip.wait();
-        write_changes(self.halves[half].take().as_deref(), &table, |i, block| {
-            maps.maglev.set(base + i, block, 0)
-        })
-        .map_err(DatapathError::system("cannot write map MAGLEV"))?;
-        self.halves[half] = Some(table);
-        self.flip.done();
+        self.halves
+            .fill(half, table, |i, block| maps.maglev.set(base + i, block, 0))
+            .map_err(DatapathError::system("cannot write map MAGLEV"))?;
         Ok(base)
     }
 }

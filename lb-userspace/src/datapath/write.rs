@@ -6,7 +6,7 @@ use super::homes::Homes;
 use super::limits::Limits;
 use super::maps::Maps;
 use super::pools::{Listed, Pools};
-use super::tables::{Endpoints, MaglevTables};
+use super::tables::{Endpoints, MaglevTables, Servers};
 use lb_common::backend::Backend;
 use lb_common::endpoint::Endpoint;
 use lb_common::flow::GROUP;
@@ -20,7 +20,7 @@ use std::time::Duration;
 /// One change to what the programs see. The registry makes them, [`Datapath::apply`] performs them in order.
 #[derive(Clone, Debug)]
 pub enum MapWrite {
-    /// Keys and timeouts. The fields that describe the maps and the clock (`live`, `endpoint_seed`, `flow_seed`,
+    /// Keys and timeouts. The fields that describe the maps and the clock (`live`, `endpoint_seed`, `quic_live`, `quic_seed`, `flow_seed`,
     /// `flow_group_mask`, `stash_mask`, `home_group_mask`, `home_key`, `name_key`, `slot_*`, `tick_shift`) are the data path's own: whatever stands in them is
     /// replaced. See [`Clock::ticks`] for the timeouts.
     Settings(Box<Settings>),
@@ -47,8 +47,11 @@ pub enum MapWrite {
 pub(super) struct Writer {
     limits: Limits,
     clock: Clock,
-    settings: Settings,
+    pub(super) settings: Settings,
     endpoints: Endpoints,
+    pub(super) servers: Servers,
+    /// The QUIC server ids that are known, and the slots of their backends.
+    pub(super) quic: BTreeMap<quic_lb::Server, u16>,
     maglev: BTreeMap<u16, MaglevTables>,
     pools: Pools,
     /// What this daemon has written, and so has not merely found: of services, for how long their learned sessions are kept.
@@ -82,6 +85,8 @@ impl Writer {
             clock,
             settings,
             endpoints: Endpoints::new(limits.endpoint_buckets(), seed),
+            servers: Servers::new(limits.server_buckets(), seed),
+            quic: Servers::read(maps, settings.quic_live)?,
             maglev: BTreeMap::new(),
             pools: Pools::left(maps, limits)?,
             services: BTreeMap::new(),
@@ -123,7 +128,7 @@ impl Writer {
             MapWrite::Service { id, service, maglev } => {
                 self.write_service(maps, *id, *service, maglev.as_deref())
             }
-            MapWrite::Quic { id, configs, servers } => maps.write_quic(*id, configs, servers),
+            MapWrite::Quic { id, configs, servers } => self.write_quic(maps, *id, configs, servers),
             MapWrite::Backend { slot, backend } => self.write_backend(maps, homes, *slot, backend),
         }
     }
@@ -151,7 +156,7 @@ impl Writer {
                 .map_err(DatapathError::system("cannot read map SERVICES"))?;
             if found != Service::default() {
                 tracing::info!(id, "removed a service that is no longer configured");
-                maps.write_quic(id, &[], &[])?;
+                self.write_quic(maps, id, &[], &[])?;
                 maps.services
                     .set(u32::from(id), Service::default(), 0)
                     .map_err(DatapathError::system("cannot write map SERVICES"))?;
@@ -170,7 +175,7 @@ impl Writer {
         self.write_settings(maps)
     }
 
-    fn write_settings(&self, maps: &mut Maps) -> Result<(), DatapathError> {
+    pub(super) fn write_settings(&self, maps: &mut Maps) -> Result<(), DatapathError> {
         maps.settings.set(0, self.settings, 0).map_err(DatapathError::system("cannot write map SETTINGS"))
     }
 
@@ -249,7 +254,7 @@ impl Writer {
             if forgotten > 0 {
                 tracing::info!(slot, forgotten, "forgot the sessions learned from a backend that is gone");
             }
-            maps.forget_quic_servers(slot)?;
+            self.forget_quic_servers(maps, slot)?;
         }
         Ok(())
     }
@@ -260,6 +265,8 @@ fn own_fields(own: &Settings, asked: &Settings) -> Settings {
     Settings {
         live: own.live,
         endpoint_seed: own.endpoint_seed,
+        quic_live: own.quic_live,
+        quic_seed: own.quic_seed,
         flow_seed: own.flow_seed,
         flow_group_mask: own.flow_group_mask,
         stash_mask: own.stash_mask,

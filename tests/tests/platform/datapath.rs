@@ -6,6 +6,7 @@ use aya::maps::{Map, MapData};
 use lb_common::addr::Be16;
 use lb_common::backend::{Backend, State};
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
+use lb_common::quic_lb::servers::{Bucket, Entry};
 use lb_common::quic_lb::{Config, NONE, SERVER_IDS, Server};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
@@ -117,10 +118,13 @@ fn pinned_quic(town: &Town) -> Result<(Vec<u32>, Servers)> {
         Ok(MapData::from_pin(pin)?)
     };
     let configs = aya::maps::Array::<_, Config>::try_from(Map::Array(pin("QUIC_CONFIGS")?))?;
-    let servers = aya::maps::HashMap::<_, Server, u32>::try_from(Map::HashMap(pin("QUIC_SERVERS")?))?;
+    let servers = aya::maps::Array::<_, Bucket>::try_from(Map::Array(pin("QUIC_SERVERS")?))?;
     let there = (0..configs.len()).filter(|index| configs.get(index, 0).is_ok_and(|found| found.way != NONE));
-    let found: Result<Vec<_>, _> = servers.iter().collect();
-    let found = found?.into_iter().map(|(server, slot)| (server, slot as u16)).collect();
+    let live = pinned_settings(town)?.quic_live;
+    let mut found = Vec::new();
+    for index in 0..=(live >> 32) as u32 {
+        found.extend(servers.get(&(live as u32 + index), 0)?.0.iter().filter_map(Entry::get));
+    }
     Ok((there.collect(), sorted(found)))
 }
 

@@ -118,6 +118,16 @@ fn every_length_is_read() -> Result<()> {
                     let (to, _) = sent(&scene, &short(&id(&config, slot, 200)))?;
                     assert_eq!(to, Some(slot), "{server} and {nonce} bytes, {key:?}");
                 }
+                // Nothing behind the id, and about as much as is read at once when it is there.
+                for bytes in [0, 38, 39, 40, 41] {
+                    for (header, payload) in [(1, short(&id(&config, 2, 77))), (6, long(&id(&config, 2, 78)))]
+                    {
+                        let bytes = bytes.max(header + config.id_len());
+                        scene.client.set_port(10_000 + scene.client.port() % 50_000 + 1);
+                        let (to, _) = sent(&scene, &payload[..bytes.min(payload.len())])?;
+                        assert_eq!(to, Some(2), "{server} and {nonce} bytes, {bytes} in all, {key:?}");
+                    }
+                }
                 scene.runner.maps.forget()?;
             }
         }
