@@ -2,7 +2,7 @@
 
 use super::error::DatapathError;
 use super::maps::Maps;
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 
 /// What the programs counted.
@@ -33,6 +33,18 @@ pub(super) fn packets_of(maps: &Maps, slot: u16) -> Result<u64, DatapathError> {
     let rows = rows.map_err(DatapathError::system("cannot read map BACKEND_COUNTERS"))?;
     let packets = |row: &BackendCounters| row.packets_from_client.wrapping_add(row.packets_from_backend);
     Ok(rows.iter().map(packets).fold(0, u64::wrapping_add))
+}
+
+impl Maps {
+    /// Begins to count anew for the backend in a slot: what its former one had is none of the new one's.
+    pub(super) fn clear_backend_counters(&mut self, slot: u16) -> Result<(), DatapathError> {
+        let mut write = || -> anyhow::Result<()> {
+            let processors = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+            let zeros = PerCpuValues::try_from(vec![BackendCounters::default(); processors])?;
+            Ok(self.backend_counters.set(u32::from(slot), zeros, 0)?)
+        };
+        write().map_err(DatapathError::system("cannot write map BACKEND_COUNTERS"))
+    }
 }
 
 /// One counter of every service, by id.

@@ -243,12 +243,16 @@ impl Writer {
             .backends
             .get(&u32::from(slot), 0)
             .map_err(DatapathError::system(format!("cannot read map BACKENDS at {slot}")))?;
+        let identity = |backend: &Backend| (backend.service, backend.addr, backend.port);
+        let another = identity(&before) != identity(backend);
+        if another && *backend != Backend::default() {
+            maps.clear_backend_counters(slot)?;
+        }
         self.backends.insert(slot);
         maps.backends
             .set(u32::from(slot), backend, 0)
             .map_err(DatapathError::system(format!("cannot write map BACKENDS at {slot}")))?;
-        let identity = |backend: &Backend| (backend.service, backend.addr, backend.port);
-        if before != Backend::default() && identity(&before) != identity(backend) {
+        if before != Backend::default() && another {
             // Who has the slot now never handed out a key of those. What comes late from the former one finds it gone.
             let forgotten = homes.forget_slot(slot);
             if forgotten > 0 {

@@ -2,15 +2,16 @@
 
 use crate::town::{LAN, Town, ip};
 use anyhow::{Context, Result};
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, PerCpuValues};
 use lb_common::addr::Be16;
 use lb_common::backend::{Backend, State};
+use lb_common::counter::BackendCounters;
 use lb_common::endpoint::{Endpoint, KIND_SERVICE, port_and_protocol};
 use lb_common::quic_lb::servers::{Bucket, Entry};
 use lb_common::quic_lb::{Config, NONE, SERVER_IDS, Server};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
-use lb_userspace::datapath::{self, DatapathError, MapWrite, Mode};
+use lb_userspace::datapath::{self, Datapath, DatapathError, MapWrite, Mode};
 use lb_userspace::net::Rtnl;
 use std::path::PathBuf;
 
@@ -73,6 +74,29 @@ fn pinned_backends(town: &Town) -> Result<Vec<u32>> {
     Ok((0..map.len())
         .filter(|slot| map.get(slot, 0).is_ok_and(|found| found != Backend::default()))
         .collect())
+}
+
+#[test]
+fn counters_begin_anew_with_another_backend_in_a_slot() -> Result<()> {
+    let town = Town::build()?;
+    let mut first = town.open()?;
+    first.apply(&[MapWrite::Backend { slot: 3, backend: backend(80) }])?;
+    let pin = town.pins().into_iter().find(|pin| pin.ends_with("BACKEND_COUNTERS")).context("pinned")?;
+    let map = Map::PerCpuArray(MapData::from_pin(pin)?);
+    let mut map = aya::maps::PerCpuArray::<_, BackendCounters>::try_from(map)?;
+    let counted = BackendCounters { packets_from_client: 7, ..BackendCounters::default() };
+    let counted = vec![counted; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+    map.set(3, PerCpuValues::try_from(counted)?, 0)?;
+    let packets = |datapath: &Datapath| datapath.counters().map(|c| c.backends[3].packets_from_client > 0);
+    drop(first);
+    let mut second = town.open()?;
+    second.apply(&[MapWrite::Backend { slot: 3, backend: backend(80) }])?;
+    assert!(packets(&second)?, "a restart takes nothing away");
+    second.apply(&[MapWrite::Backend { slot: 3, backend: Backend::default() }])?;
+    assert!(packets(&second)?, "nor does its leaving");
+    second.apply(&[MapWrite::Backend { slot: 3, backend: backend(81) }])?;
+    assert!(!packets(&second)?, "but this is another one");
+    Ok(())
 }
 
 /// As many server ids as there can be, and then as many others: new ones are there before old ones go.
