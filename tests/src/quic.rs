@@ -123,10 +123,26 @@ pub async fn ask(connection: &Connection, bytes: usize) -> Result<(String, u32)>
         question.finish()?;
         Ok::<_, anyhow::Error>(answer.read_to_end(64).await?)
     };
-    let answer = tokio::time::timeout(PATIENCE, exchange).await.context("no answer in time")??;
+    let answer = tokio::time::timeout(PATIENCE, exchange).await.context("no answer in time");
+    let answer = answer.and_then(|answer| answer).with_context(|| told(connection))?;
     let text = String::from_utf8(answer)?;
     let (name, asked) = text.split_once(' ').ok_or_else(|| anyhow!("`{text}` is no answer"))?;
     Ok((name.to_owned(), asked.parse()?))
+}
+
+/// How a connection fares, for whoever must find out what became of it.
+fn told(connection: &Connection) -> String {
+    let stats = connection.stats();
+    format!(
+        "connection {}: {}; {} datagrams sent, {} received; of {} packets {} lost, round trip {:?}",
+        connection.stable_id(),
+        connection.close_reason().map_or("open".to_owned(), |reason| reason.to_string()),
+        stats.udp_tx.datagrams,
+        stats.udp_rx.datagrams,
+        stats.path.sent_packets,
+        stats.path.lost_packets,
+        stats.path.rtt
+    )
 }
 
 fn bind(netns: &Netns, at: SocketAddrV4) -> Result<UdpSocket> {

@@ -77,7 +77,8 @@ impl Quic {
     }
 
     fn connect(&self, client: &Client, connections: usize) -> Result<Vec<Connection>> {
-        self.runtime.block_on(try_join_all((0..connections).map(|_| client.connect(dial()))))
+        let all = self.runtime.block_on(try_join_all((0..connections).map(|_| client.connect(dial()))));
+        all.with_context(|| format!("connecting {connections} times; {:?}", self.balancer.maps.counts()))
     }
 
     /// Who answers on each connection. They must have asked as often.
