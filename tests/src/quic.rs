@@ -4,6 +4,8 @@ use crate::netns::Netns;
 use crate::topology::Host;
 use anyhow::{Context, Result, anyhow};
 use lb_userspace::quic::QuicLbIds;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use quinn::rustls::RootCertStore;
 use quinn::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use quinn::{
@@ -145,6 +147,11 @@ fn told(connection: &Connection) -> String {
     )
 }
 
+/// With room for what hundreds of connections send when they all move at once: the usual room holds 90 datagrams that are as long as
+/// those which validate a path (RFC 9000 §8.2.1), and one that is lost then is not sent again before a probe asks for it.
 fn bind(netns: &Netns, at: SocketAddrV4) -> Result<UdpSocket> {
-    netns.run(|| UdpSocket::bind(at)).with_context(|| format!("binding {at}"))
+    const ROOM: usize = 16 << 20;
+    let socket = netns.run(|| UdpSocket::bind(at)).with_context(|| format!("binding {at}"))?;
+    setsockopt(&socket, RcvBufForce, &ROOM).context("room for datagrams")?;
+    Ok(socket)
 }
