@@ -119,6 +119,8 @@ fn tell(socket: &UdpSocket, asked: &str) -> Result<(String, String)> {
 /// Somebody whom a server knows by a key.
 struct Known {
     socket: UdpSocket,
+    /// What it had before it moved. Who is new must not get the same port: that flow is remembered, and where it leads.
+    left: Option<UdpSocket>,
     key: String,
     home: String,
 }
@@ -127,7 +129,7 @@ impl Known {
     fn begin(town: &Topology) -> Result<Self> {
         let socket = socket(town, town.client.ip)?;
         let (key, home) = tell(&socket, "who am I?")?;
-        Ok(Self { socket, key, home })
+        Ok(Self { socket, left: None, key, home })
     }
 
     fn asks(&self) -> Result<String> {
@@ -141,7 +143,7 @@ impl Known {
     }
 
     fn moves_to(&mut self, town: &Topology, from: Ipv4Addr) -> Result<()> {
-        self.socket = socket(town, from)?;
+        self.left = Some(std::mem::replace(&mut self.socket, socket(town, from)?));
         Ok(())
     }
 }
