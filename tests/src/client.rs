@@ -6,8 +6,9 @@ use crate::server::{content_length, matches_pattern, send_pattern};
 use anyhow::{Context, Result, bail, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longer than any retransmission that a test provokes: only a hang is this slow.
@@ -24,6 +25,16 @@ pub fn eventually(what: &str, mut is: impl FnMut() -> Result<bool>) -> Result<()
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// A datagram socket inside a namespace, at a port that no other one of this process has had: a flow is remembered when its
+/// socket is closed, and whoever came to the same port by chance would be taken for it.
+pub fn datagram_socket(netns: &Netns, from: Ipv4Addr) -> Result<UdpSocket> {
+    /// Below those that the system chooses from.
+    static NEXT: AtomicU16 = AtomicU16::new(2_000);
+    let port = NEXT.fetch_add(1, Ordering::Relaxed);
+    ensure!(port < 32_768, "more sockets than there are ports to tell them apart");
+    netns.run(|| UdpSocket::bind((from, port))).with_context(|| format!("binding {from}:{port}"))
 }
 
 /// One connection.

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
 use tests::balancer::dial;
-use tests::client::eventually;
+use tests::client::{datagram_socket, eventually};
 use tests::daemon::{Backend, Lbd, Manner};
 use tests::greeter::{Talk, greet};
 use tests::share::{at_least, at_most};
@@ -195,7 +195,7 @@ fn flows_of_datagrams_outlive_it_as_well() -> Result<()> {
     };
     let mut lbd = Lbd::start_in(&town, &all, manner)?;
     let begin = || -> Result<(UdpSocket, String)> {
-        let socket = town.client.netns.run(|| UdpSocket::bind((town.client.ip, 0)))?;
+        let socket = datagram_socket(&town.client.netns, town.client.ip)?;
         socket.connect(dial())?;
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
         let server = who(&socket)?;

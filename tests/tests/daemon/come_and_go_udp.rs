@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tests::balancer::dial;
-use tests::client::eventually;
+use tests::client::{datagram_socket, eventually};
 use tests::daemon::{Backend, Lbd, Manner};
 use tests::quic::{Client, Server, Trust, ask};
 use tests::share::{at_least, at_most};
@@ -92,7 +92,7 @@ impl Drop for Teller {
 }
 
 fn socket(town: &Topology, from: Ipv4Addr) -> Result<UdpSocket> {
-    let socket = town.client.netns.run(|| UdpSocket::bind((from, 0)))?;
+    let socket = datagram_socket(&town.client.netns, from)?;
     socket.connect(dial())?;
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
     Ok(socket)
@@ -119,8 +119,6 @@ fn tell(socket: &UdpSocket, asked: &str) -> Result<(String, String)> {
 /// Somebody whom a server knows by a key.
 struct Known {
     socket: UdpSocket,
-    /// What it had before it moved. Who is new must not get the same port: that flow is remembered, and where it leads.
-    left: Option<UdpSocket>,
     key: String,
     home: String,
 }
@@ -129,7 +127,7 @@ impl Known {
     fn begin(town: &Topology) -> Result<Self> {
         let socket = socket(town, town.client.ip)?;
         let (key, home) = tell(&socket, "who am I?")?;
-        Ok(Self { socket, left: None, key, home })
+        Ok(Self { socket, key, home })
     }
 
     fn asks(&self) -> Result<String> {
@@ -143,7 +141,7 @@ impl Known {
     }
 
     fn moves_to(&mut self, town: &Topology, from: Ipv4Addr) -> Result<()> {
-        self.left = Some(std::mem::replace(&mut self.socket, socket(town, from)?));
+        self.socket = socket(town, from)?;
         Ok(())
     }
 }

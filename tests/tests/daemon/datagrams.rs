@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tests::balancer::dial;
-use tests::client::eventually;
+use tests::client::{datagram_socket, eventually};
 use tests::daemon::{Backend, Lbd, Manner, program};
 use tests::netns::{Netns, Process};
 use tests::topology::{Arms, Host, NIC, PORT, Topology};
@@ -31,7 +31,7 @@ fn managed() -> Manner {
 
 /// A socket of the client, at an address of its own choice, that hears the VIP alone.
 fn socket(town: &Topology, from: Ipv4Addr) -> Result<UdpSocket> {
-    let socket = town.client.netns.run(|| UdpSocket::bind((from, 0)))?;
+    let socket = datagram_socket(&town.client.netns, from)?;
     socket.connect(dial())?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
@@ -327,7 +327,7 @@ impl Listener {
 
 /// Asks from a port of its own in that namespace, so that there is a decision; says which port.
 fn decide(town: &Topology, netns: &Netns, from: Ipv4Addr) -> Result<SocketAddr> {
-    let socket = netns.run(|| UdpSocket::bind((from, 0)))?;
+    let socket = datagram_socket(netns, from)?;
     socket.connect(dial())?;
     socket.set_read_timeout(Some(PATIENCE))?;
     ask(&socket, &show(NO_TOKEN, 1)).context(town.client.ip)?;

@@ -4,11 +4,11 @@ use anyhow::{Context, Result, ensure};
 use lb_common::counter::Counter;
 use lb_common::flow::{FlowState, GROUP};
 use lb_common::service::Affinity;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 use tests::balancer::{Balancer, dial};
-use tests::client::{Client, eventually};
+use tests::client::{Client, datagram_socket, eventually};
 use tests::object::Sizes;
 use tests::testbed::Rule;
 use tests::topology::{Arms, NIC, PORT, Topology};
@@ -105,7 +105,7 @@ fn a_flood_of_datagrams_takes_no_place_from_those_who_were_answered() -> Result<
         }
     });
     let socket = |ip: Ipv4Addr| -> Result<UdpSocket> {
-        let socket = town.client.netns.run(|| UdpSocket::bind(SocketAddrV4::new(ip, 0)))?;
+        let socket = datagram_socket(&town.client.netns, ip)?;
         socket.connect(dial())?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         Ok(socket)
