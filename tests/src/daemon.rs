@@ -237,10 +237,9 @@ impl Lbd {
         self.end(Signal::SIGTERM)
     }
 
-    /// Sends it a signal and does not wait.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        let process = self.process.as_ref().context("lbd is not running")?;
-        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.0.id() as i32), signal)?)
+    /// Its process, to be sent signals.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().context("lbd is not running")
     }
 
     fn end(&mut self, signal: Signal) -> Result<std::process::ExitStatus> {

@@ -1,7 +1,10 @@
 //! A network namespace without a name: it vanishes with the last descriptor and process that refers to it.
 
+use crate::client::eventually;
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -170,9 +173,35 @@ pub struct Process(pub Child);
 
 impl Process {
     /// Kills it with `signal` and waits.
-    pub fn end(&mut self, signal: nix::sys::signal::Signal) -> Result<std::process::ExitStatus> {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), signal)?;
+    pub fn end(&mut self, signal: Signal) -> Result<std::process::ExitStatus> {
+        self.signal(signal)?;
         Ok(self.0.wait()?)
+    }
+
+    /// Stops it where it is and waits until that has happened: a thread that is deep in the kernel comes out first, and until the
+    /// signal has reached it the others go on.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        eventually("every thread stands still", || {
+            for task in std::fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
+                let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+                // Behind the name, which may hold anything.
+                if !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Sends it a signal and does not wait.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.0.id() as i32), signal)?)
     }
 }
 

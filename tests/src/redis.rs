@@ -4,8 +4,7 @@
 use crate::client::eventually;
 use crate::netns::{Netns, Process};
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -243,12 +242,12 @@ impl Redis {
 
     /// Freezes it: its connections stay open and nothing is answered.
     pub fn stop(&self, node: usize) -> Result<()> {
-        self.signal(node, Signal::SIGSTOP)
+        self.process(node)?.freeze()
     }
 
     /// Ends [`Redis::stop`].
     pub fn resume(&self, node: usize) -> Result<()> {
-        self.signal(node, Signal::SIGCONT)
+        self.process(node)?.thaw()
     }
 
     /// Starts it again, on its old files and address, and waits until it answers.
@@ -257,9 +256,8 @@ impl Redis {
         self.await_node(node)
     }
 
-    fn signal(&self, node: usize, signal: Signal) -> Result<()> {
-        let process = self.nodes[node].process.as_ref().context("that redis node is not running")?;
-        Ok(kill(Pid::from_raw(process.0.id() as i32), signal)?)
+    fn process(&self, node: usize) -> Result<&Process> {
+        self.nodes[node].process.as_ref().context("that redis node is not running")
     }
 
     fn node_dir(&self, node: usize) -> PathBuf {

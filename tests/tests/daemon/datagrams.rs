@@ -450,9 +450,9 @@ fn decisions_that_nobody_reads_are_counted_and_told_as_lost() -> Result<()> {
     })?;
     let heard = listener.decisions()?.len();
     // While lbd stands still, more is decided than the buffer holds: 4096 bytes, 48 a decision. Traffic goes on.
-    lbd.signal(nix::sys::signal::Signal::SIGSTOP)?;
+    lbd.process()?.freeze()?;
     let stood = (0..200).try_for_each(|_| visit());
-    lbd.signal(nix::sys::signal::Signal::SIGCONT)?;
+    lbd.process()?.thaw()?;
     stood?;
     eventually("it goes on", || {
         visit()?;
@@ -463,10 +463,7 @@ fn decisions_that_nobody_reads_are_counted_and_told_as_lost() -> Result<()> {
     // The user ends it, and hears what it has not.
     let mut listener = listener;
     eventually("it says what was lost", || {
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(listener.process.0.id() as i32),
-            nix::sys::signal::Signal::SIGINT,
-        )?;
+        listener.process.signal(nix::sys::signal::Signal::SIGINT)?;
         Ok(listener.process.0.try_wait()?.is_some())
     })?;
     let text = std::fs::read_to_string(&listener.out)?;

@@ -384,7 +384,7 @@ fn keys_are_prepared_copied_and_read_again() -> Result<()> {
     ensure!(visitor.session(netns)?["state"]["n"] == 1, "it does");
     // Without the key that signed a token, the token is none. By signal this time.
     fs::write(&file, first)?;
-    lbd.signal(nix::sys::signal::Signal::SIGHUP)?;
+    lbd.process()?.signal(nix::sys::signal::Signal::SIGHUP)?;
     eventually("one key is left", || Ok(told(&lbd, &["status"])?["token_keys"] == 1))?;
     ensure!(visitor.session(netns)?["state"]["n"] == 1, "key 0 signed it");
     ensure!(lbd.log().contains("gone: key 1: sessions whose tokens it signed begin anew"), "{}", lbd.log());

@@ -160,6 +160,7 @@ async fn a_takeover_is_over_once_the_other_process_has_forgotten() {
     assert_eq!(told_here.sessions(), [id(1)]);
     assert_eq!(told_there.sessions(), []);
     assert_eq!(here.load(id(1)).await.unwrap().unwrap().owner, Owner::UNSETTLED);
+    settled(&there, 1).await;
     // Settled: changes of the owner's concern nobody else.
     let next = Record { owner: OTHER, ..record(3, "b") };
     assert_eq!(there.save(id(1), &next, Some(2)).await.unwrap(), Some(OTHER));
