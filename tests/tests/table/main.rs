@@ -15,6 +15,7 @@ mod passed;
 mod plain;
 mod quic;
 mod replay;
+mod set_cookie;
 mod sni;
 mod steering;
 mod syn;
