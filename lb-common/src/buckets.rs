@@ -18,24 +18,46 @@ impl core::fmt::Display for TableFull {
 
 impl core::error::Error for TableFull {}
 
+/// How many buckets a table may have: numbers that are powers of two.
+pub(crate) struct Sizes {
+    /// Buckets for each entry, to begin with.
+    pub(crate) each: usize,
+    pub(crate) fewest: usize,
+    pub(crate) most: usize,
+}
+
 /// Places every entry in its bucket, whose number is the low bits of `bucket_of`, under the first of `seed_of`'s seeds that lets
-/// no bucket overflow. There are eight buckets an entry, and at least `fewest`, unless it takes more. Returns that seed and
-/// the buckets, in which entries that are free come last; their number is a power of two up to `most`, another one.
+/// no bucket overflow. Returns that seed and the buckets, in which entries that are free come last.
 ///
 /// # Errors
 /// [`TableFull`] when no seed of many works.
-pub(crate) fn build<E: Copy + Default + PartialEq, S, const N: usize>(
+pub(crate) fn build<E: Copy + Default, S, const N: usize>(
     entries: &[E],
-    (fewest, most): (usize, usize),
+    Sizes { each, fewest, most }: Sizes,
     seed_of: impl Fn(u64) -> S,
     bucket_of: impl Fn(&S, &E) -> u32,
 ) -> Result<(S, Vec<[E; N]>), TableFull> {
     assert!(most.is_power_of_two(), "buckets are masked, so their number is a power of two");
-    let mut buckets = (8 * entries.len()).next_power_of_two().clamp(fewest.min(most), most);
+    let mut buckets = (each * entries.len()).next_power_of_two().clamp(fewest.min(most), most);
+    let mut counts = Vec::new();
     loop {
         let attempts = if buckets == most { 4096 } else { 64 };
+        let bucket = |seed: &S, entry: &E| bucket_of(seed, entry) as usize & (buckets - 1);
         for seed in (0..attempts).map(&seed_of) {
-            if let Some(table) = place(entries, buckets, |entry| bucket_of(&seed, entry)) {
+            counts.clear();
+            counts.resize(buckets, 0_u8);
+            let fits = entries.iter().all(|entry| {
+                let count = &mut counts[bucket(&seed, entry)];
+                *count += 1;
+                usize::from(*count) <= N
+            });
+            if fits {
+                let mut table = std::vec![[E::default(); N]; buckets];
+                for entry in entries {
+                    let bucket = bucket(&seed, entry);
+                    counts[bucket] -= 1;
+                    table[bucket][usize::from(counts[bucket])] = *entry;
+                }
                 return Ok((seed, table));
             }
         }
@@ -44,19 +66,4 @@ pub(crate) fn build<E: Copy + Default + PartialEq, S, const N: usize>(
         }
         buckets *= 2;
     }
-}
-
-/// The table, if no bucket of it overflows.
-fn place<E: Copy + Default + PartialEq, const N: usize>(
-    entries: &[E],
-    buckets: usize,
-    bucket_of: impl Fn(&E) -> u32,
-) -> Option<Vec<[E; N]>> {
-    let free = E::default();
-    let mut table = std::vec![[free; N]; buckets];
-    for entry in entries {
-        let bucket = &mut table[bucket_of(entry) as usize & (buckets - 1)];
-        *bucket.iter_mut().find(|place| **place == free)? = *entry;
-    }
-    Some(table)
 }

@@ -7,7 +7,7 @@
 
 use crate::addr::{Addr, Be16};
 #[cfg(feature = "std")]
-use crate::buckets::{self, TableFull};
+use crate::buckets::{self, Sizes, TableFull};
 #[cfg(feature = "std")]
 use crate::hash::mix64;
 use bytemuck::{Pod, Zeroable};
@@ -70,8 +70,8 @@ pub fn build(
     seed: u64,
 ) -> Result<(u64, std::vec::Vec<Bucket>), TableFull> {
     let bucket_of = |seed: &u64, endpoint: &Endpoint| bucket_of(*seed, endpoint.addr, endpoint.port);
-    let (seed, table) =
-        buckets::build(endpoints, (FEWEST, most), |n| mix64(seed.wrapping_add(n)), bucket_of)?;
+    let sizes = Sizes { each: 8, fewest: FEWEST, most };
+    let (seed, table) = buckets::build(endpoints, sizes, |n| mix64(seed.wrapping_add(n)), bucket_of)?;
     Ok((seed, table.into_iter().map(Bucket).collect()))
 }
 

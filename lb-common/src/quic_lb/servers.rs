@@ -8,16 +8,17 @@
 use super::Server;
 use crate::aes::Block;
 #[cfg(feature = "std")]
-use crate::buckets::{self, TableFull};
+use crate::buckets::{self, Sizes, TableFull};
 #[cfg(feature = "std")]
 use crate::hash::mix64;
 use crate::hash::pair;
 use bytemuck::{Pod, Zeroable};
 
 /// Entries that share a hash value.
-pub const BUCKET: usize = 4;
-/// Buckets of each half of the map for each backend: twice as many as ids that it may have while they are replaced.
-pub const BUCKETS: u32 = 4 * super::SERVER_IDS;
+pub const BUCKET: usize = 8;
+/// Buckets of each half of the map for each backend: as many as ids that it may have while they are replaced. At that load
+/// one bucket in a million overflows, so a seed under which none does is soon found.
+pub const BUCKETS: u32 = 2 * super::SERVER_IDS;
 /// Buckets of the smallest table.
 #[cfg(feature = "std")]
 const FEWEST: usize = 16;
@@ -77,13 +78,15 @@ impl Entry {
 #[inline(always)]
 pub const fn bucket_of(seed: &Seed, server: &Server) -> u32 {
     let [low, high] = server.id;
+    // The last byte, which no id reaches: ids may be equal but for zeros at their end.
+    let high = high | (server.len as u64) << 56;
     let sum = pair(seed[0], low as u32, seed[1], (low >> 32) as u32).wrapping_add(pair(
         seed[2],
         high as u32,
         seed[3],
         (high >> 32) as u32,
     ));
-    ((sum >> 32) as u32).wrapping_add(server.kind() as u32)
+    ((sum >> 32) as u32).wrapping_add(server.service as u32)
 }
 
 /// Places every server in its bucket, under seeds derived from `seed`. Returns the seed that worked and the buckets, whose number
@@ -102,11 +105,12 @@ pub fn build(
     let seed_of = |n: u64| core::array::from_fn(|i| mix64(seed.wrapping_add(4 * n + i as u64)));
     let bucket_of =
         |seed: &Seed, entry: &Entry| entry.get().map_or(0, |(server, _)| bucket_of(seed, &server));
-    let (seed, table) = buckets::build(&entries, (FEWEST, most), seed_of, bucket_of)?;
+    let sizes = Sizes { each: 2, fewest: FEWEST, most };
+    let (seed, table) = buckets::build(&entries, sizes, seed_of, bucket_of)?;
     Ok((seed, table.into_iter().map(Bucket).collect()))
 }
 
-crate::map_types! { Entry: 24, Bucket: 96 }
+crate::map_types! { Entry: 24, Bucket: 192 }
 
 #[cfg(all(test, feature = "std"))]
 mod tests {
@@ -126,10 +130,10 @@ mod tests {
 
     #[test]
     fn every_server_is_found_where_the_program_looks() {
-        for (n, buckets) in [(0, 16), (1, 16), (3, 32), (1000, 8192), (4096, 16_384), (8192, 16_384)] {
+        for (n, buckets) in [(0, 16), (1, 16), (9, 32), (1000, 2048), (4096, 8192), (8192, 8192)] {
             for bytes in [4, 7, 8, 9, 12, 15] {
                 let all = servers(n, 3, bytes);
-                let (seed, table) = build(all.iter().copied(), 16_384, 7).unwrap();
+                let (seed, table) = build(all.iter().copied(), 8192, 7).unwrap();
                 assert_eq!(table.len(), buckets, "{n} of {bytes} bytes");
                 for (server, slot) in &all {
                     assert_eq!(look_up(&seed, &table, server), Some(*slot));
@@ -150,6 +154,34 @@ mod tests {
         assert_eq!(Entry::default().get(), None);
     }
 
+    /// Of a whole range of backends, all with as many ids as there can be, and all replaced.
+    #[test]
+    fn the_largest_tables_are_built() {
+        for backends in [4096, 65_536] {
+            let all = servers(8 * backends, 3, 15);
+            let (_, table) = build(all, (backends * BUCKETS) as usize, 7).unwrap();
+            assert_eq!(table.len(), 8 * backends as usize);
+        }
+    }
+
+    /// Padded to several lengths, as ids are when lengths change.
+    #[test]
+    fn ids_that_are_equal_but_for_their_length_fit() {
+        let zeros = (1..=15).map(|len| (Server::new(1, &[0; 15][..len]).unwrap(), len as u16));
+        let (seed, table) = build(zeros.clone(), 16, 7).unwrap();
+        for (server, slot) in zeros {
+            assert_eq!(look_up(&seed, &table, &server), Some(slot));
+        }
+        let padded = (0..1000_u32).flat_map(|i| {
+            [2, 5, 9, 15].map(|len| {
+                let mut id = [0; 15];
+                id[..2].copy_from_slice(&(i as u16).to_be_bytes());
+                (Server::new(1, &id[..len]).unwrap(), i as u16)
+            })
+        });
+        build(padded, 8192, 7).unwrap();
+    }
+
     #[test]
     fn the_same_ids_behind_many_services_fit() {
         let all = (1..=200).flat_map(|service| servers(3, service, 1));
@@ -158,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_overfull_table_is_an_error() {
-        let full = build(servers(65, 1, 4), 16, 7);
-        assert_eq!(full, Err(TableFull { entries: 65, buckets: 16 }));
+        let full = build(servers(129, 1, 4), 16, 7);
+        assert_eq!(full, Err(TableFull { entries: 129, buckets: 16 }));
     }
 }

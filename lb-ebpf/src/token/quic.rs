@@ -1,7 +1,7 @@
 //! The server id in a QUIC packet's destination connection id (draft-ietf-quic-load-balancers, RFC 8999).
 //!
-//! Works on a copy in this processor's own memory. The cipher is a function of its own, because each of the passes that
-//! undo the encryption would else be verified, and stored, again.
+//! Read from the packet where that has enough bytes. The cipher works in this processor's own memory and is a function of its
+//! own, because each of the passes that undo the encryption would else be verified, and stored, again.
 
 use super::{Found, ROUTABLE, UNROUTABLE};
 use crate::atomic::launder;

@@ -193,6 +193,14 @@ impl Maps {
     }
 }
 
+impl Maps {
+    /// The backend in a slot; all zero when there is none.
+    pub(super) fn backend(&self, slot: u16) -> Result<Backend, DatapathError> {
+        let found = self.backends.get(&u32::from(slot), 0);
+        found.map_err(DatapathError::system(format!("cannot read map BACKENDS at {slot}")))
+    }
+}
+
 fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(
     ebpf: &mut Ebpf,
     path: &Path,

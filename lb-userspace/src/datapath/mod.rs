@@ -125,7 +125,7 @@ impl Datapath {
     /// # Errors
     /// The first write that fails; those before it are done.
     pub fn apply(&mut self, writes: &[MapWrite]) -> Result<(), DatapathError> {
-        writes.iter().try_for_each(|write| self.writer.write(&mut self.loaded.maps, &self.homes, write))
+        self.writer.write(&mut self.loaded.maps, &self.homes, writes)
     }
 
     /// Ends the take-over of an earlier daemon's state. Services, backends and links that it left and this daemon has

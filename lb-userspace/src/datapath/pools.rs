@@ -78,7 +78,9 @@ impl Pools {
             if table.is_empty() { before.base } else { tables.write(maps, place, before.base, table)? };
         maps.pools
             .set(index, Pool { base, size: table.len() as u32, id }, 0)
-            .map_err(DatapathError::system("cannot write map POOLS"))
+            .map_err(DatapathError::system("cannot write map POOLS"))?;
+        tables.flipped();
+        Ok(())
     }
 
     /// Lets names of a service lead to pools that were written.

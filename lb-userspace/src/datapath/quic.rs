@@ -5,7 +5,7 @@ use super::maps::Maps;
 use super::write::Writer;
 use bytemuck::Zeroable;
 use lb_common::quic_lb::{Config, ROTATIONS, Server};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Writer {
     /// Makes the maps say this of a service, and nothing else. What an id says leads nowhere before its server is known, and
@@ -35,10 +35,8 @@ impl Writer {
         for (server, slot) in self.quic.iter().filter(|(server, _)| server.service == service) {
             let wanted = servers.iter().any(|(wanted, _)| wanted == server);
             // Of a backend that is leaving: its ids lead there until it has left.
-            let leaving = servers.iter().all(|(_, known)| known != slot) && {
-                let backend = maps.backends.get(&u32::from(*slot), 0);
-                backend.map_err(DatapathError::system("cannot read map BACKENDS"))?.service == service
-            };
+            let leaving =
+                servers.iter().all(|(_, known)| known != slot) && maps.backend(*slot)?.service == service;
             if !wanted && !leaving {
                 kept.remove(server);
             }
@@ -46,10 +44,14 @@ impl Writer {
         self.write_servers(maps, kept)
     }
 
-    /// Takes the server ids of a backend out that is gone.
-    pub(super) fn forget_quic_servers(&mut self, maps: &mut Maps, slot: u16) -> Result<(), DatapathError> {
+    /// Takes the server ids of backends out that are on their way out of their slots, before anybody else has those.
+    pub(super) fn forget_quic_servers(
+        &mut self,
+        maps: &mut Maps,
+        slots: &BTreeSet<u16>,
+    ) -> Result<(), DatapathError> {
         let mut kept = self.quic.clone();
-        kept.retain(|_, named| *named != slot);
+        kept.retain(|_, named| !slots.contains(named));
         self.write_servers(maps, kept)
     }
 
@@ -64,6 +66,7 @@ impl Writer {
         self.write_settings(maps)?;
         self.settings.quic_live = next.live;
         self.write_settings(maps)?;
+        self.servers.flipped();
         self.quic = all;
         Ok(())
     }

@@ -24,7 +24,7 @@ impl<V> Default for Halves<V> {
 }
 
 impl<V: Copy + PartialEq> Halves<V> {
-    /// Fills the half that is not live. The caller then makes it live.
+    /// Fills the half that is not live. The caller then makes it live, and says so.
     fn fill<E>(
         &mut self,
         half: usize,
@@ -34,7 +34,6 @@ impl<V: Copy + PartialEq> Halves<V> {
         self.flip.wait();
         write_changes(self.held[half].take().as_deref(), &table, write)?;
         self.held[half] = Some(table);
-        self.flip.done();
         Ok(())
     }
 }
@@ -85,6 +84,11 @@ impl Endpoints {
             .map_err(DatapathError::system("cannot write map ENDPOINTS"))?;
         Ok(LiveHalf { half, live: u64::from(base) | mask << 32, seed })
     }
+
+    /// The half that was filled is live now.
+    pub(super) fn flipped(&mut self) {
+        self.halves.flip.done();
+    }
 }
 
 /// Halves of the table of QUIC server ids.
@@ -134,6 +138,11 @@ impl Servers {
             .map_err(DatapathError::system("cannot write map QUIC_SERVERS"))?;
         Ok(LiveHalf { half, live: u64::from(base) | mask << 32, seed })
     }
+
+    /// The half that was filled is live now.
+    pub(super) fn flipped(&mut self) {
+        self.halves.flip.done();
+    }
 }
 
 /// Halves of one service's Maglev table.
@@ -166,6 +175,11 @@ impl MaglevTables {
             .fill(half, table, |i, block| maps.maglev.set(base + i, block, 0))
             .map_err(DatapathError::system("cannot write map MAGLEV"))?;
         Ok(base)
+    }
+
+    /// The half that was filled is live now.
+    pub(super) fn flipped(&mut self) {
+        self.halves.flip.done();
     }
 }
 

@@ -7,6 +7,7 @@ use super::limits::Limits;
 use super::maps::Maps;
 use super::pools::{Listed, Pools};
 use super::tables::{Endpoints, MaglevTables, Servers};
+use lb_common::addr::{Addr, Be16};
 use lb_common::backend::Backend;
 use lb_common::endpoint::Endpoint;
 use lb_common::flow::GROUP;
@@ -109,12 +110,30 @@ impl Writer {
         self.services.get(&service).copied().unwrap_or(0)
     }
 
+    /// Performs writes in order. Server ids of backends whose slots others get, or nobody, go first and all at once: in between
+    /// they would lead to the wrong one.
     pub(super) fn write(
         &mut self,
         maps: &mut Maps,
         homes: &Homes,
-        write: &MapWrite,
+        writes: &[MapWrite],
     ) -> Result<(), DatapathError> {
+        if !self.quic.is_empty() {
+            let mut going = BTreeSet::new();
+            for write in writes {
+                if let MapWrite::Backend { slot, backend } = write
+                    && self.quic.values().any(|known| known == slot)
+                    && identity(&maps.backend(*slot)?) != identity(backend)
+                {
+                    going.insert(*slot);
+                }
+            }
+            self.forget_quic_servers(maps, &going)?;
+        }
+        writes.iter().try_for_each(|write| self.write_one(maps, homes, write))
+    }
+
+    fn write_one(&mut self, maps: &mut Maps, homes: &Homes, write: &MapWrite) -> Result<(), DatapathError> {
         match write {
             MapWrite::Settings(settings) => {
                 self.settings = own_fields(&self.settings, settings);
@@ -139,15 +158,16 @@ impl Writer {
             let indices = 0..u16::try_from(limit - 1).expect("limits were checked to fit in 16 bits") + 1;
             indices.filter(|index| !is_written(index)).collect::<Vec<_>>()
         };
+        let mut removed = BTreeSet::new();
         for slot in unwritten(self.limits.backends, &|slot| self.backends.contains(slot)) {
-            let found = maps
-                .backends
-                .get(&u32::from(slot), 0)
-                .map_err(DatapathError::system("cannot read map BACKENDS"))?;
-            if found != Backend::default() {
-                tracing::info!(slot, "removed a backend that is no longer configured");
-                self.write_backend(maps, homes, slot, &Backend::default())?;
+            if maps.backend(slot)? != Backend::default() {
+                removed.insert(slot);
             }
+        }
+        self.forget_quic_servers(maps, &removed)?;
+        for slot in removed {
+            tracing::info!(slot, "removed a backend that is no longer configured");
+            self.write_backend(maps, homes, slot, &Backend::default())?;
         }
         for id in unwritten(self.limits.services, &|id| self.services.contains_key(id)) {
             let found = maps
@@ -185,7 +205,9 @@ impl Writer {
         self.settings.endpoint_seed[next.half] = next.seed;
         self.write_settings(maps)?;
         self.settings.live = next.live;
-        self.write_settings(maps)
+        self.write_settings(maps)?;
+        self.endpoints.flipped();
+        Ok(())
     }
 
     fn write_service(
@@ -220,7 +242,11 @@ impl Writer {
         self.services.insert(id, service.learned_ticks);
         maps.services
             .set(u32::from(id), service, 0)
-            .map_err(DatapathError::system(format!("cannot write map SERVICES at {id}")))
+            .map_err(DatapathError::system(format!("cannot write map SERVICES at {id}")))?;
+        if let Some(tables) = self.maglev.get_mut(&id).filter(|_| maglev.is_some()) {
+            tables.flipped();
+        }
+        Ok(())
     }
 
     fn write_backend(
@@ -239,11 +265,7 @@ impl Writer {
                 name,
             });
         }
-        let before = maps
-            .backends
-            .get(&u32::from(slot), 0)
-            .map_err(DatapathError::system(format!("cannot read map BACKENDS at {slot}")))?;
-        let identity = |backend: &Backend| (backend.service, backend.addr, backend.port);
+        let before = maps.backend(slot)?;
         let another = identity(&before) != identity(backend);
         if another && *backend != Backend::default() {
             maps.clear_backend_counters(slot)?;
@@ -258,10 +280,14 @@ impl Writer {
             if forgotten > 0 {
                 tracing::info!(slot, forgotten, "forgot the sessions learned from a backend that is gone");
             }
-            self.forget_quic_servers(maps, slot)?;
         }
         Ok(())
     }
+}
+
+/// Who a backend is, whatever becomes of it.
+fn identity(backend: &Backend) -> (u16, Addr, Be16) {
+    (backend.service, backend.addr, backend.port)
 }
 
 /// The settings that were asked for, with our own fields as they are.

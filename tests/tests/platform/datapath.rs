@@ -120,6 +120,15 @@ fn quic_ids_are_replaced_and_go_with_their_service() -> Result<()> {
     assert_eq!(pinned_quic(&town)?, (vec![8, 11], sorted(servers(0))));
     first.apply(&[quic(&[3, 6], servers(1_000))])?;
     assert_eq!(pinned_quic(&town)?, (vec![11, 14], sorted(servers(1_000))));
+    // Who gets a slot gets none of the ids of who had it; those of both slots go at once.
+    let live = pinned_settings(&town)?.quic_live as u32;
+    first.apply(&[
+        MapWrite::Backend { slot: 0, backend: backend(80) },
+        MapWrite::Backend { slot: 1, backend: backend(81) },
+    ])?;
+    let rest: Servers = servers(1_000).into_iter().filter(|(_, slot)| *slot > 1).collect();
+    assert_eq!(pinned_quic(&town)?, (vec![11, 14], sorted(rest)));
+    assert_ne!(pinned_settings(&town)?.quic_live as u32, live, "the table was built once");
     drop(first);
     let mut second = town.open()?;
     second.settle()?;
