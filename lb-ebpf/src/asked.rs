@@ -3,7 +3,7 @@
 //!
 //! Only a segment that begins as a request does is looked at, in a stash of this processor's own.
 
-use crate::atomic::launder;
+use crate::bounds::Length;
 use crate::flows::Entry;
 use crate::maps::{FLOW_KEYS, SERVICES, STASHES, settings};
 use crate::packet::{Packet, Segment, read};
@@ -74,18 +74,17 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     let processor = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
     let index = settings.stash_mask.wrapping_add(1).wrapping_add(processor);
     let Some(stash) = STASHES.get_ptr_mut(index) else { return 0 };
-    let len = launder(u64::from(segment.payload));
-    let len = if len > STASH_BYTES as u64 { STASH_BYTES as u64 } else { len };
-    if behind < MAX_WINDOW || len < u64::from(SHORTEST) {
+    let Some(len) = Length::at_most::<{ STASH_BYTES as u32 }>(segment.payload) else { return 0 };
+    if behind < MAX_WINDOW || len.get() < SHORTEST {
         // Sent again.
         return 0;
     }
     // SAFETY: a map value stays valid, and this one is this processor's while the program runs; it has room for as much.
     unsafe {
-        if !ctx.copy(segment.payload_at(), (&raw mut (*stash).bytes).cast(), len as u32) {
+        if !ctx.copy(segment.payload_at(), (&raw mut (*stash).bytes).cast(), len) {
             return 0;
         }
-        (*stash).limit = len as u32;
+        (*stash).limit = len.get();
     }
     // SAFETY: as above.
     let bytes = Bytes::of(unsafe { &*stash });

@@ -89,19 +89,3 @@ pub(crate) unsafe fn fill<const N: usize>(words: *mut u64, value: u64) {
         i += 1;
     }
 }
-
-/// Makes the compiler forget what it knows of a value, so that a bound it proved is checked again where the kernel's
-/// verifier, which does not know the proof, wants to see it. 64 bits: a narrower value is extended by shifts, and the
-/// verifier loses the bound on the way ("R4 invalid zero-sized read").
-#[inline(always)]
-pub(crate) fn launder(value: u64) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut value = value;
-        // SAFETY: the instruction moves a register onto itself.
-        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value) };
-        value
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    core::hint::black_box(value)
-}

@@ -3,6 +3,7 @@
 //! XDP cannot do this on every driver: a veth frame of 74 bytes has no room at its tail. An skb can grow, and be cloned
 //! for a second segment; that costs one skb for each connection, not for each packet.
 
+use crate::bounds::{Length, offset};
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
 use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
@@ -10,7 +11,7 @@ use crate::maps::{ABILITIES, BACKENDS, HEADER, SERVICES, count, count_backend, s
 use crate::offer::syn_header;
 use crate::options::{self, Offer, Timestamps};
 use crate::packet::{BASE, Packet, Segment, at};
-use crate::stash;
+use crate::stash::{self, MAX_SEGMENT};
 use crate::steer::ends;
 use crate::verdict::Verdict;
 use aya_ebpf::EbpfContext;
@@ -220,21 +221,22 @@ fn segment(ctx: &TcContext, stash: &Stash, first: &Header, stamps: Option<Timest
         header.flags |= FIN;
     }
     let size = if stamps.is_some() { BASE + 12 } else { BASE };
-    let len = crate::atomic::launder(u64::from(view.len));
-    if !write_header(ctx, &header, stamps, size as u32 + len as u32) {
+    if !write_header(ctx, &header, stamps, size as u32 + u32::from(view.len)) {
         return false;
     }
-    let at = crate::atomic::launder(u64::from(view.at));
-    if len == 0 {
+    if view.len == 0 {
         return true;
     }
-    if len > 1500 || at >= STASH_BYTES as u64 {
+    let (Some(at), Some(len)) = (
+        offset::<{ STASH_BYTES as u32 }>(u32::from(view.at)),
+        Length::new::<MAX_SEGMENT>(u32::from(view.len)),
+    ) else {
         return false;
-    }
+    };
     // SAFETY: the stash has room for a longest segment at the last offset.
     unsafe {
-        let bytes = stash.bytes.as_ptr().add(at as usize);
-        aya_ebpf::helpers::bpf_skb_store_bytes(ctx.as_ptr().cast(), size as u32, bytes.cast(), len as u32, 0)
+        let bytes = stash.bytes.as_ptr().add(at);
+        aya_ebpf::helpers::bpf_skb_store_bytes(ctx.as_ptr().cast(), size as u32, bytes.cast(), len.get(), 0)
             == 0
     }
 }

@@ -4,7 +4,8 @@
 //! Only a segment that begins with a head, or goes on with one, is looked at. It is copied to this processor's scratch
 //! memory and searched as requests are. A line that the end of the segment cuts is kept until the next one comes.
 
-use crate::atomic::{compare_exchange, exchange, launder};
+use crate::atomic::{compare_exchange, exchange};
+use crate::bounds::{Length, barrier_var, offset};
 use crate::flows::Entry;
 use crate::homes::{answers_last, key_of, lb_forget, lb_learn, note_answered, set_key};
 use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
@@ -21,7 +22,7 @@ use lb_common::home::{TAIL_ROOM, Tail};
 use lb_common::service::{Affinity, Service};
 
 /// Longest segment that is looked at: with a line kept before it, it fits where offsets reach.
-const MAX_SEGMENT: u64 = 3_520;
+const MAX_SEGMENT: u32 = 3_520;
 /// How many header fields are looked at that could be `Set-Cookie`, in one segment.
 const FIELDS: u32 = 48;
 /// How many times the service's cookie is looked at in one segment.
@@ -101,18 +102,19 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     }
     // SAFETY: the value belongs to this processor while the program runs.
     let scratch = unsafe { &mut *scratch };
-    let (at, len) = (launder(u64::from(kept)), launder(u64::from(segment.payload)));
-    if at > TAIL_ROOM as u64 || len == 0 || len > MAX_SEGMENT {
+    let (Some(at), Some(len)) =
+        (offset::<{ TAIL_ROOM as u32 + 1 }>(kept), Length::new::<MAX_SEGMENT>(segment.payload))
+    else {
         return 0;
-    }
-    scratch.limit = (at + len) as u32;
+    };
+    scratch.limit = at as u32 + len.get();
     // SAFETY: room for a longest segment behind a longest line, and for two words behind that.
     unsafe {
-        let bytes = (&raw mut scratch.bytes).cast::<u8>().add(at as usize);
-        if !ctx.copy(segment.payload_at(), bytes, len as u32) {
+        let bytes = (&raw mut scratch.bytes).cast::<u8>().add(at);
+        if !ctx.copy(segment.payload_at(), bytes, len) {
             return 0;
         }
-        let behind = (&raw mut scratch.bytes).cast::<u8>().add((launder(at + len) & 0xfff) as usize);
+        let behind = (&raw mut scratch.bytes).cast::<u8>().add((barrier_var(u64::from(scratch.limit)) & 0xfff) as usize);
         behind.cast::<u64>().write_unaligned(0);
         behind.cast::<u64>().add(1).write_unaligned(0);
     }

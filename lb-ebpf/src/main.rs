@@ -9,6 +9,7 @@
 
 mod asked;
 mod atomic;
+mod bounds;
 mod cold;
 mod datagram;
 mod endpoints;

@@ -1,6 +1,6 @@
 //! Every map: key → value, who writes, who reads. Sizes are placeholders; the daemon sets them when it loads.
 
-use crate::atomic::launder;
+use crate::bounds::barrier_var;
 use crate::header::MAX_HEADER;
 use crate::packet::OptionArea;
 use crate::token::quic::Scratch;
@@ -128,7 +128,7 @@ pub(crate) fn settings() -> Option<&'static Settings> {
 #[inline(always)]
 pub(crate) fn count(service: u16, counter: u32) {
     if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(u32::from(service)) {
-        let index = launder(u64::from(counter)) as usize & (COUNTER_ROOM - 1);
+        let index = barrier_var(u64::from(counter)) as usize & (COUNTER_ROOM - 1);
         // SAFETY: the value belongs to this processor while the program runs; the index is masked to its room.
         unsafe { *(&raw mut (*counters).0).cast::<u64>().add(index) += 1 };
     }

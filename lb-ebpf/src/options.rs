@@ -3,7 +3,8 @@
 //! A plain bounded loop over options makes the verifier follow every combination of lengths ("BPF program is too
 //! large. Processed 1000001 insn"); `bpf_loop` verifies its body once.
 
-use crate::atomic::{fill, launder};
+use crate::atomic::fill;
+use crate::bounds::{Length, barrier_var};
 use crate::maps::AREA;
 use crate::packet::{OptionArea, Packet, at, read};
 use core::ffi::c_void;
@@ -39,13 +40,12 @@ pub(crate) fn walk<P: Packet>(packet: &P, header: u32) -> Option<&'static Option
     // SAFETY: the area begins with that many bytes, and is aligned.
     unsafe { fill::<{ OPTIONS_ROOM / 8 }>(area.bytes.as_mut_ptr().cast(), 0) };
     (area.options, area.len) = (Options::NONE, 0);
-    let len = launder(u64::from(header).wrapping_sub(20));
-    if len == 0 || len > MAX_OPTIONS as u64 {
+    let Some(len) = Length::new::<{ MAX_OPTIONS as u32 }>(header.wrapping_sub(20)) else {
         return Some(area);
-    }
+    };
     // SAFETY: the area has 64 bytes, the length is at most 40.
-    if unsafe { packet.copy(at::OPTIONS as u32, area.bytes.as_mut_ptr(), len as u32) } {
-        area.len = len as u32;
+    if unsafe { packet.copy(at::OPTIONS as u32, area.bytes.as_mut_ptr(), len) } {
+        area.len = len.get();
         let mut context = 0_u64;
         // SAFETY: the callback and its context outlive the call, which is synchronous.
         unsafe {
@@ -79,7 +79,7 @@ pub(crate) fn timestamps<P: Packet>(packet: &P, header: u32) -> Option<Timestamp
 /// them on the stack all the same ("R1 !read_ok").
 #[inline(always)]
 fn if_present(present: bool, stamps: Timestamps) -> Option<Timestamps> {
-    if launder(u64::from(present)) != 0 { Some(stamps) } else { None }
+    if barrier_var(u64::from(present)) != 0 { Some(stamps) } else { None }
 }
 
 /// Whether there are any, and if not, zeros.

@@ -1,5 +1,6 @@
 //! The frame as bounds-checked views: the only place that compares against the end of the packet.
 
+use crate::bounds::{Length, barrier_var};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use core::ptr;
@@ -45,8 +46,8 @@ pub(crate) trait Packet {
     /// Copies `len` bytes at `offset` of the packet to `to`. Returns whether they are there.
     ///
     /// # Safety
-    /// `to` has room for `len` bytes; `len` is not 0.
-    unsafe fn copy(&self, offset: u32, to: *mut u8, len: u32) -> bool;
+    /// `to` has room for `len` bytes.
+    unsafe fn copy(&self, offset: u32, to: *mut u8, len: Length) -> bool;
 
     /// A pointer to the first `len` bytes, if the packet has them.
     #[inline(always)]
@@ -76,7 +77,7 @@ pub(crate) trait Packet {
     /// A pointer to `len` bytes at a computed `offset` (at most 127), if the packet has them.
     #[inline(always)]
     fn field(&self, offset: u32, len: usize) -> Option<*mut u8> {
-        let at = self.start() + (crate::atomic::launder(u64::from(offset)) & 127) as usize;
+        let at = self.start() + (barrier_var(u64::from(offset)) & 127) as usize;
         if at + len > self.end() { None } else { Some(at as *mut u8) }
     }
 }
@@ -91,9 +92,9 @@ impl Packet for XdpContext {
         self.data_end()
     }
     #[inline(always)]
-    unsafe fn copy(&self, offset: u32, to: *mut u8, len: u32) -> bool {
+    unsafe fn copy(&self, offset: u32, to: *mut u8, len: Length) -> bool {
         // SAFETY: the caller's promise about `to`; the kernel checks the packet's side.
-        unsafe { aya_ebpf::helpers::bpf_xdp_load_bytes(self.ctx, offset, to.cast(), len) == 0 }
+        unsafe { aya_ebpf::helpers::bpf_xdp_load_bytes(self.ctx, offset, to.cast(), len.get()) == 0 }
     }
 }
 
@@ -112,9 +113,9 @@ impl Packet for TcContext {
         self.data_end()
     }
     #[inline(always)]
-    unsafe fn copy(&self, offset: u32, to: *mut u8, len: u32) -> bool {
+    unsafe fn copy(&self, offset: u32, to: *mut u8, len: Length) -> bool {
         // SAFETY: the caller's promise about `to`; the kernel checks the packet's side.
-        unsafe { aya_ebpf::helpers::bpf_skb_load_bytes(self.as_ptr(), offset, to.cast(), len) == 0 }
+        unsafe { aya_ebpf::helpers::bpf_skb_load_bytes(self.as_ptr(), offset, to.cast(), len.get()) == 0 }
     }
 }
 

@@ -2,6 +2,7 @@
 //! follow from them, all incremental (RFC 1624), so a segment that was corrupt stays corrupt.
 
 use crate::atomic::fill;
+use crate::bounds::Length;
 use crate::maps::AREA;
 use crate::options;
 use crate::packet::{Frame, Packet, Segment, at, read, write};
@@ -241,14 +242,11 @@ fn options_sum(ctx: &XdpContext, header: u32) -> u64 {
     // Not on the stack, of which a chain of calls has little.
     let Some(area) = AREA.get_ptr_mut(0) else { return 0 };
     let words = area.cast::<[u32; MAX_OPTIONS / 4]>();
-    let len = crate::atomic::launder(u64::from(header).wrapping_sub(20));
-    if len == 0 || len > 40 {
-        return 0;
-    }
+    let Some(len) = Length::new::<{ MAX_OPTIONS as u32 }>(header.wrapping_sub(20)) else { return 0 };
     // SAFETY: the area begins with room for the longest options and belongs to this processor while the program runs.
     unsafe {
         fill::<{ MAX_OPTIONS / 8 }>(words.cast(), 0);
-        ctx.copy(at::OPTIONS as u32, words.cast(), len as u32);
+        ctx.copy(at::OPTIONS as u32, words.cast(), len);
         sum_words(&*words)
     }
 }

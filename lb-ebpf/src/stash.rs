@@ -3,7 +3,8 @@
 //! Any processor may read a stash while the one that has its lock appends: bytes first, then the view that names them,
 //! by an exchange that is also a barrier.
 
-use crate::atomic::{compare_exchange, exchange, fill, launder};
+use crate::atomic::{compare_exchange, exchange, fill};
+use crate::bounds::{Length, offset};
 use crate::cold::Parsed;
 use crate::flows::is_over;
 use crate::maps::{FLOWS, SERVICES, STASHES};
@@ -18,7 +19,7 @@ use lb_common::stash::{STASH_BYTES, Stash, TRIED, VIEW_FIN, VIEW_PSH, VIEW_USED,
 use lb_common::tcp::{FIN, PSH};
 
 /// Longest segment that is stashed.
-const MAX_SEGMENT: u64 = 1500;
+pub(crate) const MAX_SEGMENT: u32 = 1500;
 
 /// Bytes that timestamps take from every segment.
 pub(crate) const TIMESTAMPS: u32 = 12;
@@ -254,12 +255,11 @@ fn view(ctx: &XdpContext, segment: &Segment, at: u32) -> View {
 /// Copies `len` bytes at `from` of the packet to offset `at` of the stream. Returns whether they fit.
 #[inline(always)]
 fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool {
-    let (at, len) = (launder(u64::from(at)), launder(u64::from(len)));
-    if at >= STASH_BYTES as u64 || len == 0 || len > MAX_SEGMENT {
+    let (Some(at), Some(len)) = (offset::<{ STASH_BYTES as u32 }>(at), Length::new::<MAX_SEGMENT>(len)) else {
         return false;
-    }
+    };
     // SAFETY: the stash has room for a longest segment at the last offset.
-    unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at as usize), len as u32) }
+    unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at), len) }
 }
 
 /// Publishes a segment: not at all if it is part of one, else joined to the last view, in the place of one that begins at the same offset, or as a new one.

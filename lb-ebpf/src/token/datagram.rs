@@ -3,7 +3,8 @@
 //! Works on a copy in this processor's scratch memory, which is a stash that no flow has.
 
 use super::{ABSENT, Found, HASHED, verify, verify_raw};
-use crate::atomic::{fill, launder};
+use crate::atomic::fill;
+use crate::bounds::Length;
 use crate::maps::{SCRATCH, SERVICES, settings};
 use crate::packet::{Packet, SHORT};
 use crate::token::http::{At, Bytes, NOWHERE, TURNS, recognise, search, zeros};
@@ -72,11 +73,11 @@ pub(crate) extern "C" fn lb_tag_key(service: u32) -> u64 {
 fn read(ctx: &XdpContext, settings: &Settings, entry: &Service, scratch: &mut Stash, from: u32) -> Found {
     let bytes = (&raw mut scratch.bytes).cast::<u8>();
     if entry.affinity != Affinity::Signed as u8 {
-        let len = launder(u64::from(entry.key_len));
+        let Some(len) = Length::new::<{ MAX_KEY as u32 }>(u32::from(entry.key_len)) else { return ABSENT };
         // SAFETY: a map value has room for a longest key and more.
         unsafe {
             fill::<{ MAX_KEY / 8 }>(bytes.cast(), 0);
-            if len == 0 || len > MAX_KEY as u64 || !ctx.copy(from, bytes, len as u32) {
+            if !ctx.copy(from, bytes, len) {
                 return ABSENT;
             }
         }
@@ -86,12 +87,12 @@ fn read(ctx: &XdpContext, settings: &Settings, entry: &Service, scratch: &mut St
     // SAFETY: a map value has room for a token, as text and raw.
     unsafe {
         if entry.key_len as usize == TOKEN_LEN {
-            if !ctx.copy(from, (&raw mut scratch.token).cast(), TOKEN_LEN as u32) {
+            if !ctx.copy(from, (&raw mut scratch.token).cast(), Length::of::<{ TOKEN_LEN as u32 }>()) {
                 return ABSENT;
             }
             return verify_raw(settings, scratch);
         }
-        if !ctx.copy(from, bytes, TOKEN_TEXT_LEN as u32) {
+        if !ctx.copy(from, bytes, Length::of::<{ TOKEN_TEXT_LEN as u32 }>()) {
             return ABSENT;
         }
         verify(settings, bytes, scratch)
@@ -131,13 +132,10 @@ fn tag_of_key(scratch: &Stash, service: u32, entry: &Service) -> u64 {
 /// Offset in the payload behind the marker, or [`NOWHERE`].
 #[inline(always)]
 fn behind_marker(ctx: &XdpContext, entry: &Service, service: u32, scratch: &mut Stash, len: u32) -> u32 {
-    let room = launder(u64::from(if len < MARKER_ROOM as u32 { len } else { MARKER_ROOM as u32 }));
-    if room == 0 || room > MARKER_ROOM as u64 {
-        return NOWHERE;
-    }
-    scratch.limit = room as u32;
+    let Some(room) = Length::at_most::<{ MARKER_ROOM as u32 }>(len) else { return NOWHERE };
+    scratch.limit = room.get();
     // SAFETY: a map value has room for a longest segment.
-    if !unsafe { ctx.copy(SHORT as u32, (&raw mut scratch.bytes).cast(), room as u32) } {
+    if !unsafe { ctx.copy(SHORT as u32, (&raw mut scratch.bytes).cast(), room) } {
         return NOWHERE;
     }
     let bytes = Bytes::of(scratch);

@@ -5,7 +5,7 @@
 //! (SWAR), with masked offsets that the verifier accepts without a comparison.
 
 use super::{ABSENT, Found, HASHED, LEARNED, UNKNOWN};
-use crate::atomic::launder;
+use crate::bounds::barrier_var;
 use crate::homes::{lb_home, set_key};
 use crate::maps::{BACKENDS, SERVICES, STASHES, settings};
 use lb_common::hash::Sip;
@@ -59,7 +59,7 @@ pub(crate) struct At(pub(crate) u64);
 impl At {
     #[inline(always)]
     pub(crate) fn new(offset: u64) -> Self {
-        Self(launder(offset & MASK))
+        Self(barrier_var(offset & MASK))
     }
     #[inline(always)]
     pub(crate) fn plus(self, n: u64) -> Self {
@@ -420,7 +420,7 @@ const BEFORE_PARAMETER: u64 = 1 << b'?' | 1 << b'&';
 #[inline(always)]
 fn is_not_one_of(set: u64, byte: u8) -> u64 {
     let byte = u64::from(byte);
-    launder(byte >> 6) | !(set >> (byte & 63)) & 1
+    barrier_var(byte >> 6) | !(set >> (byte & 63)) & 1
 }
 
 /// Offset behind `Cookie:`.

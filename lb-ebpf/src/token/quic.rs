@@ -4,7 +4,7 @@
 //! own, because each of the passes that undo the encryption would else be verified, and stored, again.
 
 use super::{Found, ROUTABLE, UNROUTABLE};
-use crate::atomic::launder;
+use crate::bounds::{Length, barrier_var};
 use crate::maps::{QUIC, QUIC_CONFIGS, QUIC_SERVERS, settings};
 use crate::packet::{Packet, SHORT};
 use aya_ebpf::bindings::xdp_md;
@@ -135,7 +135,7 @@ extern "C" fn lb_quic_read(ctx: *mut xdp_md, service: u32, len: u32) -> u64 {
         // SAFETY: within the value, because the offset is masked: the first byte, and half a longest text.
         let right = unsafe {
             let id = scratch.cast::<u8>().add(at as usize);
-            id.add((launder(u64::from(config.right_at)) & 15) as usize)
+            id.add((barrier_var(u64::from(config.right_at)) & 15) as usize)
         };
         // SAFETY: as above.
         config.split(beginning.text, unsafe { [word(right, 1), word(right, 9)] })
@@ -185,8 +185,8 @@ fn fetch(ctx: &XdpContext, scratch: *mut Scratch, len: u32) -> Option<Beginning>
             return Some(Beginning::read(bytes));
         }
         (*scratch).bytes = [0; ROOM / 8];
-        let room = launder(u64::from(if len < ROOM as u32 { len } else { ROOM as u32 }));
-        if room == 0 || room > ROOM as u64 || !ctx.copy(SHORT as u32, scratch.cast(), room as u32) {
+        let room = Length::at_most::<{ ROOM as u32 }>(len)?;
+        if !ctx.copy(SHORT as u32, scratch.cast(), room) {
             return None;
         }
         Some(Beginning::read(scratch.cast()))
@@ -211,8 +211,8 @@ extern "C" fn lb_quic_pass(config: u32, number: u32) -> u32 {
     // SAFETY: the value belongs to this processor while the program runs; the index is masked.
     unsafe {
         let halves = (&raw mut (*scratch).halves).cast::<Block>();
-        let changed = halves.add((launder(u64::from(number)) & 1) as usize);
-        let other = halves.add((launder(u64::from(number)) & 1 ^ 1) as usize);
+        let changed = halves.add((barrier_var(u64::from(number)) & 1) as usize);
+        let other = halves.add((barrier_var(u64::from(number)) & 1 ^ 1) as usize);
         *changed = config.pass(number, *changed, *other);
     }
     1
