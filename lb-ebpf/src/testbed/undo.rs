@@ -2,8 +2,8 @@
 //! This program runs in front of it and puts an image of the frame back; its own cost is measured with an empty program
 //! behind it and subtracted. So what it does must not depend on what the program before it left behind.
 
+use crate::bounds::{Length, barrier_var};
 use crate::rule::{Client, DESTINATION, HEADERS, HEADERS_LEN, IMAGE_ROOM, INNER, Image, SOURCE, Undo, WHOLE};
-use crate::watch::opaque;
 use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_store_bytes};
 use aya_ebpf::macros::map;
@@ -82,13 +82,10 @@ fn whole(ctx: &XdpContext, image: &Image) -> Option<()> {
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, image.len as i32 - STUMP) } != 0 {
         return None;
     }
-    let len = opaque(image.len);
-    if len == 0 || len > IMAGE_ROOM as u64 {
-        return None;
-    }
+    let len = Length::new::<{ IMAGE_ROOM as u32 }>(image.len)?;
     // SAFETY: the image has room for `len` bytes.
     let refused =
-        unsafe { bpf_xdp_store_bytes(ctx.ctx, 0, image.bytes.as_ptr().cast_mut().cast(), len as u32) };
+        unsafe { bpf_xdp_store_bytes(ctx.ctx, 0, image.bytes.as_ptr().cast_mut().cast(), len.get()) };
     if refused == 0 { Some(()) } else { None }
 }
 
@@ -96,7 +93,7 @@ fn whole(ctx: &XdpContext, image: &Image) -> Option<()> {
 #[inline(always)]
 fn uncover(ctx: &XdpContext, image: &Image) -> Option<()> {
     // Packet pointers are subtracted from each other alone: "32-bit pointer arithmetic prohibited".
-    let len = opaque((ctx.data_end() - ctx.data()) as u32);
+    let len = barrier_var((ctx.data_end() - ctx.data()) as u64);
     let more = len as i32 - image.len as i32;
     // SAFETY: the context is valid; packet pointers are read again afterwards.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, more) } == 0 { Some(()) } else { None }

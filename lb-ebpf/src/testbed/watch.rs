@@ -1,5 +1,6 @@
 //! Checks the checksums of every frame, independently of the product's own arithmetic: the kernel's helper adds up.
 
+use crate::bounds::Length;
 use crate::rule::Seen;
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_load_bytes};
 use aya_ebpf::macros::map;
@@ -14,10 +15,9 @@ const CHUNK: usize = 512;
 /// Chunks in the longest segment.
 const CHUNKS: u32 = 4;
 
-/// 0 → bytes on their way to the helper. One word more than they need: the verifier's bound of a length that was rounded
-/// up to words is that much too large ("invalid access to map value, value_size=512 off=0 size=514").
+/// 0 → bytes on their way to the helper.
 #[map]
-static TB_CHUNK: PerCpuArray<[u32; CHUNK / 4 + 1]> = PerCpuArray::with_max_entries(1, 0);
+static TB_CHUNK: PerCpuArray<[u32; CHUNK / 4]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Looks at one frame and counts what is wrong with it.
 #[inline(always)]
@@ -78,20 +78,17 @@ fn sum_of(ctx: &XdpContext, offset: u32, len: u32, mut sum: u32) -> Option<u32> 
         if from >= len {
             break;
         }
-        let rest = len - from;
-        let n = opaque(if rest > CHUNK as u32 { CHUNK as u32 } else { rest });
-        if n == 0 || n > CHUNK as u64 {
-            return None;
-        }
-        let words = n.div_ceil(4);
+        let n = Length::at_most::<{ CHUNK as u32 }>(len - from)?;
+        let words = n.get().div_ceil(4);
+        let whole = Length::new::<{ CHUNK as u32 }>(words * 4)?;
         // SAFETY: a value of this processor's own, CHUNK bytes long, and neither n nor the words exceed that.
         let added = unsafe {
             // The helper takes whole words: what follows the last byte must be zero.
             (*chunk)[(words - 1) as usize & (CHUNK / 4 - 1)] = 0;
-            if bpf_xdp_load_bytes(ctx.ctx, offset + from, chunk.cast(), n as u32) != 0 {
+            if bpf_xdp_load_bytes(ctx.ctx, offset + from, chunk.cast(), n.get()) != 0 {
                 return None;
             }
-            bpf_csum_diff(core::ptr::null_mut(), 0, chunk.cast(), words as u32 * 4, sum)
+            bpf_csum_diff(core::ptr::null_mut(), 0, chunk.cast(), whole.get(), sum)
         };
         if added < 0 {
             return None;
@@ -106,19 +103,4 @@ fn sum_of(ctx: &XdpContext, offset: u32, len: u32, mut sum: u32) -> Option<u32> 
 fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     (sum + (sum >> 16)) as u16
-}
-
-/// Keeps the compiler from proving away the comparison with which the verifier bounds a length. 64 bits wide, or what is
-/// compared and what is passed on would be two copies, one of them without a bound.
-#[inline(always)]
-pub(crate) fn opaque(value: u32) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut value = u64::from(value);
-        // SAFETY: moves a register onto itself.
-        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value) };
-        value
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    core::hint::black_box(u64::from(value))
 }
