@@ -114,7 +114,9 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
         if !ctx.copy(segment.payload_at(), bytes, len) {
             return 0;
         }
-        let behind = (&raw mut scratch.bytes).cast::<u8>().add((barrier_var(u64::from(scratch.limit)) & 0xfff) as usize);
+        let behind = (&raw mut scratch.bytes)
+            .cast::<u8>()
+            .add((barrier_var(u64::from(scratch.limit)) & 0xfff) as usize);
         behind.cast::<u64>().write_unaligned(0);
         behind.cast::<u64>().add(1).write_unaligned(0);
     }

@@ -255,7 +255,8 @@ fn view(ctx: &XdpContext, segment: &Segment, at: u32) -> View {
 /// Copies `len` bytes at `from` of the packet to offset `at` of the stream. Returns whether they fit.
 #[inline(always)]
 fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool {
-    let (Some(at), Some(len)) = (offset::<{ STASH_BYTES as u32 }>(at), Length::new::<MAX_SEGMENT>(len)) else {
+    let (Some(at), Some(len)) = (offset::<{ STASH_BYTES as u32 }>(at), Length::new::<MAX_SEGMENT>(len))
+    else {
         return false;
     };
     // SAFETY: the stash has room for a longest segment at the last offset.

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod kernel;
 mod process;
 mod setup;
 mod steps;
@@ -41,11 +42,17 @@ enum Verb {
     Torture(torture::Arguments),
     /// Build the release and run lbd on a network interface; needs root
     Attach(attach::Arguments),
+    /// Run the plan of a virtual machine of `test --kernel`
+    #[command(hide = true)]
+    Guest,
     /// Stop the lbd of `attach` and remove every trace of it; needs root
     Detach(attach::DetachArguments),
 }
 
 fn main() -> ExitCode {
+    if kernel::guest::is_first() {
+        return kernel::guest::first();
+    }
     let done = match Arguments::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Build(arguments) => build::run(&arguments),
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Torture(arguments) => torture::run(&arguments),
         Verb::Attach(arguments) => attach::run(&arguments),
+        Verb::Guest => kernel::guest::steps(),
         Verb::Detach(arguments) => attach::detach(&arguments),
     };
     match done {

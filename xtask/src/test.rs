@@ -2,6 +2,7 @@
 //! programs and build network namespaces. It adds nothing to cargo's own result lines but the sum.
 
 use crate::build::{self, HOST, Profile};
+use crate::kernel::{self, Extent};
 use crate::setup::Need;
 use crate::{toolchain, workspace};
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,13 @@ use anyhow::{Context, Result, bail};
 pub(crate) struct Arguments {
     /// Run only tests whose name contains this
     filter: Option<String>,
+    /// Run on other kernels, each in a virtual machine: Debian's newest of a series (6.1, 6.12; 6.1-generic is the one with every
+    /// driver), a vmlinuz with its modules, or `here` for the kernel that runs here; several with commas
+    #[arg(long, value_name = "KERNEL", value_delimiter = ',', conflicts_with = "host_only")]
+    kernel: Vec<String>,
+    /// On those kernels, only load every program and start lbd with every rule
+    #[arg(long, requires = "kernel", conflicts_with = "filter")]
+    quick: bool,
     /// Leave out the tests that need root: packets and namespaces
     #[arg(long)]
     host_only: bool,
@@ -21,6 +29,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "the packet and namespace tests load BPF programs and need root: run `sudo env \"PATH=$PATH\" cargo xtask \
              test`, or `cargo xtask test --host-only` for the rest"
         );
+    }
+    if !arguments.kernel.is_empty() {
+        let extent = match &arguments.filter {
+            _ if arguments.quick => Extent::Load,
+            Some(filter) => Extent::Tests(filter.clone()),
+            None => Extent::All,
+        };
+        return kernel::run(&arguments.kernel, &extent);
     }
     let mut cargo = toolchain::host_cargo();
     // All test programs run even when one fails, to show every failure at once.

@@ -22,11 +22,14 @@ pub(crate) struct Arguments {
     /// Write what was claimed and measured to this file as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Use what was built before
+    #[arg(long)]
+    built: bool,
     /// Leave the town up, and say how to look around
     #[arg(long)]
     keep: bool,
     /// Take down a town that was left up
-    #[arg(long, conflicts_with_all = ["json", "keep"])]
+    #[arg(long, conflicts_with_all = ["json", "keep", "built"])]
     down: bool,
 }
 
@@ -40,7 +43,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("the town is down");
         return Ok(());
     }
-    build::build(&[Need::Run], Profile::Debug)?;
+    if !arguments.built {
+        build::build(&[Need::Run], Profile::Debug)?;
+    }
 
     interrupt_politely()?;
     let mut claims = Claims::default();

@@ -20,6 +20,8 @@ pub(crate) enum Need {
     Peers,
     /// Applications that tests put behind the balancer, and browsers and other clients in front of it.
     Guests,
+    /// Virtual machines with other kernels.
+    Kernels,
     /// Clippy and rustfmt, for the host and for BPF.
     Lint,
 }
@@ -28,7 +30,7 @@ pub(crate) enum Need {
 const TURNS: usize = 5;
 
 pub(crate) fn run() -> Result<()> {
-    let toolchain = ensure(&[Need::Run, Need::Peers, Need::Guests, Need::Lint])?;
+    let toolchain = ensure(&[Need::Run, Need::Peers, Need::Guests, Need::Kernels, Need::Lint])?;
     let compiler = match &toolchain.compiler {
         Compiler::Nightly(directory) => format!("rustup's nightly in {}", directory.display()),
         Compiler::Debian => "Debian's rustc".to_owned(),

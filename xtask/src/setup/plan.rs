@@ -7,7 +7,7 @@ use crate::toolchain::{Compiler, Toolchain};
 
 /// Commands that verbs run, the Debian package of each, and who needs it. `python3 -m X` asks whether Python has that
 /// module.
-pub(crate) const COMMANDS: [(&str, &str, Need); 15] = [
+pub(crate) const COMMANDS: [(&str, &str, Need); 20] = [
     ("ip", "iproute2", Need::Run),
     ("ethtool", "ethtool", Need::Run),
     ("curl", "curl", Need::Run),
@@ -23,6 +23,11 @@ pub(crate) const COMMANDS: [(&str, &str, Need); 15] = [
     ("ssh", "openssh-client", Need::Guests),
     ("wget", "wget", Need::Guests),
     ("chromium", "chromium", Need::Guests),
+    ("qemu-system-x86_64", "qemu-system-x86", Need::Kernels),
+    ("depmod", "kmod", Need::Kernels),
+    ("strip", "binutils", Need::Kernels),
+    ("ping", "iputils-ping", Need::Kernels),
+    ("ipvsadm", "ipvsadm", Need::Kernels),
 ];
 
 /// The linker's version, and the versions of LLVM that it can be built with, with Debian's packages of each. The LLVM has

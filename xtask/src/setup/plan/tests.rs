@@ -4,7 +4,7 @@ use super::*;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-const ALL: [Need; 4] = [Need::Run, Need::Peers, Need::Guests, Need::Lint];
+const ALL: [Need; 5] = [Need::Run, Need::Peers, Need::Guests, Need::Kernels, Need::Lint];
 
 /// Debian 12 with stable Rust and root, package lists fetched, nothing else.
 fn fresh() -> Machine {
