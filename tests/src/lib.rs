@@ -6,6 +6,7 @@
 
 pub mod balancer;
 pub mod bench;
+mod blank;
 pub mod browser;
 pub mod client;
 pub mod daemon;

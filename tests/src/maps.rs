@@ -132,6 +132,12 @@ impl Maps {
         Ok(())
     }
 
+    /// For maps that somebody else empties: what was told is forgotten, and the next [`Maps::apply`] begins as the first one.
+    pub(crate) fn forget_tables(&mut self) {
+        self.half = 0;
+        while self.trace.next().is_some() {}
+    }
+
     /// Writes a Maglev table from that block on, which it returns.
     fn write_table(&mut self, base: u32, table: &[u16]) -> Result<u32> {
         for (block, entries) in table.chunks(BLOCK).enumerate() {

@@ -7,7 +7,7 @@ use lb_common::maglev::blocks;
 use std::path::PathBuf;
 
 /// Sizes of the maps of `lb`: small, so that loading is quick and full tables are within reach.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
     pub services: u32,
     pub backends: u32,

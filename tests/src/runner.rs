@@ -1,14 +1,14 @@
 //! One frame through one program by `BPF_PROG_TEST_RUN`: verdict, frame and counters come back.
 
+use crate::blank::Loaded;
 use crate::frame::{self, Segment};
-use crate::maps::{Counts, Maps};
+use crate::maps::Counts;
 use crate::netns::Netns;
-use crate::object::{load_lb, load_program};
 use crate::setup::Setup;
 use anyhow::{Context, Result};
-use aya::Ebpf;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use lb_common::counter::Counter;
+use std::ops::{Deref, DerefMut};
 
 /// What an XDP program returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,8 +43,8 @@ pub struct Outcome<V> {
 /// The programs, loaded and not attached, with their maps filled from a [`Setup`].
 pub struct Runner {
     pub setup: Setup,
-    pub maps: Maps,
-    ebpf: Ebpf,
+    /// Nothing only while this is dropped.
+    loaded: Option<Loaded>,
     netns: Netns,
 }
 
@@ -54,18 +54,15 @@ impl Runner {
         let netns = Netns::new("packet table")?;
         netns.sysctl("ipv6/conf/default/disable_ipv6", 1)?;
         netns.ip(&["link add out0 type veth peer name out1", "link set out0 up", "link set out1 up"])?;
-        let mut ebpf = load_lb(setup.sizes)?;
-        load_program(&mut ebpf, "lb", Xdp::load)?;
-        load_program(&mut ebpf, "lb_joint", SchedClassifier::load)?;
-        let mut maps = Maps::take(&mut ebpf)?;
-        maps.apply(&setup)?;
-        Ok(Self { setup, maps, ebpf, netns })
+        let mut loaded = Loaded::take(setup.sizes)?;
+        loaded.maps.apply(&setup)?;
+        Ok(Self { setup, loaded: Some(loaded), netns })
     }
 
     /// Changes what the maps say.
     pub fn change(&mut self, change: impl FnOnce(&mut Setup)) -> Result<()> {
         change(&mut self.setup);
-        self.maps.apply(&self.setup)
+        loaded_mut(&mut self.loaded).maps.apply(&self.setup)
     }
 
     /// Sends a frame through `lb`, as if it had arrived on the loopback interface.
@@ -141,6 +138,34 @@ impl Runner {
             self.netns.run(run).with_context(|| format!("test run of {}", frame::describe(frame)))?;
         out.truncate(result.data_size_out as usize);
         Ok(Outcome { verdict: result.return_value, frame: out, counted: self.counts()?.since(&before) })
+    }
+}
+
+/// The maps are within reach as `runner.maps`.
+impl Deref for Runner {
+    type Target = Loaded;
+
+    fn deref(&self) -> &Loaded {
+        self.loaded.as_ref().expect("only dropping takes it")
+    }
+}
+
+impl DerefMut for Runner {
+    fn deref_mut(&mut self) -> &mut Loaded {
+        loaded_mut(&mut self.loaded)
+    }
+}
+
+fn loaded_mut(loaded: &mut Option<Loaded>) -> &mut Loaded {
+    loaded.as_mut().expect("only dropping takes it")
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // After a failure it goes as it is.
+        if let Some(loaded) = self.loaded.take().filter(|_| !std::thread::panicking()) {
+            loaded.give_back().expect("maps can be emptied");
+        }
     }
 }
 

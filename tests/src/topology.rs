@@ -115,6 +115,11 @@ impl Topology {
         Ok(Self { client, balancer, backends, _switch: switch })
     }
 
+    /// One that somebody has built of other things than veths.
+    pub fn of(client: Host, balancer: Netns, backends: Vec<Host>) -> Self {
+        Self { client, balancer, backends, _switch: None }
+    }
+
     /// The balancer's interfaces, each once.
     pub fn ports(&self) -> Vec<Port> {
         let mut ports = vec![self.client.via.clone()];

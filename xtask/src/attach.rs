@@ -16,6 +16,9 @@ use std::process::Command;
 pub(crate) struct Arguments {
     /// Interface that clients are behind; the configuration may name more
     interface: String,
+    /// Use the release that was built before
+    #[arg(long)]
+    built: bool,
     /// lbd's configuration; docs/lb.example.toml shows every key
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -34,11 +37,13 @@ pub(crate) struct DetachArguments {
 const ATTACHED: &str = "/run/lb-attached";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { interface, config } = arguments;
+    let Arguments { interface, built, config } = arguments;
     ensure_root("attach")?;
     ensure_interface(interface)?;
     let config = config.canonicalize().with_context(|| format!("cannot read {}", config.display()))?;
-    build::build(&[Need::Run], Profile::Release)?;
+    if !built {
+        build::build(&[Need::Run], Profile::Release)?;
+    }
     steps::show(Command::new(lbd()).arg("check").arg(&config))?;
 
     if let Some((pid, config)) = attached(interface) {

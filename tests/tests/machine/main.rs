@@ -2,4 +2,6 @@
 //! --kernel` runs them in its virtual machines, with every other test of the packet programs. docs/kernels.md says how to
 //! write one.
 
+mod cards;
 mod links;
+mod nic;

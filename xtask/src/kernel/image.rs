@@ -182,6 +182,17 @@ impl Image {
         Ok(())
     }
 
+    /// Whether a module of that name is in it.
+    pub(crate) fn has_module(&self, name: &str) -> bool {
+        let is_it = |path: &PathBuf| {
+            path.file_name().is_some_and(|file| file.to_string_lossy().split('.').next() == Some(name))
+        };
+        self.nodes.keys().any(|path| {
+            path.starts_with("/usr/lib/modules") && is_it(path)
+                || path.starts_with("/lib/modules") && is_it(path)
+        })
+    }
+
     /// Writes it all. Returns how many bytes.
     pub(crate) fn write(&self, to: &Path) -> Result<u64> {
         let written = || format!("cannot write {}", to.display());

@@ -2,6 +2,7 @@
 
 use super::protocol::{Event, Plan};
 use super::source::{self, Kernel};
+use super::wires::Wires;
 use crate::{steps, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -28,8 +29,7 @@ pub(crate) struct Machine<'a> {
     /// What its kernel prints.
     pub(crate) console: &'a Path,
     pub(crate) accelerator: Accelerator,
-    /// More of qemu's arguments: network cards.
-    pub(crate) devices: &'a [String],
+    pub(crate) wires: Option<&'a Wires>,
     pub(crate) limit: Duration,
 }
 
@@ -97,10 +97,12 @@ impl Machine<'_> {
             .arg("-serial")
             .arg(format!("file:{}", self.console.display()))
             .args(["-chardev", "stdio,id=events,signal=off", "-serial", "chardev:events"])
-            .args(self.devices)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(wires) = self.wires {
+            wires.plug_in(&mut qemu);
+        }
         qemu.spawn().context("cannot start qemu-system-x86_64: `cargo xtask setup` installs it")
     }
 
@@ -179,7 +181,7 @@ pub(crate) fn accelerator(kernel: &Kernel) -> Result<Accelerator> {
         initramfs: &initramfs,
         console: &console,
         accelerator: Accelerator::Kvm,
-        devices: &[],
+        wires: None,
         limit: KVM_LIMIT,
     };
     let works = machine.run(&mut |_| {}).is_ok();

@@ -10,6 +10,7 @@ mod protocol;
 mod report;
 mod source;
 mod what;
+mod wires;
 
 use crate::setup::Need;
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 pub(crate) use what::Extent;
 use what::What;
+use wires::Wires;
 
 /// The word for the kernel that runs here: no machine, the same steps.
 const HERE: &str = "here";
@@ -95,18 +97,22 @@ fn in_machine(
 ) -> Result<()> {
     let directory = source::directory()?;
     let initramfs = Temporary(directory.join(format!("{}.cpio", kernel.release)));
-    let plan = Plan { modules: vec!["virtio_net".to_owned()], steps: what.steps.clone() };
+    let plan = Plan {
+        modules: ["virtio_net", "e1000e", "vmxnet3"].map(str::to_owned).into(),
+        steps: what.steps.clone(),
+    };
     let mut image = image.clone();
     image.modules(kernel)?;
     image.text(protocol::PLAN, serde_json::to_vec(&plan)?)?;
     image.write(&initramfs.0)?;
+    let wires = Wires::lay(|module| image.has_module(module))?;
     let console = directory.join(format!("{}.console.log", kernel.release));
     let machine = Machine {
         kernel,
         initramfs: &initramfs.0,
         console: &console,
         accelerator,
-        devices: &[],
+        wires: Some(&wires),
         limit: OVERHEAD + Duration::from_secs(plan.steps.iter().map(|step| step.seconds).sum()),
     };
     let mut log = Log::open(&directory.join(format!("{}.log", kernel.release)))?;

@@ -143,6 +143,11 @@ impl What {
         for command in COMMANDS {
             image.command(command)?;
         }
+        // What `xtask attach` runs; built as the rest.
+        for (name, strip) in [("lbd", true), ("lb.bpf.o", false)] {
+            let (from, to) = (Profile::Debug.directory().join(name), Profile::Release.directory().join(name));
+            if strip { image.program(&machine::stripped(&from)?, &to)? } else { image.copy(&from, &to)? }
+        }
         // Wherever modprobe is here, the kernel looks for it in one place.
         let modprobe = workspace::command("modprobe").context("no command modprobe")?;
         image.program(&modprobe, Path::new("/sbin/modprobe"))?;
