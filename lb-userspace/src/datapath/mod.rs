@@ -139,6 +139,7 @@ impl Datapath {
             if !self.attached.contains_key(&link.interface) {
                 tracing::info!(interface = link.interface, "detached: no longer configured");
                 self.loaded.pins.remove_link(&link.path)?;
+                attach::detach_filter(&link.interface);
             }
         }
         if self.loaded.pins.remove_older_layouts()? > 0 {
