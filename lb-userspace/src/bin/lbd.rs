@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use lb_userspace::config::{Config, ConfigError};
 use lb_userspace::daemon::{self, Options};
+use lb_userspace::datapath::Kernel;
 #[cfg(feature = "faults")]
 use lb_userspace::session::fault::{self, Fault};
 use std::io::IsTerminal;
@@ -36,7 +37,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Only check a configuration: says what is wrong with it, with line and reason
+    /// Only check a configuration: says what is wrong with it, with line and reason; and what this machine's kernel lacks
     Check {
         /// The configuration.
         file: PathBuf,
@@ -85,6 +86,8 @@ fn check(file: &Path) -> anyhow::Result<()> {
     let services: Vec<_> =
         config.services.iter().map(|service| format!("{} at {}", service.name, service.vip)).collect();
     println!("{}: fine; services: {}; backends: {backends}", file.display(), services.join(", "));
+    // Another machine may be the one that shall run it: what this one lacks is no fault of the file.
+    println!("{}", Kernel::look());
     Ok(())
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Attacher<'a> {
     pub(super) pins: &'a Pins,
     pub(super) object: &'a Path,
     pub(super) mode: Mode,
+    /// Whether to try TCX links. Where the kernel has none, that was said at start.
+    pub(super) tcx: bool,
 }
 
 /// Where the joint's filter stands on kernels without TCX links ("lb" in ASCII: nobody else's place).
@@ -94,17 +96,19 @@ impl Attacher<'_> {
             let updated = replace_joint(joint, held).map_err(fails(link, JOINT))?;
             return self.pin(updated, &pin);
         }
-        match create_joint(joint, &link.name) {
-            Ok(made) => self.pin(made, &pin),
-            Err(reason) => {
-                attach_filter(joint, &link.name).map_err(fails(link, JOINT))?;
-                tracing::warn!(
-                    interface = link.name, %reason,
-                    "the kernel has no TCX links (Linux 6.6): attached the joint as a filter instead"
-                );
-                Ok(())
-            }
+        let refused = match self.tcx.then(|| create_joint(joint, &link.name)) {
+            Some(Ok(made)) => return self.pin(made, &pin),
+            Some(Err(reason)) => Some(reason),
+            None => None,
+        };
+        attach_filter(joint, &link.name).map_err(fails(link, JOINT))?;
+        if let Some(reason) = refused {
+            tracing::warn!(
+                interface = link.name, %reason,
+                "no TCX link could be made: attached the joint as a filter of clsact instead"
+            );
         }
+        Ok(())
     }
 
     /// The pinned link that holds this interface, if there is one to `keep`. Pins of links that hold nothing any more,

@@ -10,8 +10,15 @@ use std::path::PathBuf;
 pub enum DatapathError {
     #[error("loading packet programs needs root: start lbd with sudo, or as a system service")]
     NotRoot,
-    #[error("kernel {found} is too old: the packet programs need Linux 5.17 or newer (bpf_loop)")]
-    Kernel { found: String },
+    #[error("kernel {release} cannot run the packet programs; it is without {lacks}")]
+    Kernel { release: String, lacks: String },
+    #[error(
+        "this process may not load BPF programs: it needs CAP_SYS_ADMIN and CAP_NET_ADMIN; a container has them with \
+         `--privileged`"
+    )]
+    Forbidden,
+    #[error("kernel {release} refuses even the smallest XDP program: {reason}")]
+    Trial { release: String, reason: String },
     #[error(transparent)]
     Limit(#[from] LimitError),
     #[error("no BPF object at {0}: build it with `cargo xtask build`, or name another with `--object`")]

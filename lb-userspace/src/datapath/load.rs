@@ -1,22 +1,22 @@
 //! From an object file to programs in the kernel. Everything that can be wrong is found before anything is attached.
 
 use super::error::DatapathError;
+use super::kernel::Kernel;
 use super::maps::{self, Maps};
 use super::pins::Pins;
 use super::{DatapathOptions, JOINT, XDP};
 use crate::net::Rtnl;
-use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use std::path::Path;
-
-/// Oldest kernel that has every helper of the programs.
-const OLDEST_KERNEL: (u32, u32) = (5, 17);
+use std::time::{Duration, Instant};
 
 /// A loaded object.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
     pub(super) pins: Pins,
+    pub(super) kernel: Kernel,
     /// Whether the maps were pinned by an earlier daemon.
     pub(super) inherited: bool,
 }
@@ -24,7 +24,12 @@ pub(super) struct Loaded {
 /// Checks everything, then loads the programs over pinned maps.
 pub(super) fn load(options: &DatapathOptions) -> Result<Loaded, DatapathError> {
     options.limits.check()?;
-    check_system()?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(DatapathError::NotRoot);
+    }
+    let kernel = Kernel::look();
+    kernel.check()?;
+    kernel.log();
     let mut rtnl = Rtnl::open()?;
     for interface in &options.interfaces {
         check_interface(&mut rtnl, interface)?;
@@ -51,11 +56,22 @@ pub(super) fn load(options: &DatapathOptions) -> Result<Loaded, DatapathError> {
     }
     let mut ebpf = loader.load(&bytes).map_err(DatapathError::system(unreadable()))?;
     let xdp: &mut Xdp = program(&mut ebpf, path, XDP)?;
+    let begun = Instant::now();
     xdp.load().map_err(refused(XDP))?;
+    tell(XDP, begun.elapsed(), xdp.info());
     let joint: &mut SchedClassifier = program(&mut ebpf, path, JOINT)?;
+    let begun = Instant::now();
     joint.load().map_err(refused(JOINT))?;
+    tell(JOINT, begun.elapsed(), joint.info());
     let maps = Maps::take(&mut ebpf, path)?;
-    Ok(Loaded { ebpf, maps, pins, inherited })
+    Ok(Loaded { ebpf, maps, pins, kernel, inherited })
+}
+
+/// What it took the verifier.
+fn tell(program: &'static str, took: Duration, info: Result<ProgramInfo, ProgramError>) {
+    let verified = info.ok().and_then(|info| info.verified_instruction_count());
+    let milliseconds = took.as_millis() as u64;
+    tracing::info!(program, verified_instructions = verified, milliseconds, "program loaded");
 }
 
 /// A program of the object, as what it is.
@@ -76,25 +92,6 @@ pub(super) fn check_interface(rtnl: &mut Rtnl, name: &str) -> Result<crate::net:
     if link.up { Ok(link) } else { Err(DatapathError::InterfaceDown(name.to_owned())) }
 }
 
-fn check_system() -> Result<(), DatapathError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(DatapathError::NotRoot);
-    }
-    let system =
-        nix::sys::utsname::uname().map_err(DatapathError::os("cannot ask for the kernel's version"))?;
-    let release = system.release().to_string_lossy().into_owned();
-    match parse_release(&release) {
-        Some(version) if version < OLDEST_KERNEL => Err(DatapathError::Kernel { found: release }),
-        // A release without numbers says nothing; the verifier will.
-        _ => Ok(()),
-    }
-}
-
-fn parse_release(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 /// What the verifier said, without the thousands of lines before it.
 fn refused(name: &'static str) -> impl FnOnce(ProgramError) -> DatapathError {
     move |error| match error {
@@ -108,22 +105,5 @@ fn refused(name: &'static str) -> impl FnOnce(ProgramError) -> DatapathError {
             DatapathError::Verifier { name: name.to_owned(), log }
         }
         other => DatapathError::system(format!("cannot load program `{name}`"))(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn releases_are_read() {
-        for (release, version) in [
-            ("6.18.44-fc", Some((6, 18))),
-            ("5.17.0", Some((5, 17))),
-            ("6.1.0-13-amd64", Some((6, 1))),
-            ("strange", None),
-        ] {
-            assert_eq!(parse_release(release), version, "{release}");
-        }
     }
 }

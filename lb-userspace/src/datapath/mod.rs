@@ -8,6 +8,7 @@ mod counters;
 mod error;
 mod flows;
 mod homes;
+mod kernel;
 mod left;
 mod limits;
 mod load;
@@ -26,6 +27,7 @@ pub use counters::Counters;
 pub use error::DatapathError;
 pub use flows::{Expired, Flows};
 pub use homes::Homes;
+pub use kernel::Kernel;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
 pub use memory::MapMemory;
@@ -139,6 +141,7 @@ impl Datapath {
             if !self.attached.contains_key(&link.interface) {
                 tracing::info!(interface = link.interface, "detached: no longer configured");
                 self.loaded.pins.remove_link(&link.path)?;
+                attach::detach_filter(&link.interface);
             }
         }
         if self.loaded.pins.remove_older_layouts()? > 0 {
@@ -160,8 +163,9 @@ impl Datapath {
         {
             return Ok(());
         }
-        let Loaded { ebpf, pins, .. } = &mut self.loaded;
-        let attached = Attacher { ebpf, pins, object: &self.object, mode: self.mode }.attach(&link)?;
+        let Loaded { ebpf, pins, kernel, .. } = &mut self.loaded;
+        let (object, mode, tcx) = (&self.object, self.mode, kernel.tcx() != Some(false));
+        let attached = Attacher { ebpf, pins, object, mode, tcx }.attach(&link)?;
         tracing::info!(interface = name, mode = ?attached.mode, "attached");
         self.attached.insert(name.to_owned(), attached);
         check_peer(&mut rtnl, &link)?.warn(name);

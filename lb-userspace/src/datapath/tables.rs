@@ -3,6 +3,7 @@
 
 use super::error::DatapathError;
 use super::maps::Maps;
+use super::sys;
 use lb_common::endpoint::{self, Endpoint};
 use lb_common::maglev::{BLOCK, Block, NOBODY};
 use lb_common::quic_lb::{Server, servers};
@@ -209,15 +210,9 @@ impl Flip {
     }
 
     fn wait(&self) {
-        const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-        if self.0.is_some_and(|flipped| flipped.elapsed() < Self::LONGEST_RUN) {
-            // SAFETY: the call takes no pointers. It returns when every program that was running has ended: the kernel
-            // implements this command as `synchronize_rcu`.
-            let outcome = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-            if outcome != 0 {
-                // Not built into this kernel: wait the time instead, which is as good.
-                std::thread::sleep(Self::LONGEST_RUN);
-            }
+        // Not built into this kernel? Wait the time instead, which is as good.
+        if self.0.is_some_and(|flipped| flipped.elapsed() < Self::LONGEST_RUN) && !sys::membarrier() {
+            std::thread::sleep(Self::LONGEST_RUN);
         }
     }
 }

@@ -118,8 +118,11 @@ impl Rtnl {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
         ]));
-        self.order(RouteNetlinkMessage::NewLink(near), CREATE)
-            .map_err(NetError::kernel(format!("cannot create veth pair {name} and {peer}")))
+        self.order(RouteNetlinkMessage::NewLink(near), CREATE).map_err(|error| {
+            let unknown = error.raw_os_error() == Some(libc::EOPNOTSUPP);
+            let why = if unknown { ": the kernel has no module veth (CONFIG_VETH)" } else { "" };
+            NetError::kernel(format!("cannot create veth pair {name} and {peer}{why}"))(error)
+        })
     }
 
     /// Leaves a note on an interface, which `ip link` shows.

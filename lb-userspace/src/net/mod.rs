@@ -10,6 +10,7 @@ mod next_hop;
 mod peer;
 mod rtnl;
 mod sysctl;
+mod trial;
 
 pub use addresses::{Neighbour, Route};
 pub use links::{AttachedXdp, Link, MAX_NAME};
@@ -19,6 +20,7 @@ pub use next_hop::{NextHop, NextHopEvent, NextHops};
 pub use peer::{Peer, check_peer};
 pub use rtnl::Rtnl;
 pub use sysctl::{get as sysctl, set as set_sysctl};
+pub(crate) use trial::Trial;
 
 use std::io;
 use std::net::IpAddr;

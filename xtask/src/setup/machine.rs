@@ -195,8 +195,14 @@ impl Version {
     }
 }
 
+/// Release of the running kernel; empty when it does not tell.
+pub(crate) fn kernel() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| String::new(), |system| system.release().to_string_lossy().into())
+}
+
 /// "1.96.0+dfsg1" → (1, 96).
-fn two_numbers(version: &str) -> Option<(u32, u32)> {
+pub(super) fn two_numbers(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

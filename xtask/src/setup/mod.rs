@@ -36,6 +36,9 @@ pub(crate) fn run() -> Result<()> {
         Compiler::Debian => "Debian's rustc".to_owned(),
     };
     println!("nothing is missing: BPF is built by {compiler} and linked by {}", toolchain.linker.display());
+    if let Some(warning) = plan::warning(&machine::kernel()) {
+        eprintln!("warning: {warning}");
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use super::Need;
 use super::library::Library;
-use super::machine::{Apt, Debian, Machine, Nightly, OLDEST_RUST};
+use super::machine::{Apt, Debian, Machine, Nightly, OLDEST_RUST, two_numbers};
 use crate::toolchain::{Compiler, Toolchain};
 
 /// Commands that verbs run, the Debian package of each, and who needs it. `python3 -m X` asks whether Python has that
@@ -97,6 +97,18 @@ pub(crate) fn decide(machine: &Machine, needs: &[Need]) -> Plan {
         Some(toolchain) if shopping.missing.is_empty() => Plan::Ready(toolchain),
         _ => shopping.plan(machine),
     }
+}
+
+/// The oldest Linux that tests run: lbd says the same at start.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// What there is to say about the running kernel. It is not in the way of building.
+pub(crate) fn warning(kernel: &str) -> Option<String> {
+    (two_numbers(kernel)? < OLDEST_KERNEL).then(|| {
+        format!(
+            "this machine's kernel {kernel} is older than Linux 6.1, the oldest that is tested: it may refuse the programs"
+        )
+    })
 }
 
 enum Route<'a> {

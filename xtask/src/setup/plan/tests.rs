@@ -263,3 +263,16 @@ fn who_cannot_be_helped_is_told_what_to_do() {
         }
     }
 }
+
+#[test]
+fn an_old_kernel_is_warned_of() {
+    for (kernel, warned) in [
+        ("6.18.44-fc", false),
+        ("6.1.0-57-cloud-amd64", false),
+        ("5.19.0", true),
+        ("4.19.0-27-amd64", true),
+        ("strange", false),
+    ] {
+        assert_eq!(warning(kernel).is_some(), warned, "{kernel}");
+    }
+}
