@@ -28,6 +28,7 @@ pub use flows::{Expired, Flows};
 pub use homes::Homes;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
+pub use load::map_entries;
 pub use memory::MapMemory;
 pub use pools::Listed;
 pub use trace::Decisions;
