@@ -14,6 +14,7 @@ pub mod frame;
 pub mod greeter;
 pub mod history;
 pub mod learned;
+pub mod load;
 pub mod maps;
 pub mod netns;
 pub mod nginx;
