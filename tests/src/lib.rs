@@ -35,6 +35,7 @@ pub mod testbed;
 pub mod topology;
 pub mod torture;
 pub mod visitor;
+pub mod whole;
 pub mod world;
 
 /// # Panics
