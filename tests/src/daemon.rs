@@ -76,12 +76,8 @@ impl Lbd {
 
     /// The same in a manner of the caller's.
     pub fn start_in(town: &Topology, backends: &[Backend<'_>], manner: Manner) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        remove_leftovers();
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let service = manner.service.clone().unwrap_or_else(service_name);
-        let dir = PathBuf::from(HOME).join(std::process::id().to_string()).join(n.to_string());
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let dir = new_directory()?;
         let (netns, backends_count) = (town.balancer.clone(), backends.len());
         let lbd = Self { process: None, manner, dir, service, netns, backends: backends_count };
         fs::write(lbd.config(), lbd.text(town, backends)?)?;
@@ -261,11 +257,7 @@ impl Lbd {
 impl Drop for Lbd {
     fn drop(&mut self) {
         self.process = None;
-        remove_traces(&self.dir);
-        remove_namespaces(&format!("{}-", self.service));
-        // Goes when it is empty: with the last lbd of this process.
-        let _ = self.dir.parent().map(fs::remove_dir);
-        let _ = fs::remove_dir(HOME);
+        clear_away(&self.dir, &self.service);
     }
 }
 
@@ -306,6 +298,26 @@ pub fn program(name: &str, verb: &str) -> Result<String> {
     let beside = profile.context("tests run from target/PROFILE/deps")?.join(name);
     ensure!(beside.exists(), "no {name} at {}: `cargo xtask {verb}` makes it", beside.display());
     Ok(beside.to_string_lossy().into_owned())
+}
+
+/// A directory for an lbd, after those of processes that are no more were removed.
+pub(crate) fn new_directory() -> Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    remove_leftovers();
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let dir = PathBuf::from(HOME).join(std::process::id().to_string()).join(n.to_string());
+    fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Removes what an lbd has left: its directory, and the namespaces of the managed servers of services with this name, or
+/// whose names begin with it and a dash.
+pub(crate) fn clear_away(dir: &Path, service: &str) {
+    remove_traces(dir);
+    remove_namespaces(&format!("{service}-"));
+    // Goes when it is empty: with the last lbd of this process.
+    let _ = dir.parent().map(fs::remove_dir);
+    let _ = fs::remove_dir(HOME);
 }
 
 /// Unmounts what is mounted below a directory and removes it.

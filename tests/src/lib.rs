@@ -15,6 +15,7 @@ pub mod frame;
 pub mod greeter;
 pub mod history;
 pub mod learned;
+pub mod load;
 pub mod maps;
 pub mod netns;
 pub mod nginx;
@@ -35,6 +36,7 @@ pub mod testbed;
 pub mod topology;
 pub mod torture;
 pub mod visitor;
+pub mod whole;
 pub mod world;
 
 /// # Panics

@@ -116,14 +116,22 @@ where
     let program: &mut P = program.try_into()?;
     match load(program) {
         Ok(()) => Ok(program),
-        Err(ProgramError::LoadError { io_error, verifier_log }) => {
-            let log = verifier_log.to_string();
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
-            bail!("the kernel refuses program {name}: {io_error}; its log ends:\n{tail}")
+        Err(error @ ProgramError::LoadError { .. }) => {
+            bail!("the kernel refuses program {name}: {}", refusal(&error))
         }
         Err(error) => Err(error).with_context(|| format!("loading program {name}")),
     }
+}
+
+/// What the kernel said when it refused a program: its error, and the end of the verifier's log.
+pub fn refusal(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return format!("{error}");
+    };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+    format!("{io_error}; its log ends:\n{tail}")
 }
 
 /// `$LB_BPF_DIR/name`, or else `target/bpf/name` in the workspace.

@@ -4,7 +4,7 @@ use super::error::DatapathError;
 use super::kernel::Kernel;
 use super::maps::{self, Maps};
 use super::pins::Pins;
-use super::{DatapathOptions, JOINT, XDP};
+use super::{DatapathOptions, JOINT, Limits, XDP};
 use crate::net::Rtnl;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -35,12 +35,7 @@ pub(super) fn load(options: &DatapathOptions) -> Result<Loaded, DatapathError> {
         check_interface(&mut rtnl, interface)?;
     }
     let path = &options.object;
-    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => DatapathError::NoObject(path.clone()),
-        _ => DatapathError::system(format!("cannot read BPF object {}", path.display()))(error),
-    })?;
-    let unreadable = || format!("{} is not a BPF object that can be loaded", path.display());
-    let object = aya_obj::Object::parse(&bytes).map_err(DatapathError::system(unreadable()))?;
+    let (bytes, object) = read(path)?;
     for name in [XDP, JOINT] {
         if !object.programs.contains_key(name) {
             return Err(DatapathError::Lacks { path: path.clone(), kind: "program", name: name.to_owned() });
@@ -54,7 +49,7 @@ pub(super) fn load(options: &DatapathOptions) -> Result<Loaded, DatapathError> {
     for (name, expected) in &expected {
         loader.map_max_entries(name, expected.max_entries).map_pin_path(name, pins.map(name));
     }
-    let mut ebpf = loader.load(&bytes).map_err(DatapathError::system(unreadable()))?;
+    let mut ebpf = loader.load(&bytes).map_err(DatapathError::system(unreadable(path)))?;
     let xdp: &mut Xdp = program(&mut ebpf, path, XDP)?;
     let begun = Instant::now();
     xdp.load().map_err(refused(XDP))?;
@@ -72,6 +67,30 @@ fn tell(program: &'static str, took: Duration, info: Result<ProgramInfo, Program
     let verified = info.ok().and_then(|info| info.verified_instruction_count());
     let milliseconds = took.as_millis() as u64;
     tracing::info!(program, verified_instructions = verified, milliseconds, "program loaded");
+}
+
+/// How many entries each map of an object gets under these limits.
+///
+/// # Errors
+/// The object cannot be read, or lacks a map.
+pub fn map_entries(object: &Path, limits: &Limits) -> Result<Vec<(String, u32)>, DatapathError> {
+    let (_, parsed) = read(object)?;
+    let expected = maps::expected(&parsed, object, limits)?;
+    Ok(expected.into_iter().map(|(name, expected)| (name, expected.max_entries)).collect())
+}
+
+/// An object file, and what stands in it.
+fn read(path: &Path) -> Result<(Vec<u8>, aya_obj::Object), DatapathError> {
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => DatapathError::NoObject(path.to_owned()),
+        _ => DatapathError::system(format!("cannot read BPF object {}", path.display()))(error),
+    })?;
+    let object = aya_obj::Object::parse(&bytes).map_err(DatapathError::system(unreadable(path)))?;
+    Ok((bytes, object))
+}
+
+fn unreadable(path: &Path) -> String {
+    format!("{} is not a BPF object that can be loaded", path.display())
 }
 
 /// A program of the object, as what it is.

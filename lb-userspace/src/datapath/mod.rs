@@ -30,6 +30,7 @@ pub use homes::Homes;
 pub use kernel::Kernel;
 pub use left::Left;
 pub use limits::{LimitError, Limits};
+pub use load::map_entries;
 pub use memory::MapMemory;
 pub use pools::Listed;
 pub use trace::Decisions;

@@ -7,6 +7,7 @@ mod datagrams;
 mod durability;
 mod learned;
 mod quic;
+mod rules;
 mod rust_app;
 mod sessions;
 mod status;
