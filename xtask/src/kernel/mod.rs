@@ -12,7 +12,6 @@ mod source;
 mod what;
 mod wires;
 
-use crate::setup::Need;
 use anyhow::{Context, Result, bail};
 use machine::{Accelerator, Machine};
 use protocol::{Event, Plan};
@@ -33,7 +32,7 @@ const HERE: &str = "here";
 pub(crate) fn run(words: &[String], extent: &Extent) -> Result<()> {
     // Before anything is built: a wrong word is told at once.
     let kernels = words.iter().map(|word| Ok((word, found(word)?))).collect::<Result<Vec<_>>>()?;
-    let what = What::build(extent, &[Need::Kernels])?;
+    let what = What::build(extent)?;
     let image = what.image()?;
     let accelerator = match kernels.iter().find_map(|(_, kernel)| kernel.as_ref()) {
         Some(kernel) => machine::accelerator(kernel)?,

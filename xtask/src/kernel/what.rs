@@ -35,8 +35,29 @@ const RULES: &str = "rules::";
 
 /// Commands that tests and lbd call, or that a person wants who looks around.
 const COMMANDS: [&str; 23] = [
-    "sh", "ip", "tc", "ss", "ethtool", "nsenter", "unshare", "curl", "nginx", "modprobe", "mount", "umount",
-    "cat", "ls", "sleep", "kill", "ping", "dmesg", "env", "grep", "true", "openssl", "ipvsadm",
+    "sh",
+    "ip",
+    "tc",
+    "ss",
+    "ethtool",
+    "nsenter",
+    "unshare",
+    "curl",
+    "nginx",
+    "modprobe",
+    "mount",
+    "umount",
+    "cat",
+    "ls",
+    "sleep",
+    "kill",
+    "ping",
+    "dmesg",
+    "env",
+    "grep",
+    "true",
+    "redis-server",
+    "ipvsadm",
 ];
 /// Files and directories that programs read.
 const FILES: [&str; 7] = [
@@ -62,12 +83,8 @@ pub(crate) struct What {
 
 impl What {
     /// Builds what the extent takes.
-    pub(crate) fn build(extent: &Extent, needs: &[Need]) -> Result<Self> {
-        let mut needs = needs.to_vec();
-        if !matches!(extent, Extent::Load) {
-            needs.extend([Need::Run, Need::Peers]);
-        }
-        build::build(&needs, Profile::Debug)?;
+    pub(crate) fn build(extent: &Extent) -> Result<Self> {
+        build::build(&[Need::Kernels, Need::Run, Need::Peers], Profile::Debug)?;
         let built = cargo_test_programs()?;
         let debug = Profile::Debug.directory();
         let this = debug.join("xtask");
