@@ -85,7 +85,14 @@ impl Attacher<'_> {
 
     fn create_xdp(&mut self, link: &Link, mode: XdpMode) -> Result<FdLink, DatapathError> {
         let xdp: &mut Xdp = program(self.ebpf, self.object, XDP)?;
-        create_xdp(xdp, link.index, mode).map_err(fails(link, XDP))
+        create_xdp(xdp, link.index, mode).map_err(fails(link, XDP)).map_err(|mut error| {
+            if let DatapathError::Attach { reason, .. } = &mut error
+                && mode == XdpMode::Driver
+            {
+                reason.push_str(&large_frames(link));
+            }
+            error
+        })
     }
 
     fn attach_joint(&mut self, link: &Link) -> Result<(), DatapathError> {
@@ -144,6 +151,20 @@ impl Attacher<'_> {
         // What is returned may go: the pin holds the link.
         link.pin(pin).map(drop).map_err(DatapathError::system(what))
     }
+}
+
+/// Largest MTU with which a frame, and the room that XDP wants around it, fit in a page of 4 KiB everywhere.
+const ONE_PAGE: u32 = 3_400;
+
+/// What may be behind a driver's "invalid argument".
+fn large_frames(link: &Link) -> String {
+    if link.mtu <= ONE_PAGE {
+        return String::new();
+    }
+    format!(
+        "; its MTU is {}, and many drivers want a frame in one page: `ip link set {} mtu {ONE_PAGE}` may help",
+        link.mtu, link.name
+    )
 }
 
 fn create_xdp(xdp: &mut Xdp, ifindex: u32, mode: XdpMode) -> Result<FdLink, Reason> {

@@ -12,7 +12,7 @@ use tests::topology::{Host, NIC, Port, Topology};
 
 /// Which cards the balancer has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Model {
+pub(crate) enum Model {
     /// virtio, with several queues.
     Virtio,
     /// Another one that qemu emulates.
@@ -32,17 +32,17 @@ const fn balancer(model: Model) -> [u8; 2] {
 }
 
 /// Names of the balancer's cards.
-pub const SIDES: [&str; 2] = ["eth0", "eth1"];
+pub(crate) const SIDES: [&str; 2] = ["eth0", "eth1"];
 
 /// The cards, in use. There is one set of them, so one test has them at a time.
-pub struct Cards {
-    pub town: Topology,
+pub(crate) struct Cards {
+    pub(crate) town: Topology,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Cards {
     /// Takes the cards, with this MTU everywhere.
-    pub fn take(model: Model, mtu: u32) -> Result<Self> {
+    pub(crate) fn take(model: Model, mtu: u32) -> Result<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let own = balancer(model);

@@ -97,7 +97,7 @@ fn in_machine(
     let directory = source::directory()?;
     let initramfs = Temporary(directory.join(format!("{}.cpio", kernel.release)));
     let plan = Plan {
-        modules: ["virtio_net", "e1000e", "vmxnet3"].map(str::to_owned).into(),
+        modules: ["virtio_pci", "virtio_net", "e1000e", "vmxnet3"].map(str::to_owned).into(),
         steps: what.steps.clone(),
     };
     let mut image = image.clone();
