@@ -6,6 +6,7 @@ use crate::setup::Setup;
 use crate::topology::{PORT, Topology, VIP};
 use anyhow::{Context, Result};
 use aya::Ebpf;
+use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
 use std::net::SocketAddrV4;
 
@@ -60,6 +61,11 @@ impl Balancer {
         let joint = load_program(&mut ebpf, "lb_joint", SchedClassifier::load)?;
         town.balancer.run(|| -> Result<()> {
             for port in town.ports() {
+                if joint.attach(&port.name, TcAttachType::Ingress).is_ok() {
+                    continue;
+                }
+                // Before Linux 6.6 it is a filter, which stands in a queueing discipline.
+                qdisc_add_clsact(&port.name).with_context(|| format!("adding clsact to {}", port.name))?;
                 joint
                     .attach(&port.name, TcAttachType::Ingress)
                     .with_context(|| format!("attaching lb_joint to {}", port.name))?;
