@@ -13,7 +13,7 @@ pub(crate) const COMMANDS: [(&str, &str, Need); 20] = [
     ("curl", "curl", Need::Run),
     ("nginx", "nginx-light", Need::Peers),
     ("redis-server", "redis-server", Need::Peers),
-    ("openssl", "openssl", Need::Guests),
+    ("openssl", "openssl", Need::Peers),
     ("php-cgi", "php-cgi", Need::Guests),
     ("node", "nodejs", Need::Guests),
     ("npm", "npm", Need::Guests),
