@@ -12,8 +12,9 @@ use lb_common::home::{CLAIMED, FREE, GROUP, Home};
 use lb_common::maglev::NOBODY;
 use lb_common::settings::Settings;
 
-/// How often an entry is chosen anew because another processor took the one that was chosen.
-const TRIES: u32 = 3;
+/// How often an entry is chosen anew because another processor took the one that was chosen. Each time that one has gone on, so
+/// as many others as a group has entries are let pass.
+const TRIES: u32 = GROUP as u32;
 
 /// The word of an entry that is not its tag.
 #[derive(Clone, Copy)]

@@ -39,6 +39,11 @@ pub mod visitor;
 pub mod whole;
 pub mod world;
 
+/// Whether this is a machine whose instructions are translated: what depends on how soon something happens does not hold there.
+pub fn is_slow() -> bool {
+    std::env::var_os("LB_EMULATED").is_some()
+}
+
 /// # Panics
 /// When not run as root: such a test must fail, not be skipped.
 pub fn require_root() {

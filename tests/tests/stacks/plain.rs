@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use tests::balancer::dial;
 use tests::greeter::{Talk, greet};
+use tests::is_slow;
 use tests::topology::Arms;
 use tests::world::World;
 
@@ -35,7 +36,8 @@ fn a_server_may_speak_first() -> Result<()> {
             }
             let expected = if affinity == Affinity::None { 3 } else { 1 };
             assert_eq!(shares.len(), expected, "{shares:?}");
-            assert_eq!(world.town.client.netns.counter("TcpRetransSegs")?, 0);
+            // Where each instruction is translated, an answer may take longer than a client waits.
+            assert!(is_slow() || world.town.client.netns.counter("TcpRetransSegs")? == 0);
             let counts = world.balancer.maps.counts()?;
             assert_eq!((counts.get(Counter::SynAnswered), counts.get(Counter::Spliced)), (0, 0));
         }

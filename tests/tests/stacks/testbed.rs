@@ -78,7 +78,8 @@ fn each_fifth_frame_is_lost() -> Result<()> {
     let mut filter = Filter::attach(backend, Side::Ingress)?;
     filter.rules(&[Rule::ANY.drop_every(5)])?;
     let receiver = backend.netns.run(|| UdpSocket::bind((backend.ip, 9)))?;
-    receiver.set_read_timeout(Some(Duration::from_millis(200)))?;
+    // Waited for once, after the last one.
+    receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
     let sender = town.client.netns.run(|| UdpSocket::bind((town.client.ip, 0)))?;
     for _ in 0..100 {
         sender.send_to(b"x", (backend.ip, 9))?;

@@ -96,9 +96,13 @@ fn in_machine(
 ) -> Result<()> {
     let directory = source::directory()?;
     let initramfs = Temporary(directory.join(format!("{}.cpio", kernel.release)));
+    let mut steps = what.steps.clone();
+    if accelerator == Accelerator::Emulated {
+        steps.iter_mut().for_each(|step| step.environment.push(("LB_EMULATED".into(), "1".into())));
+    }
     let plan = Plan {
-        modules: ["virtio_pci", "virtio_net", "e1000e", "vmxnet3"].map(str::to_owned).into(),
-        steps: what.steps.clone(),
+        modules: ["virtio_pci", "virtio_net", "e1000e", "vmxnet3", "tun"].map(str::to_owned).into(),
+        steps,
     };
     let mut image = image.clone();
     image.modules(kernel)?;
