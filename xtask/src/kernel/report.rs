@@ -122,7 +122,12 @@ impl Column {
         let Some((ended, seconds)) = self.ended else { return "did not end".to_owned() };
         let (passed, failed) = self.counts();
         let all = passed + failed;
-        let text = if all == 0 { String::new() } else { format!("{passed} of {all}, ") };
+        let text = match (all, self.name.as_str(), ended) {
+            // It fails if one of its claims does not hold.
+            (0, "demo", Ended::Well) => "holds, ".to_owned(),
+            (0, ..) => String::new(),
+            _ => format!("{passed} of {all}, "),
+        };
         let mark = match ended {
             Ended::Well => "",
             Ended::Badly => "✗ ",
@@ -131,7 +136,7 @@ impl Column {
         format!("{mark}{text}{seconds:.0} s")
     }
 
-    /// Tests, or claims of the demonstration, that hold and that do not.
+    /// Tests that passed and that failed.
     fn counts(&self) -> (u32, u32) {
         let number = |line: &str, word: &str| -> Option<u32> {
             line.split(word).next()?.trim_end().rsplit(' ').next()?.parse().ok()
@@ -141,9 +146,6 @@ impl Column {
             if line.starts_with("test result:") {
                 counts.0 += number(line, "passed").unwrap_or(0);
                 counts.1 += number(line, "failed").unwrap_or(0);
-            } else if self.name == "demo" {
-                counts.0 += u32::from(line.trim_start().starts_with('✓'));
-                counts.1 += u32::from(line.trim_start().starts_with('✗'));
             }
         }
         counts
@@ -247,7 +249,7 @@ mod tests {
         ]);
         assert!(report.is_good());
         let expected =
-            ["6.1.0-57", "2.4 s", "252,984", "3102 ms", "11,236", "312 of 312, 31 s", "2 of 2, 40 s"];
+            ["6.1.0-57", "2.4 s", "252,984", "3102 ms", "11,236", "312 of 312, 31 s", "holds, 40 s"];
         assert_eq!(report.cells(), expected);
         let table = table(&[report]);
         assert_eq!(table.lines().count(), 3);

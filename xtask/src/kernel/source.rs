@@ -72,44 +72,76 @@ fn release(image: &[u8]) -> Option<String> {
 }
 
 fn from_debian(series: &str, flavour: &str) -> Result<Kernel> {
-    let package = match newest(series, flavour)? {
-        Some(package) => package,
-        None => {
-            steps::run("apt-get update", Command::new("apt-get").arg("update"))?;
-            newest(series, flavour)?.with_context(|| {
-                format!(
-                    "apt has no package linux-image-{series}…-{flavour}; `apt-cache search linux-image` lists those it has, \
-                     and --kernel FILE takes any kernel"
-                )
-            })?
+    let place = match unpacked(series, flavour) {
+        Ok(place) => place,
+        Err(why) => {
+            // Lists that were never fetched name none, and old ones a version that the mirror no longer has.
+            let again = steps::run("apt-get update", Command::new("apt-get").arg("update"));
+            match again.and_then(|()| unpacked(series, flavour)) {
+                Ok(place) => place,
+                Err(_) => {
+                    let before = fetched_before(series, flavour)?.ok_or(why)?;
+                    eprintln!("apt has nothing newer to give: {} is used", before.display());
+                    before
+                }
+            }
         }
     };
-    let place = directory()?.join(&package);
-    if !place.is_dir() {
-        fetch(&package, &place)?;
-    }
     let boot = place.join("boot");
     let image = fs::read_dir(&boot)
         .with_context(|| format!("cannot read {}", boot.display()))?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")));
-    let Some(image) = image else { bail!("package {package} has no kernel in /boot") };
+    let Some(image) = image else { bail!("{} has no kernel in it", place.display()) };
     from_file(&image)
+}
+
+/// Where the newest package that apt knows is unpacked, fetched now if need be.
+fn unpacked(series: &str, flavour: &str) -> Result<PathBuf> {
+    let package = newest(series, flavour)?.with_context(|| {
+        format!(
+            "apt has no package linux-image-{series}…-{flavour}; `apt-cache search linux-image` lists those it has, and \
+             --kernel FILE takes any kernel"
+        )
+    })?;
+    let place = directory()?.join(&package);
+    if !place.is_dir() {
+        fetch(&package, &place)?;
+    }
+    Ok(place)
+}
+
+/// The newest of those that are unpacked already.
+fn fetched_before(series: &str, flavour: &str) -> Result<Option<PathBuf>> {
+    let names = fs::read_dir(directory()?)?.filter_map(Result::ok);
+    let names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let own = names.iter().filter(|name| is_package(name, series, flavour));
+    own.max_by_key(|name| numbers(name)).map(|name| Ok(directory()?.join(name))).transpose()
+}
+
+/// Whether it is the name of a package with a kernel of that series and flavour.
+fn is_package(name: &str, series: &str, flavour: &str) -> bool {
+    let Some(rest) = name.strip_prefix("linux-image-") else { return false };
+    let Some(rest) = rest.strip_prefix(series).and_then(|rest| rest.strip_prefix('.')) else { return false };
+    let Some(version) = rest.strip_suffix(flavour).and_then(|rest| rest.strip_suffix('-')) else {
+        return false;
+    };
+    // The plain flavour's name ends those of the others, too.
+    version.starts_with(|c: char| c.is_ascii_digit())
+        && !version.ends_with("-cloud")
+        && !version.ends_with("-rt")
 }
 
 /// The package of the highest version.
 fn newest(series: &str, flavour: &str) -> Result<Option<String>> {
-    let pattern = format!("^linux-image-{}\\.[0-9.]+[^ ]*-{flavour}$", series.replace('.', "\\."));
-    let output = Command::new("apt-cache").args(["search", "--names-only", &pattern]).output();
+    let output = Command::new("apt-cache").args(["search", "--names-only", "^linux-image-"]).output();
     let output = output
         .context("cannot start apt-cache: Debian's kernels need Debian's apt; --kernel FILE needs none")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let names = text.lines().filter_map(|line| line.split(' ').next());
-    // The pattern of the plain flavour matches the others, too.
-    let plain =
-        names.filter(|name| flavour != "amd64" || !name.contains("-cloud-") && !name.contains("-rt-"));
-    Ok(plain.max_by_key(|name| numbers(name)).map(str::to_owned))
+    let own = names.filter(|name| is_package(name, series, flavour));
+    Ok(own.max_by_key(|name| numbers(name)).map(str::to_owned))
 }
 
 /// Every number in a name, in order: the way in which versions compare.
@@ -124,17 +156,10 @@ fn fetch(package: &str, place: &Path) -> Result<()> {
         fs::remove_dir_all(&beside).with_context(|| format!("cannot remove {}", beside.display()))?;
     }
     fs::create_dir_all(&beside).with_context(|| format!("cannot make {}", beside.display()))?;
-    let download = || {
-        // As root, apt would want to fetch as another user, who cannot write here.
-        let mut apt = Command::new("apt-get");
-        apt.args(["-o", "APT::Sandbox::User=root", "download", package]).current_dir(&beside);
-        steps::run(&format!("apt-get download {package}"), &mut apt)
-    };
-    if download().is_err() {
-        // Old lists name versions that the mirror no longer has.
-        steps::run("apt-get update", Command::new("apt-get").arg("update"))?;
-        download()?;
-    }
+    // As root, apt would want to fetch as another user, who cannot write here.
+    let mut apt = Command::new("apt-get");
+    apt.args(["-o", "APT::Sandbox::User=root", "download", package]).current_dir(&beside);
+    steps::run(&format!("apt-get download {package}"), &mut apt)?;
     let archive = fs::read_dir(&beside)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
@@ -165,6 +190,24 @@ mod tests {
         assert_eq!(names.iter().max_by_key(|name| numbers(name)), Some(&names[1]));
         let names = ["linux-image-6.12.99+deb12-cloud-amd64", "linux-image-6.12.117+deb12-cloud-amd64"];
         assert_eq!(names.iter().max_by_key(|name| numbers(name)), Some(&names[1]));
+    }
+
+    #[test]
+    fn packages_are_told_apart() {
+        for (name, series, flavour, is_one) in [
+            ("linux-image-6.1.0-57-cloud-amd64", "6.1", "cloud-amd64", true),
+            ("linux-image-6.12.117+deb12-cloud-amd64", "6.12", "cloud-amd64", true),
+            ("linux-image-6.12.117+deb12-cloud-amd64", "6.1", "cloud-amd64", false),
+            ("linux-image-6.1.0-57-amd64", "6.1", "amd64", true),
+            ("linux-image-6.1.0-57-cloud-amd64", "6.1", "amd64", false),
+            ("linux-image-6.1.0-57-rt-amd64", "6.1", "amd64", false),
+            ("linux-image-6.12-cloud-amd64", "6.12", "cloud-amd64", false),
+            ("linux-image-6.1.0-57-cloud-amd64-dbg", "6.1", "cloud-amd64", false),
+            ("linux-image-6.1.0-57-cloud-amd64-unsigned", "6.1", "cloud-amd64", false),
+            ("linux-image-6.1.0-57-cloud-amd64.new", "6.1", "cloud-amd64", false),
+        ] {
+            assert_eq!(is_package(name, series, flavour), is_one, "{name} of {series} {flavour}");
+        }
     }
 
     #[test]
