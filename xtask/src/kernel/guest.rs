@@ -43,12 +43,11 @@ fn serve() -> Result<()> {
         ("devtmpfs", "devtmpfs", "/dev"),
         ("devpts", "devpts", "/dev/pts"),
         ("tmpfs", "tmpfs", "/dev/shm"),
-        ("tmpfs", "tmpfs", "/run"),
-        ("tmpfs", "tmpfs", "/tmp"),
         ("bpf", "bpf", "/sys/fs/bpf"),
         ("cgroup2", "cgroup2", "/sys/fs/cgroup"),
         ("tracefs", "tracefs", "/sys/kernel/tracing"),
     ] {
+        // /tmp and /run stay as they are: the root is in memory, and the checkout may lie below one of them.
         // In a file system that is a mount itself, the directory may be missing.
         let _ = fs::create_dir_all(on);
         if let Err(error) = mount(Some(what), on, Some(kind), MsFlags::empty(), None::<&str>) {
