@@ -7,6 +7,8 @@
 pub mod balancer;
 pub mod bench;
 mod blank;
+#[cfg(test)]
+mod bounds;
 pub mod browser;
 pub mod client;
 pub mod daemon;

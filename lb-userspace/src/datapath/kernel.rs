@@ -38,7 +38,6 @@ impl Facts {
             release: nix::sys::utsname::uname()
                 .map_or_else(|_| String::new(), |system| system.release().to_string_lossy().into_owned()),
             membarrier: Some(sys::has_membarrier()),
-            network: Trial::run(),
             ..Self::default()
         };
         match sys::try_program() {
@@ -62,6 +61,8 @@ impl Facts {
                 Err(error) => (error.raw_os_error() == Some(libc::EINVAL)).then_some(false),
             };
         }
+        // What has TCX links needs no filters.
+        facts.network = Trial::run(facts.tcx != Some(true));
         facts
     }
 

@@ -21,10 +21,13 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
-    /// Asks. Takes some milliseconds, and more where a module is loaded.
-    pub(crate) fn run() -> Self {
-        let asked = std::thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
-            Ok(()) => Self { namespaces: Some(true), veth: veth(), filter: filter() },
+    /// Asks; about filters only on request, because asking loads their modules. Takes some milliseconds, and more where a
+    /// module is loaded.
+    pub(crate) fn run(filters: bool) -> Self {
+        let asked = std::thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => {
+                Self { namespaces: Some(true), veth: veth(), filter: if filters { filter() } else { None } }
+            }
             Err(Errno::EINVAL) => Self { namespaces: Some(false), ..Self::default() },
             Err(_) => Self { namespaces: Path::new("/proc/self/ns/net").exists().into(), ..Self::default() },
         });

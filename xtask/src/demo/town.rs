@@ -5,6 +5,7 @@ use super::counters::Counters;
 use super::curl::{self, Answer};
 use super::go_on;
 use crate::build::Profile;
+use crate::process::ip;
 use crate::steps::{self, Step};
 use crate::{process, workspace};
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +15,6 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -293,21 +293,6 @@ fn start_lbd() -> Result<Child> {
 
 fn in_namespace(namespace: &str, script: &str) -> Result<()> {
     quiet(Command::new("nsenter").arg(format!("--net=/run/netns/{namespace}")).args(["sh", "-ec", script]))
-}
-
-/// Runs lines of `ip` in one process.
-fn ip(lines: &str) -> Result<()> {
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start ip (Debian's package iproute2 has it)")?;
-    child.stdin.take().expect("standard input is a pipe").write_all(lines.as_bytes())?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }
 
 fn quiet(command: &mut Command) -> Result<()> {

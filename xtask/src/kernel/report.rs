@@ -17,6 +17,8 @@ struct Column {
     name: String,
     lines: Vec<String>,
     ended: Option<(Ended, f64)>,
+    /// It cannot run on this kernel, as nobody expects it to.
+    left_out: bool,
 }
 
 /// What `load --json` prints.
@@ -35,7 +37,8 @@ struct Load {
 
 impl Report {
     pub(crate) fn new(label: &str, steps: &[Step]) -> Self {
-        let column = |step: &Step| Column { name: step.name.clone(), lines: Vec::new(), ended: None };
+        let column =
+            |step: &Step| Column { name: step.name.clone(), lines: Vec::new(), ended: None, left_out: false };
         Self { label: label.to_owned(), release: None, boot: 0.0, steps: steps.iter().map(column).collect() }
     }
 
@@ -54,6 +57,17 @@ impl Report {
             }
             Event::Begin { .. } | Event::Trouble { .. } | Event::Off => {}
         }
+    }
+
+    pub(crate) fn leave_out(&mut self, step: usize) {
+        if let Some(column) = self.steps.get_mut(step) {
+            column.left_out = true;
+        }
+    }
+
+    /// Whether a test was run, or a step may have run some and did not come to its end.
+    pub(crate) fn has_tests(&self) -> bool {
+        self.steps.iter().any(|column| !column.is_good() || column.counts().0 > 0)
     }
 
     /// Whether every step has ended well.
@@ -87,7 +101,7 @@ impl Report {
 
 impl Column {
     fn is_good(&self) -> bool {
-        matches!(self.ended, Some((Ended::Well, _)))
+        self.left_out || matches!(self.ended, Some((Ended::Well, _)))
     }
 
     fn loads(&self) -> Option<Loads> {
@@ -119,7 +133,9 @@ impl Column {
 
     /// `12 of 12, 34 s`.
     fn cell(&self) -> String {
-        let Some((ended, seconds)) = self.ended else { return "did not end".to_owned() };
+        let Some((ended, seconds)) = self.ended else {
+            return if self.left_out { "–" } else { "did not end" }.to_owned();
+        };
         let (passed, failed) = self.counts();
         let all = passed + failed;
         let text = match (all, self.name.as_str(), ended) {
@@ -272,6 +288,19 @@ mod tests {
         let troubles = report.troubles();
         assert!(troubles.contains("R3 min value"), "{troubles}");
         assert!(troubles.contains("table on 6.1: did not end"), "{troubles}");
+    }
+
+    #[test]
+    fn a_filter_that_finds_nothing_is_noticed() {
+        let ended = |step| Event::End { step, ended: Ended::Well, seconds: 0.1 };
+        let none =
+            |step| line(step, "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 219 filtered out");
+        let mut nothing = report(&[none(0), ended(0), none(1), ended(1)]);
+        nothing.leave_out(2);
+        assert!(!nothing.has_tests());
+        assert_eq!(nothing.steps[2].cell(), "–");
+        nothing.note(&line(1, "test result: ok. 1 passed; 0 failed; 0 ignored"));
+        assert!(nothing.has_tests());
     }
 
     #[test]

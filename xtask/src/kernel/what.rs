@@ -23,15 +23,17 @@ pub(crate) enum Extent {
 }
 
 /// Programs of the package `tests`, and what of each runs on every kernel: all where there is nothing said, else the tests whose
-/// names begin so. Left out is what says nothing about a kernel, and what needs programs that machines have not.
+/// names contain one of these. Left out is what says nothing about a kernel, and what needs programs that machines have not.
 const TESTS: [(&str, &[&str]); 6] = [
     ("table", &[]),
     ("stacks", &[]),
     ("platform", &[]),
     ("daemon", &["rules::", "sessions::", "learned::", "datagrams::", "quic::", "takeover::", "status::"]),
     ("real", &["tls::names_lead_to_chosen_servers", "tls::a_name_that_nobody_has"]),
-    ("machine", &[]),
+    (MACHINE, &[]),
 ];
+/// The program whose tests need a machine.
+pub(crate) const MACHINE: &str = "machine";
 /// Tests of how long something takes: in a machine they would tell of the machine.
 const TIMED: &str = "far::";
 /// The tests that start lbd with every rule of a configuration.

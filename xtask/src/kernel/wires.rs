@@ -3,12 +3,12 @@
 //!
 //! tests/tests/machine/cards.rs finds the cards by their MAC addresses.
 
-use anyhow::{Context, Result, ensure};
+use crate::process::ip;
+use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 /// Receive and transmit queues of a card that has several.
@@ -66,7 +66,7 @@ impl Wires {
             unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
             // Nobody but the machine is to speak on the wires.
             std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
-            ip(&lines)?;
+            ip(&lines.join("\n"))?;
             File::open("/proc/thread-self/ns/net").context("opening a network namespace")
         };
         let netns =
@@ -98,18 +98,4 @@ impl Wires {
         // SAFETY: one system call, no allocation, no lock.
         unsafe { qemu.pre_exec(enter) };
     }
-}
-
-/// Runs lines of `ip` in one process.
-fn ip(lines: &[String]) -> Result<()> {
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start ip (Debian's package iproute2 has it)")?;
-    child.stdin.take().expect("standard input is a pipe").write_all(lines.join("\n").as_bytes())?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }
