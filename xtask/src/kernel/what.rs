@@ -29,7 +29,7 @@ const TESTS: [(&str, &[&str]); 6] = [
     ("stacks", &[]),
     ("platform", &[]),
     ("daemon", &["rules::", "sessions::", "learned::", "datagrams::", "quic::", "takeover::", "status::"]),
-    ("real", &["tls::names_lead_to_chosen_servers", "tls::a_name_that_nobody_has"]),
+    ("real", &["tls::a_name_that_nobody_has"]),
     (MACHINE, &[]),
 ];
 /// The program whose tests need a machine.
