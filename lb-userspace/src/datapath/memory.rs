@@ -46,7 +46,13 @@ fn read(name: String, told: &str) -> Option<MapMemory> {
     };
     let entries = number("max_entries")?;
     let kind = number("map_type")?;
-    Some(MapMemory { name, entries: (kind != RING_BUFFER).then_some(entries), bytes: number("memlock")? })
+    let memlock = number("memlock")?;
+    Some(if kind == RING_BUFFER {
+        // Linux before 6.4 multiplies by the size of a value, and a ring buffer has none; its size is in bytes.
+        MapMemory { name, entries: None, bytes: memlock.max(entries) }
+    } else {
+        MapMemory { name, entries: Some(entries), bytes: memlock }
+    })
 }
 
 #[cfg(test)]
@@ -61,6 +67,8 @@ mod tests {
         assert_eq!(read("FLOWS".into(), told), Some(flows));
         let ring = read("TRACE".into(), &told.replace("map_type:\t2", "map_type:\t27")).unwrap();
         assert_eq!((ring.entries, ring.bytes), (None, 8_392_704));
+        let before_6_4 = "map_type:\t27\nmax_entries:\t262144\nmemlock:\t0\n";
+        assert_eq!(read("TRACE".into(), before_6_4).unwrap().bytes, 262_144);
         assert_eq!(read("X".into(), "map_type:\t2\nmax_entries:\t1\n"), None);
     }
 }
