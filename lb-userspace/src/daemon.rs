@@ -8,6 +8,7 @@ mod event;
 mod keys;
 mod learned;
 mod leaving;
+mod lost;
 mod object;
 mod servers;
 mod sessions;
@@ -31,6 +32,7 @@ use arc_swap::ArcSwap;
 use event::{Sources, TICK};
 use lb_common::backend::State;
 use leaving::Quiet;
+use lost::Losses;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -90,6 +92,9 @@ struct Daemon {
     /// What was last seen of backends that are leaving.
     quiet: BTreeMap<u16, Quiet>,
     waiting: Vec<Waiting>,
+    losses: Losses,
+    /// Why the programs are not on all interfaces, as it was last logged.
+    unattached: Option<String>,
     /// Who listens to steering decisions.
     trace: Trace,
     sources: Sources,
@@ -169,9 +174,10 @@ impl Daemon {
                     tracing::warn!(error = %chain(&error), "the programs' clock was not set");
                 }
                 self.heed_syn_acks()?;
-                if let Err(error) = self.datapath.reattach() {
-                    tracing::error!(error = %chain(&error), "packets pass the programs by");
-                }
+            }
+            Event::Interfaces => {
+                self.reattach();
+                self.heed_lost_frames();
             }
             Event::CookieKey => {
                 let key = start::random_key()?;
@@ -191,6 +197,17 @@ impl Daemon {
         }
         self.tell_waiting();
         Ok(())
+    }
+
+    /// Sees to it that the programs are where they belong. What cannot be attached is logged once.
+    fn reattach(&mut self) {
+        let failed = self.datapath.reattach().err().map(|error| chain(&error));
+        if failed != self.unattached
+            && let Some(error) = &failed
+        {
+            tracing::error!(error, "packets pass the programs by");
+        }
+        self.unattached = failed;
     }
 
     fn server(&mut self, event: ServerEvent) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 //! flow already are not disturbed.
 
 use super::event::Sources;
+use super::lost::Losses;
 use super::servers::SessionServers;
 use super::trace::Trace;
 use super::{Daemon, Known, Options, epochs, object, slots};
@@ -91,6 +92,8 @@ impl Daemon {
             links: BTreeMap::new(),
             quiet: BTreeMap::new(),
             waiting: Vec::new(),
+            losses: Losses::default(),
+            unattached: None,
             trace,
             sources,
             announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),

@@ -262,11 +262,18 @@ fn read_link(message: &LinkMessage) -> Link {
 }
 
 fn read_xdp(attributes: &[LinkXdp]) -> Option<AttachedXdp> {
-    let generic = attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
-    attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(program_id) if *program_id != 0 => {
-            Some(AttachedXdp { program_id: *program_id, generic })
-        }
+    // With a program in the driver and another one in generic mode there is no plain id.
+    let id = |pick: fn(&LinkXdp) -> Option<u32>| attributes.iter().find_map(pick).filter(|id| *id != 0);
+    let in_driver = id(|attribute| match attribute {
+        LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => Some(*id),
         _ => None,
-    })
+    });
+    let generic = in_driver.is_none() && attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+    let any = || {
+        id(|attribute| match attribute {
+            LinkXdp::ProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
+            _ => None,
+        })
+    };
+    Some(AttachedXdp { program_id: in_driver.or_else(any)?, generic })
 }

@@ -3,6 +3,7 @@
 
 mod addresses;
 pub mod ethtool;
+mod filters;
 mod links;
 mod mounts;
 mod netns;

@@ -5,6 +5,7 @@ mod come_and_go_http;
 mod come_and_go_udp;
 mod datagrams;
 mod durability;
+mod interfaces;
 mod learned;
 mod quic;
 mod rules;
