@@ -3,6 +3,7 @@
 
 mod answer;
 mod detach;
+mod devices;
 mod epochs;
 mod event;
 mod keys;
@@ -95,6 +96,10 @@ struct Daemon {
     losses: Losses,
     /// Why the programs are not on all interfaces, as it was last logged.
     unattached: Option<String>,
+    /// What is wrong with devices, as it was last seen.
+    devices: Vec<String>,
+    /// When that was last asked for.
+    tended: Instant,
     /// Who listens to steering decisions.
     trace: Trace,
     sources: Sources,
@@ -169,6 +174,7 @@ impl Daemon {
                 }
                 self.heed_losses()?;
             }
+            Event::Devices(wrong) => self.heed_devices(wrong),
             Event::Clock => {
                 if let Err(error) = self.datapath.refresh_clock() {
                     tracing::warn!(error = %chain(&error), "the programs' clock was not set");
@@ -178,6 +184,7 @@ impl Daemon {
             Event::Interfaces => {
                 self.reattach();
                 self.heed_lost_frames();
+                self.tend_devices();
             }
             Event::CookieKey => {
                 let key = start::random_key()?;

@@ -33,6 +33,8 @@ pub enum Event {
     Clock,
     /// Time to look whether interfaces carry the programs, and what they lost.
     Interfaces,
+    /// Devices were looked at: what is wrong with them, one sentence each.
+    Devices(Vec<String>),
     /// Time for a fresh SYN cookie key.
     CookieKey,
     /// The operator wants lbd to end.

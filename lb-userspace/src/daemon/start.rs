@@ -94,6 +94,8 @@ impl Daemon {
             waiting: Vec::new(),
             losses: Losses::default(),
             unattached: None,
+            devices: Vec::new(),
+            tended: Instant::now(),
             trace,
             sources,
             announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),
@@ -103,6 +105,7 @@ impl Daemon {
             datapath,
             config,
         };
+        daemon.tend_devices_at_start()?;
         daemon.perform(&outcome)?;
         daemon.spawn_servers(&ids)?;
         daemon.datapath.settle()?;

@@ -39,7 +39,7 @@ pub use pools::Listed;
 pub use trace::Decisions;
 pub use write::MapWrite;
 
-use crate::net::{Rtnl, check_peer};
+use crate::net::{Rtnl, devices};
 use attach::Attacher;
 use lb_common::backend::Abilities;
 use lb_common::counter::Counter;
@@ -120,8 +120,36 @@ impl Datapath {
         for interface in &options.interfaces {
             datapath.attach_interface(interface)?;
         }
+        datapath.settle_mode(&options.interfaces)?;
         tracing::info!(inherited = datapath.loaded.inherited, object = %options.object.display(), "data path loaded");
         Ok(datapath)
+    }
+
+    /// In mode `auto`: where an interface can never take frames from programs in drivers, all run in generic mode.
+    fn settle_mode(&mut self, interfaces: &[String]) -> Result<(), DatapathError> {
+        if self.attached.values().all(|attached| attached.mode == Mode::Generic) {
+            return Ok(());
+        }
+        let mut rtnl = Rtnl::open()?;
+        for name in interfaces {
+            let link = load::check_interface(&mut rtnl, name)?;
+            if devices::can_take_redirected(&link)? {
+                continue;
+            }
+            if self.mode != Mode::Auto {
+                return Err(DatapathError::TakesNoFrames { interface: name.clone(), kind: link.kind });
+            }
+            tracing::warn!(
+                interface = name,
+                kind = link.kind,
+                "this device takes no frames from XDP programs in drivers: attaching to all interfaces in generic mode, \
+                 which is slower"
+            );
+            self.mode = Mode::Generic;
+            self.attached.clear();
+            return interfaces.iter().try_for_each(|name| self.attach_interface(name));
+        }
+        Ok(())
     }
 
     /// The settings of an earlier daemon, when its maps were taken over. Keep their SYN cookie keys: else handshakes in
@@ -191,7 +219,6 @@ impl Datapath {
         {
             lost::own(&mut self.loaded.maps, before.ifindex, false)?;
         }
-        check_peer(&mut rtnl, &link)?.warn(name);
         Ok(())
     }
 

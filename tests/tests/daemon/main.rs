@@ -4,6 +4,7 @@ mod come_and_go;
 mod come_and_go_http;
 mod come_and_go_udp;
 mod datagrams;
+mod devices;
 mod durability;
 mod interfaces;
 mod learned;
