@@ -16,6 +16,7 @@ mod sessions;
 mod slots;
 mod start;
 mod trace;
+mod vips;
 
 pub use detach::detach;
 pub use event::Event;

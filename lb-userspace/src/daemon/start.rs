@@ -5,12 +5,12 @@ use super::event::Sources;
 use super::lost::Losses;
 use super::servers::SessionServers;
 use super::trace::Trace;
-use super::{Daemon, Known, Options, epochs, object, slots};
+use super::{Daemon, Known, Options, epochs, object, slots, vips};
 use crate::config::{self, Config, Managed, Protocol};
 use crate::control::server::ControlSocket;
-use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
+use crate::datapath::{Clock, Datapath, DatapathOptions};
 use crate::health::{Health, Policy, Probe};
-use crate::net::{self, NextHops};
+use crate::net::NextHops;
 use crate::registry::{Ids, Registry};
 use crate::server::datagram;
 use crate::session::{Peers, TokenKeys, store, unix_millis};
@@ -62,9 +62,11 @@ impl Daemon {
         let clock = datapath.clock();
         let settings = settings(&config, &keys, datapath.inherited(), clock)?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, &clock, Instant::now());
-        if config.lbd.announce {
-            announce(&config, &left)?;
-        }
+        let vips: BTreeSet<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
+        vips::announce(
+            &config.lbd.run_dir,
+            if config.lbd.announce { &vips } else { const { &BTreeSet::new() } },
+        )?;
 
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         let next_hops = NextHops::spawn(reports.next_hops)?;
@@ -148,23 +150,6 @@ impl Daemon {
         }
         Ok(())
     }
-}
-
-/// Lets the host answer ARP for every VIP, and no longer for those that an earlier daemon had.
-fn announce(config: &Config, left: &Left) -> anyhow::Result<()> {
-    let vips: BTreeSet<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
-    for vip in &vips {
-        if net::announce(*vip)? {
-            tracing::info!(%vip, "announced: lo has this address now");
-        }
-    }
-    let before: BTreeSet<IpAddr> = left.services.values().map(|service| service.addr.into()).collect();
-    for vip in before.difference(&vips) {
-        if net::withdraw(*vip)? {
-            tracing::info!(%vip, "withdrawn: no service has this address any more");
-        }
-    }
-    Ok(())
 }
 
 /// Address and health policy of every backend, and of those that are leaving.

@@ -15,3 +15,4 @@ mod sessions;
 mod status;
 mod store;
 mod takeover;
+mod vips;
