@@ -135,10 +135,10 @@ pub struct Flow {
     pub last_seen: u32,
     /// Index of its stash, or [`NO_STASH`].
     pub stash: u16,
-    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`RESCALE_CLIENT`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`], [`DATAGRAMS`], [`LEARNS`]:
-    /// written on the client's path (and by the joint before it publishes the splice) alone.
+    /// [`FIN_SEEN`], [`SYN_REPEATED`], [`MAYBE_REBORN`], [`REPLAYED`], [`PLAIN`], [`DATAGRAMS`], [`LEARNS`]:
+    /// written on the client's path, and before the splice on that of a backend that refuses.
     pub client_flags: u8,
-    /// [`FIN_SEEN`], [`REPLIED`], [`IN_HEAD`]: written on the backend's path alone, so that neither path can lose the other's bit.
+    /// [`FIN_SEEN`], [`REPLIED`], [`IN_HEAD`], [`RESET_SEEN`], [`RESCALE_CLIENT`]: written on the backend's path alone, so that neither path can lose the other's bit.
     pub backend_flags: u8,
 }
 
@@ -165,7 +165,7 @@ pub const IN_HEAD: u8 = 4;
 /// The backend has sent an RST.
 pub const RESET_SEEN: u8 = 8;
 /// The backend does not scale windows though the client does: its window fields are unscaled on the way.
-pub const RESCALE_CLIENT: u8 = 4;
+pub const RESCALE_CLIENT: u8 = 16;
 
 crate::map_types! { Flow: 64, Head: 8 }
 

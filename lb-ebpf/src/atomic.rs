@@ -89,3 +89,36 @@ pub(crate) unsafe fn fill<const N: usize>(words: *mut u64, value: u64) {
         i += 1;
     }
 }
+
+/// Reads a word after everything that was read before it. Where loads are not reordered (x86) a plain load does; elsewhere an atomic
+/// instruction that changes nothing, since the instruction set has no barrier: arm64 compiles it with acquire and release.
+///
+/// # Safety
+/// `word` points at an aligned map value that stays valid, and that this program may write to.
+#[inline(always)]
+pub(crate) unsafe fn read_last(word: *mut u64) -> u64 {
+    #[cfg(all(target_arch = "bpf", not(bpf_target_arch = "x86_64")))]
+    {
+        let mut value = 0_u64;
+        // SAFETY: the caller's promise.
+        unsafe {
+            core::arch::asm!(
+                "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+                word = in(reg) word,
+                value = inout(reg) value,
+            );
+        }
+        value
+    }
+    #[cfg(all(target_arch = "bpf", bpf_target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        word.read_volatile()
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        // SAFETY: the caller's promise.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_add(0, Ordering::SeqCst)
+    }
+}

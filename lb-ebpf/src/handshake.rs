@@ -15,7 +15,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::Be16;
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESCALE_CLIENT, SYN_REPEATED};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, SYN_REPEATED};
 use lb_common::maglev::{NOBODY, client_hash};
 use lb_common::service::{Affinity, Service};
 use lb_common::settings::Settings;
@@ -379,7 +379,7 @@ pub(crate) fn next(key: &Key, entry: Entry, was: Head, slot: Slot, stash: &Stash
         return false;
     }
     // SAFETY: a map value stays valid.
-    unsafe { (*entry.flow).client_flags &= !(SYN_REPEATED | RESCALE_CLIENT) };
+    unsafe { (*entry.flow).client_flags &= !SYN_REPEATED };
     stash::note_tried(slot.stash, chosen);
     decided(key, chosen, ABSENT, Counter::Retried as u32);
     true

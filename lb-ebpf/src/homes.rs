@@ -3,7 +3,7 @@
 //! An entry is two words. Who fills one in claims its tag first, then writes where the session is at home, then the new tag:
 //! whoever reads finds the same tag before and after the other word, or takes nothing from it.
 
-use crate::atomic::{compare_exchange, exchange};
+use crate::atomic::{compare_exchange, exchange, read_last};
 use crate::flows::{is_over, now};
 use crate::maps::{BACKENDS, FLOW_KEYS, HOMES, SERVICES, count, settings};
 use lb_common::backend::State;
@@ -46,6 +46,13 @@ fn place(settings: &Settings, tag: u64, i: u32) -> Option<*mut Home> {
 fn tag_of(home: *mut Home) -> u64 {
     // SAFETY: map values stay valid; the tag is an aligned word.
     unsafe { core::ptr::read_volatile(&raw const (*home).tag) }
+}
+
+/// Whether what was just read of an entry was of this tag: nobody else has claimed it meanwhile.
+#[inline(always)]
+fn is_still(home: *mut Home, tag: u64) -> bool {
+    // SAFETY: map values stay valid; the tag is an aligned word.
+    unsafe { read_last(&raw mut (*home).tag) == tag }
 }
 
 #[inline(always)]
@@ -97,7 +104,7 @@ pub(crate) extern "C" fn lb_home(service: u32, tag: u64) -> u32 {
         let Some(home) = place(settings, tag, i) else { break };
         if tag_of(home) == tag {
             let at = whereabouts(home);
-            if tag_of(home) == tag
+            if is_still(home, tag)
                 && at.service == service as u16
                 && !is_over(limit, at.last_used, now)
                 && stands_behind(at.slot, at.service)

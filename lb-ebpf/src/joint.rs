@@ -3,6 +3,7 @@
 //! XDP cannot do this on every driver: a veth frame of 74 bytes has no room at its tail. An skb can grow, and be cloned
 //! for a second segment; that costs one skb for each connection, not for each packet.
 
+use crate::atomic::compare_exchange;
 use crate::bounds::{Length, offset};
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Entry, Key};
@@ -111,21 +112,27 @@ fn splice(
             return drop(Counter::DropDuplicateSynAck);
         }
     } else {
-        // SAFETY: a map value stays valid. The backend's processor alone writes these before the flow is established,
-        // and nobody reads them before.
-        unsafe {
-            let flow = &mut *entry.flow;
-            flow.seq_delta = flow.cookie.wrapping_sub(segment.seq);
-            flow.ts_delta = match offer.timestamps() {
-                Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
-                None => 0,
-            };
-            let rescale = if rescale_client { RESCALE_CLIENT } else { 0 };
-            flow.client_flags = flow.client_flags & !RESCALE_CLIENT | rescale;
-            let word = (&raw mut flow.head).cast::<u64>();
-            if crate::atomic::compare_exchange(word, was.to_bits(), head.to_bits()) != was.to_bits() {
-                return drop(Counter::DropBusy);
+        let rescale = if rescale_client { RESCALE_CLIENT } else { 0 };
+        // Claimed first: whoever has moved the flow meanwhile keeps its numbers.
+        let claimed = Head { state: FlowState::Claimed as u8, ..was };
+        // SAFETY: a map value stays valid, and between the two exchanges nobody else writes to it or reads these.
+        let spliced = unsafe {
+            let place = entry.flow;
+            let word = (&raw mut (*place).head).cast::<u64>();
+            let is_ours = compare_exchange(word, was.to_bits(), claimed.to_bits()) == was.to_bits();
+            if is_ours {
+                (&raw mut (*place).seq_delta).write(flow.cookie.wrapping_sub(segment.seq));
+                (&raw mut (*place).ts_delta).write(match offer.timestamps() {
+                    Some(stamps) => stash.ts_base.wrapping_sub(stamps.val),
+                    None => 0,
+                });
+                let flags = &raw mut (*place).backend_flags;
+                flags.write(flags.read() & !RESCALE_CLIENT | rescale);
             }
+            is_ours && compare_exchange(word, claimed.to_bits(), head.to_bits()) == claimed.to_bits()
+        };
+        if !spliced {
+            return drop(Counter::DropBusy);
         }
         count_backend(slot, |counters| counters.spliced += 1);
     }

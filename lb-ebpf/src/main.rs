@@ -21,6 +21,7 @@ mod header;
 mod homes;
 mod joint;
 mod learn;
+mod lost;
 mod maps;
 mod offer;
 mod options;
@@ -38,8 +39,8 @@ mod unavailable;
 mod unknown;
 mod verdict;
 
-use aya_ebpf::macros::{classifier, xdp};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
+use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
 
 /// Entry of every packet.
 #[xdp]
@@ -55,6 +56,24 @@ fn lb_joint(ctx: TcContext) -> i32 {
     let Some((service, verdict)) = joint::join(&ctx) else { return joint::PASS };
     maps::count(service, verdict.counter());
     verdict.action() as i32
+}
+
+/// The kernel refused a frame that `lb` sent elsewhere.
+#[raw_tracepoint(tracepoint = "xdp_redirect_err")]
+fn lb_redirect_err(ctx: RawTracePointContext) -> Option<()> {
+    lost::redirect_err(&ctx)
+}
+
+/// The kernel could not do what `lb` said.
+#[raw_tracepoint(tracepoint = "xdp_exception")]
+fn lb_exception(ctx: RawTracePointContext) -> Option<()> {
+    lost::exception(&ctx)
+}
+
+/// A driver was handed frames that were sent to it.
+#[raw_tracepoint(tracepoint = "xdp_devmap_xmit")]
+fn lb_devmap_xmit(ctx: RawTracePointContext) -> Option<()> {
+    lost::devmap_xmit(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

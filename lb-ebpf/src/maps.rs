@@ -5,12 +5,13 @@ use crate::header::MAX_HEADER;
 use crate::packet::OptionArea;
 use crate::token::quic::Scratch;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
 use lb_common::home::{Asked, Home, Tail};
+use lb_common::lost::{Lost, Watch};
 use lb_common::maglev::Block;
 use lb_common::name::{Name, Pool};
 use lb_common::quic_lb::{self, servers};
@@ -105,6 +106,18 @@ pub(crate) static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::
 /// Slot → counters of this processor.
 #[map]
 pub(crate) static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_entries(1024, 0);
+
+/// 0 → whose frames the programs of the tracepoints count, and where they find that. Written by the daemon.
+#[map]
+pub(crate) static WATCH: Array<Watch> = Array::with_max_entries(1, 0);
+
+/// Index of an interface that carries `lb` → 1. Written by the daemon.
+#[map]
+pub(crate) static OWN_INTERFACES: HashMap<u32, u32> = HashMap::with_max_entries(2048, 0);
+
+/// Interface and cause → frames that the kernel dropped after a verdict, counted by this processor.
+#[map]
+pub(crate) static LOST: PerCpuHashMap<Lost, u64> = PerCpuHashMap::with_max_entries(1024, 0);
 
 /// 0 → room for the options of one header, too large for the stack beside everything else. Of this processor.
 #[map]

@@ -25,7 +25,7 @@ pub(crate) fn to_backend(ctx: &XdpContext, frame: Frame, segment: &Segment, flow
     if segment.header > 20 {
         change += options_to_backend(ctx, segment.header, flow.seq_delta, flow.ts_delta);
     }
-    if flow.client_flags & lb_common::flow::RESCALE_CLIENT != 0 {
+    if flow.backend_flags & lb_common::flow::RESCALE_CLIENT != 0 {
         change += rescale(frame, segment, Agreed::of(flow.cookie).window_scale as i8);
     }
     frame.store::<{ at::TCP_DST }, Be16>(backend.port);

@@ -3,7 +3,7 @@
 //! Any processor may read a stash while the one that has its lock appends: bytes first, then the view that names them,
 //! by an exchange that is also a barrier.
 
-use crate::atomic::{compare_exchange, exchange, fill};
+use crate::atomic::{compare_exchange, exchange, fill, read_last};
 use crate::bounds::{Length, offset};
 use crate::cold::Parsed;
 use crate::flows::is_over;
@@ -144,8 +144,8 @@ pub(crate) fn of(flow: u32, index: u16) -> Option<Slot> {
 /// Whether what was just read of a flow's stash, without its lock, was the flow's: nobody else has taken it.
 #[inline(always)]
 pub(crate) fn is_still(stash: &Stash, flow: u32) -> bool {
-    // SAFETY: a map value stays valid; the owner is one aligned word.
-    let held = unsafe { core::ptr::read_volatile(&raw const stash.owner) } as u32;
+    // SAFETY: a map value stays valid, and programs may write to it; the owner is one aligned word.
+    let held = unsafe { read_last((&raw const stash.owner).cast_mut()) } as u32;
     // Given back, it holds what it held until somebody takes it.
     held == flow.wrapping_add(1) || held == 0
 }

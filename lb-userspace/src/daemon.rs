@@ -3,17 +3,20 @@
 
 mod answer;
 mod detach;
+mod devices;
 mod epochs;
 mod event;
 mod keys;
 mod learned;
 mod leaving;
+mod lost;
 mod object;
 mod servers;
 mod sessions;
 mod slots;
 mod start;
 mod trace;
+mod vips;
 
 pub use detach::detach;
 pub use event::Event;
@@ -31,6 +34,7 @@ use arc_swap::ArcSwap;
 use event::{Sources, TICK};
 use lb_common::backend::State;
 use leaving::Quiet;
+use lost::Losses;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -90,6 +94,13 @@ struct Daemon {
     /// What was last seen of backends that are leaving.
     quiet: BTreeMap<u16, Quiet>,
     waiting: Vec<Waiting>,
+    losses: Losses,
+    /// Why the programs are not on all interfaces, as it was last logged.
+    unattached: Option<String>,
+    /// What is wrong with devices, as it was last seen.
+    devices: Vec<String>,
+    /// When that was last asked for.
+    tended: Instant,
     /// Who listens to steering decisions.
     trace: Trace,
     sources: Sources,
@@ -164,14 +175,17 @@ impl Daemon {
                 }
                 self.heed_losses()?;
             }
+            Event::Devices(wrong) => self.heed_devices(wrong),
             Event::Clock => {
                 if let Err(error) = self.datapath.refresh_clock() {
                     tracing::warn!(error = %chain(&error), "the programs' clock was not set");
                 }
                 self.heed_syn_acks()?;
-                if let Err(error) = self.datapath.reattach() {
-                    tracing::error!(error = %chain(&error), "packets pass the programs by");
-                }
+            }
+            Event::Interfaces => {
+                self.reattach();
+                self.heed_lost_frames();
+                self.tend_devices();
             }
             Event::CookieKey => {
                 let key = start::random_key()?;
@@ -191,6 +205,17 @@ impl Daemon {
         }
         self.tell_waiting();
         Ok(())
+    }
+
+    /// Sees to it that the programs are where they belong. What cannot be attached is logged once.
+    fn reattach(&mut self) {
+        let failed = self.datapath.reattach().err().map(|error| chain(&error));
+        if failed != self.unattached
+            && let Some(error) = &failed
+        {
+            tracing::error!(error, "packets pass the programs by");
+        }
+        self.unattached = failed;
     }
 
     fn server(&mut self, event: ServerEvent) -> anyhow::Result<()> {

@@ -78,6 +78,7 @@ impl Blank {
             Map::Array(data) => (data, Kind::Array, 1),
             Map::PerCpuArray(data) => (data, Kind::Array, processors),
             Map::HashMap(data) => (data, Kind::Hash, 1),
+            Map::PerCpuHashMap(data) => (data, Kind::Hash, processors),
             Map::RingBuf(data) => (data, Kind::Ring, 1),
             _ => bail!("map {name} is of a kind that nobody knows how to empty"),
         };

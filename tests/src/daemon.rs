@@ -45,6 +45,8 @@ pub struct Manner {
     pub limits: Option<String>,
     /// Lines of `[timeouts]`.
     pub timeouts: Option<String>,
+    /// More lines of `[lbd]`, as TOML.
+    pub lbd: Option<String>,
     /// The file of the token keys.
     pub keys: Option<PathBuf>,
     /// A promise that this lbd breaks; it is the one that `cargo xtask torture --fault` builds.
@@ -106,12 +108,13 @@ impl Lbd {
         let prefix = prefix.unwrap_or("b");
         let mut text = format!(
             "[lbd]\nrun_dir = \"{dir}/run\"\nsocket = \"{dir}/lbd.sock\"\nstore = {store}\n\
-             keys = \"{}\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n\
+             keys = \"{}\"\nobject = \"{}\"\ninterfaces = {interfaces:?}\n{}\n\
              [limits]\nmaglev_size = 251\n{}\n[timeouts]\n{}\n\
              [[service]]\nname = \"{}\"\nvip = \"{}\"\naffinity = {affinity}\n{}\n\
              [service.health]\ninterval = \"200ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 2\n",
             keys.display(),
             path_of("lb")?.display(),
+            self.manner.lbd.as_deref().unwrap_or_default(),
             limits.as_deref().unwrap_or_default(),
             timeouts.as_deref().unwrap_or_default(),
             self.service,

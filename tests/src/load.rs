@@ -88,6 +88,7 @@ fn load_one(ebpf: &mut Ebpf, name: &str) -> Loaded {
     let loaded = match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
         _ => return Loaded::refused(name, "it is of a kind that is not loaded here".to_owned()),
     };
     let time = begun.elapsed();

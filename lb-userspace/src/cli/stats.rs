@@ -4,6 +4,7 @@ use super::table::Align::{Left, Right};
 use super::table::{number, table};
 use crate::control::{Request, StatsView};
 use lb_common::counter::Counter;
+use lb_common::lost::Lost;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -41,5 +42,6 @@ fn meaning(of: &str, name: &str) -> String {
         return String::new();
     }
     let counter = Counter::ALL.iter().find(|counter| counter.name() == name);
-    counter.map_or(String::new(), |counter| counter.describe().trim().to_owned())
+    let described = counter.map(|counter| counter.describe().trim()).or_else(|| Lost::describe(name));
+    described.unwrap_or_default().to_owned()
 }

@@ -6,7 +6,8 @@ use crate::control::{MapView, StatusView};
 use crate::session::StoreState;
 
 pub(super) fn text(status: &StatusView) -> String {
-    let interfaces: Vec<_> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect();
+    let interfaces: Vec<_> =
+        status.interfaces.iter().map(|i| format!("{} (xdp {}, {})", i.name, i.mode, i.joint)).collect();
     let took_over = if status.took_over { ", took over from an earlier lbd" } else { "" };
     let leaving = match status.backends_leaving {
         0 => String::new(),
@@ -36,6 +37,9 @@ pub(super) fn text(status: &StatusView) -> String {
             ),
         ),
     ]);
+    for warning in &status.warnings {
+        text += &format!("WARNING: {warning}\n");
+    }
     text += "\n";
     text += &maps(status);
     text

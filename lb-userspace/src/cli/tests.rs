@@ -64,7 +64,11 @@ fn answer(request: &Request) -> Response {
             uptime_seconds: 90_061,
             config: "/etc/lb.toml".into(),
             took_over: true,
-            interfaces: vec![InterfaceView { name: "eth0".into(), mode: "driver".into() }],
+            interfaces: vec![InterfaceView {
+                name: "eth0".into(),
+                mode: "driver".into(),
+                joint: "tcx".into(),
+            }],
             services: 1,
             backends: 3,
             backends_ready: 2,
@@ -75,6 +79,7 @@ fn answer(request: &Request) -> Response {
             token_key: 2,
             token_keys: 1,
             store: StoreState { place: "sled /var/lib/lb/sessions".into(), available: true, detail: None },
+            warnings: vec!["packets pass the programs by: eth1 is down".into()],
             maps: vec![
                 MapView { name: "FLOWS".into(), entries: Some(131_072), used: Some(1234), bytes: 8_388_608 },
                 MapView { name: "TRACE".into(), entries: None, used: None, bytes: 274_000 },
@@ -156,6 +161,7 @@ fn answer(request: &Request) -> Response {
                 counter("shop", "affinity_hit", 1_234_567),
                 counter("shop", "redispatched", 0),
                 counter("shop/s1", "spliced", 5),
+                counter("interface eth0", "drop_redirect_down", 3),
             ],
         }),
         Request::Explain { .. } => Response::Explain(Box::new(ExplainView {
@@ -207,13 +213,14 @@ async fn sheets_and_tables() {
         "\
 lbd         0.1.0, pid 42, up 1d1h, took over from an earlier lbd
 config      /etc/lb.toml
-interfaces  eth0 (driver)
+interfaces  eth0 (xdp driver, tcx)
 services    1
 backends    3, 2 ready, 1 leaving
 flows       1,234 of 65,536
 sessions    1,000,000
 store       sled /var/lib/lb/sessions
 token keys  1 key alive, key 2 signs
+WARNING: packets pass the programs by: eth1 is down
 
 MAP          ENTRIES  IN USE      BYTES
 flows        131,072   1,234  8,388,608
@@ -318,14 +325,15 @@ async fn stats_leave_zeros_out_unless_asked() {
     prints(
         "stats",
         "\
-OF       COUNTER           VALUE  MEANING
--        passed               17  Passed to the host: not addressed to a service.
-shop     affinity_hit  1,234,567  A valid token named a backend that serves.
-shop/s1  spliced               5
+OF              COUNTER                 VALUE  MEANING
+-               passed                     17  Passed to the host: not addressed to a service.
+shop            affinity_hit        1,234,567  A valid token named a backend that serves.
+shop/s1         spliced                     5
+interface eth0  drop_redirect_down          3  The interface is down.
 ",
     )
     .await;
-    assert!(lbctl("stats --all").await.out.contains("redispatched          0"));
+    assert!(lbctl("stats --all").await.out.contains("redispatched                0"));
 }
 
 #[tokio::test]

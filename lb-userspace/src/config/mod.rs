@@ -50,6 +50,8 @@ pub struct Lbd {
     pub object: Option<PathBuf>,
     /// Whether to add each VIP to `lo`, so that the host answers ARP for it.
     pub announce: bool,
+    /// Whether features of devices are switched that frames behind XDP do not survive.
+    pub set_offloads: bool,
     /// Interfaces on which clients and remote backends are.
     pub interfaces: Vec<String>,
     pub mode: Mode,

@@ -30,6 +30,9 @@ pub struct StatusView {
     /// ...and how many verify.
     pub token_keys: u32,
     pub store: StoreState,
+    /// What is wrong and can be mended by whoever runs lbd: one sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The maps of the programs.
     pub maps: Vec<MapView>,
     /// Bytes that all of them take.
@@ -62,6 +65,9 @@ pub struct InterfaceView {
     pub name: String,
     /// `driver` or `generic`.
     pub mode: String,
+    /// How `lb_joint` is attached: `tcx` or `clsact`.
+    #[serde(default)]
+    pub joint: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -180,7 +186,8 @@ pub struct FlowsView {
 /// One named counter.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CounterView {
-    /// Name of the service, `service/backend`, or `-` for packets that belong to no service.
+    /// Name of the service, `service/backend`, `interface NAME` for frames that the kernel dropped after the verdict, or `-` for
+    /// packets that belong to no service.
     pub of: String,
     pub counter: String,
     pub value: u64,

@@ -154,7 +154,11 @@ impl Daemon {
             interfaces: self
                 .datapath
                 .interfaces()
-                .map(|(name, mode)| InterfaceView { name: name.to_owned(), mode: mode_name(mode).to_owned() })
+                .map(|(name, attached)| InterfaceView {
+                    name: name.to_owned(),
+                    mode: mode_name(attached.mode).to_owned(),
+                    joint: attached.joint.name().to_owned(),
+                })
                 .collect(),
             services: self.config.services.len(),
             backends,
@@ -166,9 +170,16 @@ impl Daemon {
             token_key: keys.ids().first().copied().unwrap_or(0),
             token_keys: keys.ids().len() as u32,
             store: self.store.state(),
+            warnings: self.warnings(),
             map_bytes: maps.iter().map(|map| map.bytes).sum(),
             maps,
         }
+    }
+
+    /// What is wrong and can be mended by whoever runs this: one sentence each.
+    fn warnings(&self) -> Vec<String> {
+        let unattached = self.unattached.iter().map(|error| format!("packets pass the programs by: {error}"));
+        unattached.chain(self.devices.iter().cloned()).chain(self.lost_warnings()).collect()
     }
 
     /// The maps, and how full they are, where looking costs little.
@@ -264,6 +275,9 @@ impl Daemon {
                 counter: counter.name().to_owned(),
                 value: *value,
             }));
+        }
+        if only.is_none() {
+            view.counters.extend(self.lost_counters());
         }
         for slot in self.backends.keys() {
             let Some((of, row)) = self.registry.name_of(*slot).zip(counters.backends.get(usize::from(*slot)))

@@ -1,10 +1,11 @@
 //! Takes back everything that an lbd has left in the kernel, once it does not run any more.
 
+use super::vips;
 use crate::config::Config;
-use crate::{datapath, net, supervisor};
+use crate::{datapath, supervisor};
 use std::os::unix::net::UnixStream;
 
-/// Removes links, pins, the mount, the namespaces and links of managed servers, and the VIPs from `lo`. Sessions and
+/// Removes links, pins, the mount, the namespaces and links of managed servers, and the VIPs that lbd added to `lo`. Sessions and
 /// keys stay. Returns what was removed, one line each.
 ///
 /// # Errors
@@ -21,15 +22,6 @@ pub fn detach(config: &Config) -> anyhow::Result<Vec<String>> {
         managed.map(|backend| (service.name.as_str(), backend.name.as_str()))
     });
     removed.extend(supervisor::remove_all(servers)?);
-    if config.lbd.announce {
-        let mut vips: Vec<_> = config.services.iter().map(|service| service.vip.ip()).collect();
-        vips.sort_unstable();
-        vips.dedup();
-        for vip in vips {
-            if net::withdraw(vip)? {
-                removed.push(format!("address {vip} of lo"));
-            }
-        }
-    }
+    removed.extend(vips::withdraw(&config.lbd.run_dir)?.iter().map(|vip| format!("address {vip} of lo")));
     Ok(removed)
 }

@@ -31,6 +31,10 @@ pub enum Event {
     Tick,
     /// Time to set the programs' clock.
     Clock,
+    /// Time to look whether interfaces carry the programs, and what they lost.
+    Interfaces,
+    /// Devices were looked at: what is wrong with them, one sentence each.
+    Devices(Vec<String>),
     /// Time for a fresh SYN cookie key.
     CookieKey,
     /// The operator wants lbd to end.
@@ -43,6 +47,8 @@ pub enum Event {
 pub(super) const TICK: Duration = Duration::from_millis(250);
 /// How often the programs' clock is set.
 const CLOCK: Duration = Duration::from_secs(60);
+/// How often interfaces are looked at.
+const INTERFACES: Duration = Duration::from_secs(2);
 /// How long a SYN cookie key makes cookies; they are accepted for 448 s, so two keys are enough.
 const COOKIE_KEY: Duration = Duration::from_secs(600);
 /// Where the parts that watch the world report to.
@@ -64,6 +70,7 @@ pub(super) struct Sources {
     calls: UnboundedReceiver<Call>,
     tick: Interval,
     clock: Interval,
+    interfaces: Interval,
     cookie_key: Interval,
     terminate: Signal,
     interrupt: Signal,
@@ -90,6 +97,7 @@ impl Sources {
             calls: calls_in,
             tick: every(TICK),
             clock: every(CLOCK),
+            interfaces: every(INTERFACES),
             cookie_key: every(COOKIE_KEY),
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -121,6 +129,7 @@ impl Sources {
                 Some(call) = self.calls.recv() => Some(Event::Call(call)),
                 _ = self.tick.tick() => Some(Event::Tick),
                 _ = self.clock.tick() => Some(Event::Clock),
+                _ = self.interfaces.tick() => Some(Event::Interfaces),
                 _ = self.cookie_key.tick() => Some(Event::CookieKey),
             };
             if let Some(event) = event {

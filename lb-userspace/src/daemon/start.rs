@@ -2,14 +2,15 @@
 //! flow already are not disturbed.
 
 use super::event::Sources;
+use super::lost::Losses;
 use super::servers::SessionServers;
 use super::trace::Trace;
-use super::{Daemon, Known, Options, epochs, object, slots};
+use super::{Daemon, Known, Options, epochs, object, slots, vips};
 use crate::config::{self, Config, Managed, Protocol};
 use crate::control::server::ControlSocket;
-use crate::datapath::{Clock, Datapath, DatapathOptions, Left};
+use crate::datapath::{Clock, Datapath, DatapathOptions};
 use crate::health::{Health, Policy, Probe};
-use crate::net::{self, NextHops};
+use crate::net::NextHops;
 use crate::registry::{Ids, Registry};
 use crate::server::datagram;
 use crate::session::{Peers, TokenKeys, store, unix_millis};
@@ -61,9 +62,11 @@ impl Daemon {
         let clock = datapath.clock();
         let settings = settings(&config, &keys, datapath.inherited(), clock)?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, &clock, Instant::now());
-        if config.lbd.announce {
-            announce(&config, &left)?;
-        }
+        let vips: BTreeSet<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
+        vips::announce(
+            &config.lbd.run_dir,
+            if config.lbd.announce { &vips } else { const { &BTreeSet::new() } },
+        )?;
 
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         let next_hops = NextHops::spawn(reports.next_hops)?;
@@ -91,6 +94,10 @@ impl Daemon {
             links: BTreeMap::new(),
             quiet: BTreeMap::new(),
             waiting: Vec::new(),
+            losses: Losses::default(),
+            unattached: None,
+            devices: Vec::new(),
+            tended: Instant::now(),
             trace,
             sources,
             announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),
@@ -100,6 +107,7 @@ impl Daemon {
             datapath,
             config,
         };
+        daemon.tend_devices_at_start()?;
         daemon.perform(&outcome)?;
         daemon.spawn_servers(&ids)?;
         daemon.datapath.settle()?;
@@ -142,23 +150,6 @@ impl Daemon {
         }
         Ok(())
     }
-}
-
-/// Lets the host answer ARP for every VIP, and no longer for those that an earlier daemon had.
-fn announce(config: &Config, left: &Left) -> anyhow::Result<()> {
-    let vips: BTreeSet<IpAddr> = config.services.iter().map(|service| service.vip.ip()).collect();
-    for vip in &vips {
-        if net::announce(*vip)? {
-            tracing::info!(%vip, "announced: lo has this address now");
-        }
-    }
-    let before: BTreeSet<IpAddr> = left.services.values().map(|service| service.addr.into()).collect();
-    for vip in before.difference(&vips) {
-        if net::withdraw(*vip)? {
-            tracing::info!(%vip, "withdrawn: no service has this address any more");
-        }
-    }
-    Ok(())
 }
 
 /// Address and health policy of every backend, and of those that are leaving.

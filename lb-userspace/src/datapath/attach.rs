@@ -5,18 +5,37 @@ use super::error::DatapathError;
 use super::load::program;
 use super::pins::{Hook, Pins};
 use super::{JOINT, Mode, XDP, sys};
-use crate::net::Link;
+use crate::net::{Link, Rtnl};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode, tc};
 use std::path::Path;
 
+/// How the joint is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JointHook {
+    /// By a TCX link.
+    Tcx,
+    /// As a filter of the queueing discipline `clsact`.
+    Clsact,
+}
+
+impl JointHook {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
 /// One interface that carries the programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Attached {
-    pub(super) ifindex: u32,
-    pub(super) mode: Mode,
+pub struct Attached {
+    pub ifindex: u32,
+    pub mode: Mode,
+    pub joint: JointHook,
 }
 
 /// What attaching needs.
@@ -36,9 +55,9 @@ impl Attacher<'_> {
     /// Attaches both programs, through the links of an earlier daemon where they still hold.
     pub(super) fn attach(&mut self, link: &Link) -> Result<Attached, DatapathError> {
         // The joint first: nothing goes up to it before the XDP program is there.
-        self.attach_joint(link)?;
+        let joint = self.attach_joint(link)?;
         let mode = self.attach_xdp(link)?;
-        Ok(Attached { ifindex: link.index, mode })
+        Ok(Attached { ifindex: link.index, mode, joint })
     }
 
     fn attach_xdp(&mut self, link: &Link) -> Result<Mode, DatapathError> {
@@ -61,7 +80,7 @@ impl Attacher<'_> {
             return Ok(if generic { Mode::Generic } else { Mode::Driver });
         }
         // What is there now and was not ours a moment ago is somebody else's.
-        if let Some(xdp) = crate::net::Rtnl::open()?.link_at(link.index)?.and_then(|now| now.xdp) {
+        if let Some(xdp) = Rtnl::open()?.link_at(link.index)?.and_then(|now| now.xdp) {
             return Err(DatapathError::ForeignXdp { interface: link.name.clone(), program: xdp.program_id });
         }
         let (made, mode) = match self.mode {
@@ -95,16 +114,20 @@ impl Attacher<'_> {
         })
     }
 
-    fn attach_joint(&mut self, link: &Link) -> Result<(), DatapathError> {
+    fn attach_joint(&mut self, link: &Link) -> Result<JointHook, DatapathError> {
         let pin = self.pins.link(&link.name, Hook::Tc);
         let held = self.inherit(link, Hook::Tc, |_| true)?;
         let joint: &mut SchedClassifier = program(self.ebpf, self.object, JOINT)?;
         if let Some(held) = held {
             let updated = replace_joint(joint, held).map_err(fails(link, JOINT))?;
-            return self.pin(updated, &pin);
+            self.pin(updated, &pin)?;
+            return Ok(JointHook::Tcx);
         }
         let refused = match self.tcx.then(|| create_joint(joint, &link.name)) {
-            Some(Ok(made)) => return self.pin(made, &pin),
+            Some(Ok(made)) => {
+                self.pin(made, &pin)?;
+                return Ok(JointHook::Tcx);
+            }
             Some(Err(reason)) => Some(reason),
             None => None,
         };
@@ -115,7 +138,7 @@ impl Attacher<'_> {
                 "no TCX link could be made: attached the joint as a filter of clsact instead"
             );
         }
-        Ok(())
+        Ok(JointHook::Clsact)
     }
 
     /// The pinned link that holds this interface, if there is one to `keep`. Pins of links that hold nothing any more,
@@ -205,6 +228,28 @@ fn attach_filter(joint: &mut SchedClassifier, interface: &str) -> Result<(), Rea
     // Dropping it would remove the filter.
     std::mem::forget(joint.take_link(id)?);
     Ok(())
+}
+
+/// Which of the two programs an interface lacks that should carry both; `None`: neither.
+pub(super) fn missing(
+    rtnl: &mut Rtnl,
+    pins: &Pins,
+    link: &Link,
+    attached: &Attached,
+    xdp: u32,
+) -> Result<Option<&'static str>, DatapathError> {
+    if attached.ifindex != link.index || link.xdp.is_none_or(|found| found.program_id != xdp) {
+        return Ok(Some(XDP));
+    }
+    let holds = match attached.joint {
+        JointHook::Tcx => {
+            let pin = pins.link(&link.name, Hook::Tc);
+            // A link that was detached by force stays, and holds nothing.
+            sys::link_info(&pin).is_ok_and(|info| info.ifindex == link.index)
+        }
+        JointHook::Clsact => rtnl.has_filter(link.index, FILTER.priority, FILTER.handle.into())?,
+    };
+    Ok((!holds).then_some(JOINT))
 }
 
 /// Removes the joint's filter from an interface; fine when there is none.

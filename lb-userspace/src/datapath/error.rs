@@ -52,6 +52,12 @@ pub enum DatapathError {
          {interface} xdp off`"
     )]
     ForeignXdp { interface: String, program: u32 },
+    #[error(
+        "interface {interface}{} takes no frames from XDP programs in drivers: with `mode = \"auto\"` or \"generic\" all \
+         interfaces run them in generic mode",
+        if kind.is_empty() { String::new() } else { format!(", a {kind} device,") }
+    )]
+    TakesNoFrames { interface: String, kind: String },
     #[error("cannot attach program `{program}` to {interface}: {reason}")]
     Attach { interface: String, program: &'static str, reason: String },
     #[error("{kind} {index} is beyond the limit of {limit}: raise `{name}` under [limits]")]

@@ -8,7 +8,7 @@ use super::error::DatapathError;
 use super::sys;
 use crate::net::{Trial, sysctl};
 use aya::programs::ProgramType;
-use aya::sys::{BpfHelper, is_helper_supported};
+use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 use std::fmt;
 
 /// The oldest kernel that tests run. lbd tries older ones.
@@ -27,6 +27,8 @@ struct Facts {
     bpf_loop: Option<bool>,
     load_bytes: Option<bool>,
     tcx: Option<bool>,
+    /// What counting frames that are dropped after a verdict takes.
+    lost: Option<bool>,
     membarrier: Option<bool>,
     network: Trial,
 }
@@ -61,6 +63,12 @@ impl Facts {
                 Err(error) => (error.raw_os_error() == Some(libc::EINVAL)).then_some(false),
             };
         }
+        facts.lost = match super::lost::offsets() {
+            Ok(_) if facts.bpf == Some(true) => is_program_supported(ProgramType::RawTracePoint).ok(),
+            Ok(_) => None,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
+            Err(_) => Some(false),
+        };
         // What has TCX links needs no filters.
         facts.network = Trial::run(facts.tcx != Some(true));
         facts
@@ -100,7 +108,7 @@ struct Feature {
     seen: fn(&Facts) -> Option<bool>,
 }
 
-const FEATURES: [Feature; 8] = [
+const FEATURES: [Feature; 9] = [
     Feature {
         name: "the system call bpf",
         since: "CONFIG_BPF_SYSCALL",
@@ -146,6 +154,13 @@ const FEATURES: [Feature; 8] = [
         without: "`lb_joint` is attached as a filter of clsact; `tc` can remove it, and filters of others can come before \
                   it, and then connections whose request chooses the backend do not open",
         seen: |facts| facts.tcx.or_else(|| facts.since((6, 6)).filter(|new| !new)),
+    },
+    Feature {
+        name: "tracepoints of XDP",
+        since: "CONFIG_BPF_EVENTS, CONFIG_DEBUG_INFO_BTF",
+        weight: Weight::Warn,
+        without: "frames that the kernel drops after a verdict are not counted",
+        seen: |facts| facts.lost,
     },
     Feature {
         name: "network namespaces with veth pairs",

@@ -4,7 +4,7 @@ use super::error::DatapathError;
 use super::kernel::Kernel;
 use super::maps::{self, Maps};
 use super::pins::Pins;
-use super::{DatapathOptions, JOINT, Limits, XDP};
+use super::{DatapathOptions, JOINT, Limits, XDP, lost};
 use crate::net::Rtnl;
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -17,6 +17,8 @@ pub(super) struct Loaded {
     pub(super) maps: Maps,
     pub(super) pins: Pins,
     pub(super) kernel: Kernel,
+    /// Id of the XDP program.
+    pub(super) xdp: u32,
     /// Whether the maps were pinned by an earlier daemon.
     pub(super) inherited: bool,
 }
@@ -53,13 +55,22 @@ pub(super) fn load(options: &DatapathOptions) -> Result<Loaded, DatapathError> {
     let xdp: &mut Xdp = program(&mut ebpf, path, XDP)?;
     let begun = Instant::now();
     xdp.load().map_err(refused(XDP))?;
-    tell(XDP, begun.elapsed(), xdp.info());
+    let info = xdp.info();
+    let id = info.as_ref().map(ProgramInfo::id).unwrap_or_default();
+    tell(XDP, begun.elapsed(), info);
     let joint: &mut SchedClassifier = program(&mut ebpf, path, JOINT)?;
     let begun = Instant::now();
     joint.load().map_err(refused(JOINT))?;
     tell(JOINT, begun.elapsed(), joint.info());
     let maps = Maps::take(&mut ebpf, path)?;
-    Ok(Loaded { ebpf, maps, pins, kernel, inherited })
+    Ok(Loaded { ebpf, maps, pins, kernel, xdp: id, inherited })
+}
+
+impl Loaded {
+    /// Has the frames counted that the kernel drops after a verdict.
+    pub(super) fn count_lost(&mut self, path: &Path) -> Result<(), DatapathError> {
+        lost::attach(&mut self.ebpf, path, &self.pins, &mut self.maps, self.xdp)
+    }
 }
 
 /// What it took the verifier.

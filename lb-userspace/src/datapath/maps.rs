@@ -4,12 +4,13 @@ use super::error::DatapathError;
 use super::limits::Limits;
 use super::pins::Pins;
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuHashMap, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
 use lb_common::flow::Flow;
 use lb_common::home::{Asked, Home, Tail};
+use lb_common::lost::{Lost, Watch};
 use lb_common::maglev::Block;
 use lb_common::name::{Name, Pool};
 use lb_common::quic_lb::{self, servers};
@@ -37,7 +38,12 @@ const fn shape<V>(name: &'static str, limits: &'static str, entries: fn(&Limits)
     Shape { name, value: size_of::<V>(), entries, limits }
 }
 
-const SHAPES: [Shape; 19] = [
+/// Interfaces beside those of managed servers whose lost frames can be counted.
+const UPLINKS: u32 = 1024;
+/// Interfaces times causes.
+const LOST_KINDS: u32 = 1024;
+
+const SHAPES: [Shape; 22] = [
     shape::<Settings>("SETTINGS", "", |_| 1),
     shape::<Bucket>("ENDPOINTS", "`services` or `backends`", |limits| 2 * limits.endpoint_buckets()),
     shape::<Service>("SERVICES", "`services`", |limits| limits.services),
@@ -59,6 +65,9 @@ const SHAPES: [Shape; 19] = [
     shape::<Abilities>("ABILITIES", "`backends`", |limits| limits.backends),
     shape::<quic_lb::Config>("QUIC_CONFIGS", "`services`", |limits| limits.services * quic_lb::ROTATIONS),
     shape::<servers::Bucket>("QUIC_SERVERS", "`backends`", |limits| 2 * limits.server_buckets()),
+    shape::<Watch>("WATCH", "", |_| 1),
+    shape::<u32>("OWN_INTERFACES", "`backends`", |limits| limits.backends + UPLINKS),
+    shape::<u64>("LOST", "", |_| LOST_KINDS),
 ];
 
 /// What a map must be: the object says type and flags, the limits say how many entries.
@@ -163,6 +172,9 @@ pub(super) struct Maps {
     pub(super) service_counters: PerCpuArray<MapData, ServiceCounters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) abilities: Array<MapData, Abilities>,
+    pub(super) watch: Array<MapData, Watch>,
+    pub(super) own_interfaces: HashMap<MapData, u32, u32>,
+    pub(super) lost: PerCpuHashMap<MapData, Lost, u64>,
     pub(super) quic_configs: Array<MapData, quic_lb::Config>,
     pub(super) quic_servers: Array<MapData, servers::Bucket>,
     /// Until somebody reads it.
@@ -186,6 +198,9 @@ impl Maps {
             service_counters: take(ebpf, path, "SERVICE_COUNTERS")?,
             backend_counters: take(ebpf, path, "BACKEND_COUNTERS")?,
             abilities: take(ebpf, path, "ABILITIES")?,
+            watch: take(ebpf, path, "WATCH")?,
+            own_interfaces: take(ebpf, path, "OWN_INTERFACES")?,
+            lost: take(ebpf, path, "LOST")?,
             quic_configs: take(ebpf, path, "QUIC_CONFIGS")?,
             quic_servers: take(ebpf, path, "QUIC_SERVERS")?,
             trace: Some(take(ebpf, path, "TRACE")?),

@@ -3,6 +3,7 @@
 //! Everything here is a short system call and never waits for the network, so it may be called from the event loop.
 
 mod attach;
+mod btf;
 mod clock;
 mod counters;
 mod error;
@@ -12,6 +13,7 @@ mod kernel;
 mod left;
 mod limits;
 mod load;
+mod lost;
 mod maps;
 mod memory;
 mod pins;
@@ -22,6 +24,7 @@ mod tables;
 mod trace;
 mod write;
 
+pub use attach::{Attached, JointHook};
 pub use clock::{Clock, ClockError};
 pub use counters::Counters;
 pub use error::DatapathError;
@@ -36,12 +39,13 @@ pub use pools::Listed;
 pub use trace::Decisions;
 pub use write::MapWrite;
 
-use crate::net::{Rtnl, check_peer};
-use attach::{Attached, Attacher};
+use crate::net::{Rtnl, devices};
+use attach::Attacher;
 use lb_common::backend::Abilities;
 use lb_common::counter::Counter;
 use lb_common::hash::FlowSeed;
 use lb_common::home;
+use lb_common::lost::Lost;
 use lb_common::settings::Settings;
 use load::Loaded;
 use pins::Pins;
@@ -87,6 +91,8 @@ pub struct Datapath {
     flows: Flows,
     homes: Homes,
     attached: BTreeMap<String, Attached>,
+    /// Why frames that the kernel drops after a verdict are not counted, if they are not.
+    uncounted: Option<String>,
 }
 
 impl Datapath {
@@ -97,6 +103,11 @@ impl Datapath {
     /// Nothing is attached when the kernel, an interface, the object or a pinned map is not what it should be.
     pub fn open(options: &DatapathOptions) -> Result<Self, DatapathError> {
         let mut loaded = load::load(options)?;
+        let uncounted = loaded.count_lost(&options.object).err().map(|error| {
+            let reason = format!("{:#}", anyhow::Error::from(error));
+            tracing::warn!(%reason, "frames that the kernel drops after a verdict are not counted");
+            reason
+        });
         let flows = {
             let (limits, maps) = (&options.limits, &loaded.maps);
             Flows::map(maps.flows.fd(), limits.flow_entries(), maps.live.fd(), limits.backends)?
@@ -104,12 +115,41 @@ impl Datapath {
         let homes = Homes::map(loaded.maps.homes.fd(), options.limits.home_entries())?;
         let writer = Writer::new(&mut loaded.maps, options.limits, loaded.inherited)?;
         let (object, mode) = (options.object.clone(), options.mode);
-        let mut datapath = Self { loaded, object, mode, writer, flows, homes, attached: BTreeMap::new() };
+        let mut datapath =
+            Self { loaded, object, mode, writer, flows, homes, attached: BTreeMap::new(), uncounted };
         for interface in &options.interfaces {
             datapath.attach_interface(interface)?;
         }
+        datapath.settle_mode(&options.interfaces)?;
         tracing::info!(inherited = datapath.loaded.inherited, object = %options.object.display(), "data path loaded");
         Ok(datapath)
+    }
+
+    /// In mode `auto`: where an interface can never take frames from programs in drivers, all run in generic mode.
+    fn settle_mode(&mut self, interfaces: &[String]) -> Result<(), DatapathError> {
+        if self.attached.values().all(|attached| attached.mode == Mode::Generic) {
+            return Ok(());
+        }
+        let mut rtnl = Rtnl::open()?;
+        for name in interfaces {
+            let link = load::check_interface(&mut rtnl, name)?;
+            if devices::can_take_redirected(&link)? {
+                continue;
+            }
+            if self.mode != Mode::Auto {
+                return Err(DatapathError::TakesNoFrames { interface: name.clone(), kind: link.kind });
+            }
+            tracing::warn!(
+                interface = name,
+                kind = link.kind,
+                "this device takes no frames from XDP programs in drivers: attaching to all interfaces in generic mode, \
+                 which is slower"
+            );
+            self.mode = Mode::Generic;
+            self.attached.clear();
+            return interfaces.iter().try_for_each(|name| self.attach_interface(name));
+        }
+        Ok(())
     }
 
     /// The settings of an earlier daemon, when its maps were taken over. Keep their SYN cookie keys: else handshakes in
@@ -145,6 +185,11 @@ impl Datapath {
                 attach::detach_filter(&link.interface);
             }
         }
+        for ifindex in lost::owned(&self.loaded.maps) {
+            if self.attached.values().all(|attached| attached.ifindex != ifindex) {
+                lost::own(&mut self.loaded.maps, ifindex, false)?;
+            }
+        }
         if self.loaded.pins.remove_older_layouts()? > 0 {
             tracing::warn!("removed the maps of another version of lbd; the flows in them are lost");
         }
@@ -159,36 +204,45 @@ impl Datapath {
     pub fn attach_interface(&mut self, name: &str) -> Result<(), DatapathError> {
         let mut rtnl = Rtnl::open()?;
         let link = load::check_interface(&mut rtnl, name)?;
-        if self.attached.get(name).is_some_and(|attached| attached.ifindex == link.index)
-            && link.xdp.is_some()
+        if let Some(attached) = self.attached.get(name)
+            && attach::missing(&mut rtnl, &self.loaded.pins, &link, attached, self.loaded.xdp)?.is_none()
         {
             return Ok(());
         }
         let Loaded { ebpf, pins, kernel, .. } = &mut self.loaded;
         let (object, mode, tcx) = (&self.object, self.mode, kernel.tcx() != Some(false));
         let attached = Attacher { ebpf, pins, object, mode, tcx }.attach(&link)?;
-        tracing::info!(interface = name, mode = ?attached.mode, "attached");
-        self.attached.insert(name.to_owned(), attached);
-        check_peer(&mut rtnl, &link)?.warn(name);
+        tracing::info!(interface = name, mode = ?attached.mode, joint = attached.joint.name(), "attached");
+        lost::own(&mut self.loaded.maps, attached.ifindex, true)?;
+        if let Some(before) = self.attached.insert(name.to_owned(), attached)
+            && before.ifindex != attached.ifindex
+        {
+            lost::own(&mut self.loaded.maps, before.ifindex, false)?;
+        }
         Ok(())
     }
 
-    /// Attaches again where an interface was made anew under its old name, or somebody took the program off. Call it now
-    /// and then.
+    /// Attaches again where an interface was made anew under its old name, or somebody took a program off. Call it now and
+    /// then.
     ///
     /// # Errors
     /// The first interface that cannot be attached; the others were looked at as well.
     pub fn reattach(&mut self) -> Result<(), DatapathError> {
-        let links = Rtnl::open()?.links()?;
-        let bare = links.into_iter().filter(|link| {
-            let known = self.attached.get(&link.name);
-            known.is_some_and(|known| link.up && (known.ifindex != link.index || link.xdp.is_none()))
-        });
-        let bare: Vec<_> = bare.map(|link| link.name).collect();
+        let mut rtnl = Rtnl::open()?;
         let mut outcome = Ok(());
-        for name in bare {
-            tracing::warn!(interface = name, "found without its program");
-            outcome = outcome.and(self.attach_interface(&name));
+        for link in rtnl.links()? {
+            let Some(attached) = self.attached.get(&link.name).filter(|_| link.up) else { continue };
+            let looked = attach::missing(&mut rtnl, &self.loaded.pins, &link, attached, self.loaded.xdp);
+            outcome = outcome.and(looked.and_then(|missing| {
+                let Some(program) = missing else { return Ok(()) };
+                self.attach_interface(&link.name)?;
+                tracing::warn!(
+                    interface = link.name,
+                    program,
+                    "somebody had removed this program: attached again"
+                );
+                Ok(())
+            }));
         }
         outcome
     }
@@ -198,7 +252,9 @@ impl Datapath {
     /// # Errors
     /// The pins cannot be removed.
     pub fn detach_interface(&mut self, name: &str) -> Result<(), DatapathError> {
-        self.attached.remove(name);
+        if let Some(attached) = self.attached.remove(name) {
+            lost::own(&mut self.loaded.maps, attached.ifindex, false)?;
+        }
         for link in self.loaded.pins.links() {
             if link.interface == name {
                 self.loaded.pins.remove_link(&link.path)?;
@@ -208,9 +264,22 @@ impl Datapath {
         Ok(())
     }
 
-    /// Interfaces that carry the programs, with the mode they run in.
-    pub fn interfaces(&self) -> impl Iterator<Item = (&str, Mode)> {
-        self.attached.iter().map(|(name, attached)| (name.as_str(), attached.mode))
+    /// Interfaces that carry the programs, and how.
+    pub fn interfaces(&self) -> impl Iterator<Item = (&str, &Attached)> {
+        self.attached.iter().map(|(name, attached)| (name.as_str(), attached))
+    }
+
+    /// Frames that the kernel dropped after a verdict: by interface and cause.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn lost(&self) -> Result<Vec<(Lost, u64)>, DatapathError> {
+        lost::read(&self.loaded.maps)
+    }
+
+    /// Why [`Datapath::lost`] stands still, if it does.
+    pub fn uncounted(&self) -> Option<&str> {
+        self.uncounted.as_deref()
     }
 
     /// All counters, summed over all processors.

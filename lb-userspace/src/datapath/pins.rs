@@ -87,6 +87,11 @@ impl Pins {
         self.layout(MAP_LAYOUT_VERSION).join("links").join(link_name(interface, hook))
     }
 
+    /// Where the link of a program on a tracepoint is pinned. No interface has a pin of such a name: its hook is none.
+    pub(super) fn tracepoint(&self, name: &str) -> PathBuf {
+        self.layout(MAP_LAYOUT_VERSION).join("links").join(format!("tracepoint-{name}"))
+    }
+
     /// The pinned links of one interface and hook, in every layout that is still here; the present layout's first.
     pub(super) fn links_of(&self, interface: &str, hook: Hook) -> Vec<PathBuf> {
         let name = link_name(interface, hook);

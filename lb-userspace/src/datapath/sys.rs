@@ -2,14 +2,16 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// What the kernel says of a link (`struct bpf_link_info`).
@@ -44,6 +46,17 @@ pub(super) fn open(pin: &Path) -> io::Result<OwnedFd> {
     let object = bpf(BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0])?;
     // SAFETY: the descriptor was just returned to us and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(object) })
+}
+
+/// Puts a loaded program on a tracepoint, and pins the link that holds it there.
+pub(super) fn attach_tracepoint(name: &str, program: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
+    let name = CString::new(name)?;
+    let mut attributes = [name.as_ptr() as u64, program.as_raw_fd() as u64];
+    let link = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attributes)?;
+    // SAFETY: the descriptor was just returned to us and nobody else has it.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    bpf(BPF_OBJ_PIN, &mut [path.as_ptr() as u64, link.as_raw_fd() as u64]).map(drop)
 }
 
 /// Loads the smallest XDP program there is, and lets it go. Returns whether the kernel compiled it for the processor.

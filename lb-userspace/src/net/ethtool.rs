@@ -15,6 +15,8 @@ pub enum Feature {
     /// Packets merged on reception. On veth it also makes the interface poll its ring, without which frames redirected
     /// to it by XDP lie there unseen.
     ReceiveOffload,
+    /// VLAN tags taken off by the hardware, and told beside the frame.
+    VlanReceive,
 }
 
 impl Feature {
@@ -24,6 +26,14 @@ impl Feature {
             Self::TxChecksum => (0x16, 0x17),
             Self::TcpSegmentation => (0x1e, 0x1f),
             Self::ReceiveOffload => (0x2b, 0x2c),
+            Self::VlanReceive => (0x25, 0x26),
+        }
+    }
+    /// The bit that stands for it in what the command reads and writes (`ETH_FLAG_RXVLAN`), where it is one of several.
+    const fn bit(self) -> Option<u32> {
+        match self {
+            Self::VlanReceive => Some(1 << 8),
+            _ => None,
         }
     }
     const fn name(self) -> &'static str {
@@ -31,6 +41,7 @@ impl Feature {
             Self::TxChecksum => "tx",
             Self::TcpSegmentation => "tso",
             Self::ReceiveOffload => "gro",
+            Self::VlanReceive => "rxvlan",
         }
     }
 }
@@ -42,7 +53,7 @@ impl Feature {
 pub fn is_on(interface: &str, feature: Feature) -> Result<bool, NetError> {
     let value = command(interface, feature.commands().0, 0)
         .map_err(NetError::kernel(format!("cannot read {} of {interface}", feature.name())))?;
-    Ok(value != 0)
+    Ok(feature.bit().map_or(value, |bit| value & bit) != 0)
 }
 
 /// Switches a feature. Fine when it stands so already, even where the driver does not let it be switched: XDP on one end
@@ -55,9 +66,17 @@ pub fn switch(interface: &str, feature: Feature, on: bool) -> Result<(), NetErro
         return Ok(());
     }
     let state = if on { "on" } else { "off" };
-    command(interface, feature.commands().1, on.into())
-        .map(|_| ())
-        .map_err(NetError::kernel(format!("cannot switch {} of {interface} {state}", feature.name())))
+    let write = || {
+        let value = match feature.bit() {
+            None => on.into(),
+            Some(bit) => {
+                let others = command(interface, feature.commands().0, 0)? & !bit;
+                if on { others | bit } else { others }
+            }
+        };
+        command(interface, feature.commands().1, value).map(|_| ())
+    };
+    write().map_err(NetError::kernel(format!("cannot switch {} of {interface} {state}", feature.name())))
 }
 
 /// `struct ethtool_value`.

@@ -35,6 +35,10 @@ pub struct Link {
     pub alias: String,
     /// The other end of a veth pair: its index and the id of its namespace as seen from this one (`None`: the same).
     pub peer: Option<(u32, Option<i32>)>,
+    /// The device that it is a port or member of: a bridge, a bond.
+    pub master: Option<u32>,
+    /// The device that it is on top of, in the same namespace: the parent of a VLAN.
+    pub lower: Option<u32>,
     /// The XDP program that it carries.
     pub xdp: Option<AttachedXdp>,
 }
@@ -233,6 +237,8 @@ fn read_link(message: &LinkMessage) -> Link {
         kind: String::new(),
         alias: String::new(),
         peer: None,
+        master: None,
+        lower: None,
         xdp: None,
     };
     let (mut other, mut namespace) = (None, None);
@@ -242,6 +248,7 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::Link(index) => other = Some(*index),
             LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
             LinkAttribute::LinkInfo(infos) => {
@@ -257,16 +264,25 @@ fn read_link(message: &LinkMessage) -> Link {
     }
     if link.kind == "veth" {
         link.peer = other.map(|index| (index, namespace));
+    } else if namespace.is_none() {
+        link.lower = other;
     }
     link
 }
 
 fn read_xdp(attributes: &[LinkXdp]) -> Option<AttachedXdp> {
-    let generic = attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
-    attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(program_id) if *program_id != 0 => {
-            Some(AttachedXdp { program_id: *program_id, generic })
-        }
+    // With a program in the driver and another one in generic mode there is no plain id.
+    let id = |pick: fn(&LinkXdp) -> Option<u32>| attributes.iter().find_map(pick).filter(|id| *id != 0);
+    let in_driver = id(|attribute| match attribute {
+        LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => Some(*id),
         _ => None,
-    })
+    });
+    let generic = in_driver.is_none() && attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+    let any = || {
+        id(|attribute| match attribute {
+            LinkXdp::ProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
+            _ => None,
+        })
+    };
+    Some(AttachedXdp { program_id: in_driver.or_else(any)?, generic })
 }

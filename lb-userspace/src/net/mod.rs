@@ -2,9 +2,12 @@
 //! Synchronous netlink calls that take microseconds, but for [`NextHops`], which is a task of its own.
 
 mod addresses;
+pub mod devices;
 pub mod ethtool;
+mod filters;
 mod links;
 mod mounts;
+mod netdev;
 mod netns;
 mod next_hop;
 mod peer;
@@ -17,7 +20,7 @@ pub use links::{AttachedXdp, Link, MAX_NAME};
 pub(crate) use mounts::in_host_mounts;
 pub use netns::Netns;
 pub use next_hop::{NextHop, NextHopEvent, NextHops};
-pub use peer::{Peer, check_peer};
+pub use peer::{FarEnd, Peer, Search, check_peer, far_end};
 pub use rtnl::Rtnl;
 pub use sysctl::{get as sysctl, set as set_sysctl};
 pub(crate) use trial::Trial;

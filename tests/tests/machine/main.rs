@@ -5,3 +5,4 @@
 mod cards;
 mod links;
 mod nic;
+mod vlan;

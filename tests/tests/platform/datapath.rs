@@ -13,6 +13,7 @@ use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_userspace::datapath::{self, Datapath, DatapathError, MapWrite, Mode};
 use lb_userspace::net::Rtnl;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
 fn endpoints() -> Vec<Endpoint> {
@@ -30,12 +31,16 @@ fn backend(port: u16) -> Backend {
     }
 }
 
+fn modes(datapath: &Datapath) -> Vec<(&str, Mode)> {
+    datapath.interfaces().map(|(name, attached)| (name, attached.mode)).collect()
+}
+
 #[test]
 fn a_second_daemon_takes_over_maps_and_links_without_a_gap() -> Result<()> {
     let town = Town::build()?;
     let mut first = town.open()?;
     assert!(first.inherited().is_none(), "new maps have no history");
-    assert_eq!(first.interfaces().collect::<Vec<_>>(), [(LAN, Mode::Driver)]);
+    assert_eq!(modes(&first), [(LAN, Mode::Driver)]);
     let asked = Settings { cookie_keys: [[1, 2], [3, 4]], idle_ticks: 100, ..Settings::default() };
     let service = Service { addr: ip(100).into(), ..Default::default() };
     first.apply(&[
@@ -213,7 +218,7 @@ fn generic_mode_replaces_driver_mode_when_asked() -> Result<()> {
     let mut options = town.options();
     options.mode = Mode::Generic;
     let datapath = town.open_with(&options)?;
-    assert_eq!(datapath.interfaces().collect::<Vec<_>>(), [(LAN, Mode::Generic)]);
+    assert_eq!(modes(&datapath), [(LAN, Mode::Generic)]);
     Ok(())
 }
 
@@ -231,7 +236,7 @@ fn a_driver_that_cannot_falls_back_to_generic_mode() -> Result<()> {
         })??;
     }
     let datapath = town.open()?;
-    assert_eq!(datapath.interfaces().collect::<Vec<_>>(), [(LAN, Mode::Generic)]);
+    assert_eq!(modes(&datapath), [(LAN, Mode::Generic)]);
     drop(datapath);
     let mut options = town.options();
     options.mode = Mode::Driver;
@@ -308,4 +313,92 @@ fn pinned_settings(town: &Town) -> Result<Settings> {
     let map =
         aya::maps::Array::<_, Settings>::try_from(aya::maps::Map::Array(aya::maps::MapData::from_pin(pin)?))?;
     Ok(map.get(&0, 0)?)
+}
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+fn bpf(command: libc::c_long, attributes: &[u64]) -> Result<i32> {
+    // SAFETY: both commands above only read attributes, of the length given, and the string that one of them points to.
+    let outcome =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
+    anyhow::ensure!(outcome >= 0, "{}", std::io::Error::last_os_error());
+    Ok(i32::try_from(outcome)?)
+}
+
+/// Takes the joint off the balancer's interface as somebody else would: by force where a link holds it, else with the queueing
+/// discipline that its filter belongs to.
+fn remove_joint(town: &Town) -> Result<()> {
+    match town.pins().into_iter().find(|pin| pin.ends_with(format!("{LAN}-tc"))) {
+        Some(pin) => {
+            let path = std::ffi::CString::new(pin.to_string_lossy().into_owned())?;
+            let link = bpf(BPF_OBJ_GET, &[path.as_ptr() as u64, 0])?;
+            // SAFETY: the descriptor was just returned to us and nobody else has it.
+            let link = unsafe { OwnedFd::from_raw_fd(link) };
+            bpf(BPF_LINK_DETACH, &[link.as_raw_fd() as u64])?;
+        }
+        None => {
+            let tc =
+                || std::process::Command::new("tc").args(["qdisc", "del", "dev", LAN, "clsact"]).status();
+            anyhow::ensure!(town.balancer.run(tc)??.success(), "tc qdisc del");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_joint_that_somebody_removed_is_put_back() -> Result<()> {
+    let town = Town::build()?;
+    let mut datapath = town.open()?;
+    let (program, joint) = (town.program()?, town.joint()?);
+    assert!(joint.is_some(), "attached at start");
+    town.balancer.run(|| datapath.reattach())??;
+    assert_eq!(town.joint()?, joint, "nothing is missing");
+    remove_joint(&town)?;
+    assert_eq!(town.joint()?, None, "removed");
+    town.balancer.run(|| datapath.reattach())??;
+    assert_eq!(town.joint()?, joint, "put back");
+    assert_eq!(town.program()?, program, "and nothing else was touched");
+    drop(datapath);
+    // While no daemon runs nobody sees it; the next one puts it back.
+    remove_joint(&town)?;
+    let _datapath = town.open()?;
+    assert!(town.joint()?.is_some());
+    Ok(())
+}
+
+#[test]
+fn another_xdp_program_in_our_place_is_named() -> Result<()> {
+    let town = Town::build()?;
+    let mut datapath = town.open()?;
+    let pin = town.pins().into_iter().find(|pin| pin.ends_with(format!("{LAN}-xdp"))).context("pinned")?;
+    std::fs::remove_file(pin)?;
+    tests::client::eventually("the program goes with its link", || Ok(town.program()?.is_none()))?;
+    let mut other = aya::Ebpf::load_file(tests::object::path_of("testbed")?)?;
+    let empty: &mut aya::programs::Xdp = other.program_mut("tb_empty").context("there")?.try_into()?;
+    empty.load()?;
+    let id = empty.info()?.id();
+    town.balancer.run(|| empty.attach(LAN, aya::programs::XdpMode::Driver))??;
+    let error = town.balancer.run(|| datapath.reattach())?.expect_err("it is not ours");
+    assert!(matches!(error, DatapathError::ForeignXdp { program, .. } if program == id), "{error}");
+    assert_eq!(town.program()?, Some(id), "it is left alone");
+    Ok(())
+}
+
+#[test]
+fn programs_on_tracepoints_are_pinned_taken_over_and_removed() -> Result<()> {
+    let town = Town::build()?;
+    let pins = || {
+        let mut pins = town.pins();
+        pins.retain(|pin| pin.to_string_lossy().contains("/tracepoint-"));
+        pins.len()
+    };
+    for _ in 0..2 {
+        let datapath = town.open()?;
+        assert_eq!(datapath.uncounted(), None);
+        assert_eq!((pins(), datapath.lost()?), (3, vec![]));
+    }
+    datapath::detach(&town.run_dir)?;
+    assert_eq!(pins(), 0);
+    Ok(())
 }

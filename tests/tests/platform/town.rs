@@ -1,11 +1,13 @@
 //! Two namespaces joined by a veth pair, and what every test here needs.
 
 use anyhow::{Context, Result};
-use lb_userspace::datapath::{self, Datapath, DatapathError, DatapathOptions, Limits, Mode};
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_userspace::datapath::{self, Datapath, DatapathError, DatapathOptions, JOINT, Limits, Mode};
 use lb_userspace::net::{Netns, Rtnl, ethtool};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tests::require_root;
@@ -96,6 +98,18 @@ impl Town {
     pub(crate) fn program(&self) -> Result<Option<u32>> {
         let link = self.balancer.run(|| Rtnl::open()?.link(LAN))??.context("lan is there")?;
         Ok(link.xdp.map(|xdp| xdp.program_id))
+    }
+
+    /// How the joint is on the balancer's interface: by a TCX link, or as a filter.
+    pub(crate) fn joint(&self) -> Result<Option<&'static str>> {
+        let links = self.balancer.run(|| SchedClassifier::query_tcx(LAN, TcAttachType::Ingress))?;
+        // Kernels before 6.6 know filters alone.
+        if links.is_ok_and(|(_, programs)| programs.iter().any(|p| p.name_as_str() == Some(JOINT))) {
+            return Ok(Some("tcx"));
+        }
+        let show = || Command::new("tc").args(["filter", "show", "dev", LAN, "ingress"]).output();
+        let filters = String::from_utf8(self.balancer.run(show)??.stdout)?;
+        Ok(filters.contains(JOINT).then_some("clsact"))
     }
 
     pub(crate) fn pins(&self) -> Vec<PathBuf> {

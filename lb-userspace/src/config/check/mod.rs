@@ -90,6 +90,7 @@ impl Checker<'_, '_> {
             keys: self.path(raw.keys, "/var/lib/lb/keys.toml".into()),
             object: raw.object.map(|object| self.path(Some(object), PathBuf::new())),
             announce: raw.announce.is_none_or(Spanned::into_inner),
+            set_offloads: raw.set_offloads.is_none_or(Spanned::into_inner),
             interfaces: self.interfaces(names.0, names.1, mistyped),
             run_dir,
             socket,

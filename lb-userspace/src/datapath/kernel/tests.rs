@@ -13,6 +13,7 @@ fn full(release: &str) -> Facts {
         bpf_loop: Some(true),
         load_bytes: Some(true),
         tcx: Some(true),
+        lost: Some(true),
         membarrier: Some(true),
         network: Trial { namespaces: Some(true), veth: Some(true), filter: Some(true) },
     }
@@ -35,6 +36,7 @@ const LOAD_BYTES: &str = "the helper bpf_xdp_load_bytes";
 const JIT: &str = "the BPF JIT";
 const FILTERS: &str = "filters of clsact";
 const TCX: &str = "TCX links";
+const TRACEPOINTS: &str = "tracepoints of XDP";
 const VETH: &str = "network namespaces with veth pairs";
 const MEMBARRIER: &str = "membarrier for all processors";
 
@@ -44,7 +46,7 @@ fn what_a_kernel_lacks_is_named() {
     let no_namespaces = Trial { namespaces: Some(false), veth: None, filter: None };
     // Name, facts, what is missing, what was not looked at, whether lbd starts.
     type Row = (&'static str, Facts, &'static [&'static str], &'static [&'static str], bool);
-    let rows: [Row; 15] = [
+    let rows: [Row; 16] = [
         ("everything", full("6.18.44-fc"), &[], &[], true),
         ("Debian 12", Facts { tcx: Some(false), ..full("6.1.0-57-cloud-amd64") }, &[TCX], &[], true),
         (
@@ -63,6 +65,7 @@ fn what_a_kernel_lacks_is_named() {
         ),
         ("no namespaces", Facts { network: no_namespaces, ..full("6.12.117") }, &[VETH], &[], true),
         ("the JIT is off", Facts { jit: Some(false), ..full("6.12.117") }, &[JIT], &[], false),
+        ("no type information", Facts { lost: Some(false), ..full("6.12.117") }, &[TRACEPOINTS], &[], true),
         ("no membarrier", Facts { membarrier: Some(false), ..full("6.12.117") }, &[MEMBARRIER], &[], true),
         ("older than those that are tested", Facts { tcx: Some(false), ..full("5.19.0") }, &[TCX], &[], true),
         (
@@ -100,13 +103,19 @@ fn what_a_kernel_lacks_is_named() {
             &[],
             false,
         ),
-        ("not root", unprivileged("6.12.117"), &[], &[BPF, FILTERS, TCX, VETH], false),
-        ("not root, too old", unprivileged("5.10.0"), &[LOOP, LOAD_BYTES, TCX], &[BPF, FILTERS, VETH], false),
+        ("not root", unprivileged("6.12.117"), &[], &[BPF, FILTERS, TCX, TRACEPOINTS, VETH], false),
+        (
+            "not root, too old",
+            unprivileged("5.10.0"),
+            &[LOOP, LOAD_BYTES, TCX],
+            &[BPF, FILTERS, TRACEPOINTS, VETH],
+            false,
+        ),
         (
             "not root, a release without numbers",
             unprivileged("strange"),
             &[],
-            &[BPF, LOOP, LOAD_BYTES, FILTERS, TCX, VETH],
+            &[BPF, LOOP, LOAD_BYTES, FILTERS, TCX, TRACEPOINTS, VETH],
             false,
         ),
     ];
@@ -142,7 +151,7 @@ fn people_are_told() {
         (
             unprivileged("6.12.117"),
             "this machine's kernel 6.12.117 lacks nothing that could be looked at\n  not looked at, for only root may ask: \
-             the system call bpf, filters of clsact, TCX links, network namespaces with veth pairs",
+             the system call bpf, filters of clsact, TCX links, tracepoints of XDP, network namespaces with veth pairs",
         ),
     ];
     for (facts, told) in rows {
