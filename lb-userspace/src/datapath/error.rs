@@ -81,9 +81,4 @@ impl DatapathError {
     {
         move |source| Self::System { what: what.into(), source: source.into() }
     }
-
-    /// As [`DatapathError::system`], for the error codes of `nix`.
-    pub(super) fn os(what: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
-        move |errno| Self::System { what: what.into(), source: Box::new(io::Error::from(errno)) }
-    }
 }
