@@ -2,7 +2,6 @@
 
 use super::{ClockError, LimitError};
 use crate::net::NetError;
-use std::io;
 use std::path::PathBuf;
 
 /// Why the data path cannot do what it was asked.

@@ -10,6 +10,7 @@ mod quic;
 mod rules;
 mod rust_app;
 mod sessions;
+mod starting;
 mod status;
 mod store;
 mod takeover;

@@ -143,3 +143,101 @@ async fn the_number_of_sessions_is_right_after_a_crash_at_any_batch() {
     drop(store);
     assert_eq!(place.open().count().await.unwrap(), 20);
 }
+
+/// How often a start is interrupted; more with `LB_STORE_STARTS`.
+fn starts() -> u64 {
+    std::env::var("LB_STORE_STARTS").map_or(8, |text| text.parse().expect("LB_STORE_STARTS is a number"))
+}
+
+const DIRECTORY: &str = "LB_TEST_STORE";
+
+/// Opens the store that its environment names, and writes to it until it is killed. Tells what was acknowledged.
+#[tokio::test]
+#[ignore = "is killed; a_kill_at_any_moment_of_a_start_loses_nothing runs it in a process of its own"]
+async fn opens_and_writes_until_it_is_killed() {
+    use std::io::Write;
+    let store = SledStore::open_with(Path::new(&std::env::var(DIRECTORY).unwrap()), options()).unwrap();
+    let text = "x".repeat(20_000);
+    loop {
+        for n in 1..SESSIONS {
+            let found = store.load(id(n)).await.unwrap().map_or(0, |record| record.version);
+            let next = Record { version: found + 1, revision: found + 1, ..record(1, &text) };
+            store.save(id(n), &next, Some(found).filter(|version| *version > 0)).await.unwrap();
+            // Whole lines only, and nothing in between.
+            let _ = std::io::stderr().write_all(format!("acknowledged {n} {}\n", found + 1).as_bytes());
+        }
+    }
+}
+
+/// A start reads the log, writes a snapshot and zeroes what is behind the end; each moment may be the last.
+#[tokio::test]
+async fn a_kill_at_any_moment_of_a_start_loses_nothing() {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    filled(&place).await;
+    let mut acknowledged = vec![8; SESSIONS as usize];
+    let name = "session::store::sled::tests::start::opens_and_writes_until_it_is_killed";
+    let mut dice = torn::Dice(1);
+    for start in 0..starts() {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", name])
+            .env(DIRECTORY, place.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Up to the end of the open, and somewhat beyond it.
+        std::thread::sleep(std::time::Duration::from_micros(dice.below(120_000) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(!said.contains("panicked"), "start {start}: {said}");
+        for line in said.lines().filter_map(|line| line.strip_prefix("acknowledged ")) {
+            let (n, version) = line.split_once(' ').unwrap();
+            acknowledged[n.parse::<usize>().unwrap()] = version.parse().unwrap();
+        }
+        // Not opened here each time, so that what one left is found by the next.
+        if start % 4 == 3 {
+            let store = place.open();
+            for (n, version) in acknowledged.iter().enumerate().skip(1) {
+                let found = store.load(id(n as u32)).await.unwrap().unwrap().version;
+                assert!(
+                    found >= *version,
+                    "start {start}: session {n} has {found}, {version} was acknowledged"
+                );
+            }
+            assert_eq!(store.count().await.unwrap(), u64::from(SESSIONS) - 1);
+        }
+    }
+}
+
+/// As a full disk does: of each file so many bytes can be written. Runs in a process of its own.
+#[tokio::test]
+#[ignore = "limits its whole process; no_room_at_any_moment_of_a_start_loses_nothing runs it in one of its own"]
+async fn starts_without_room_in_a_process_of_its_own() {
+    let place = Place::new();
+    filled(&place).await;
+    let image = torn::image(&place.path());
+    let mut dice = torn::Dice(2);
+    let mut refused = 0;
+    for start in 0..starts() {
+        let place = torn::restore(&image);
+        // Nothing at all, some of a snapshot, some of the log.
+        let room = dice.below([1, 600, 9 << 20][start as usize % 3]) as u64;
+        failure::limit_file_size(room);
+        let opened = SledStore::open_with(&place.path(), options());
+        let refusal = opened.as_ref().err().map(ToString::to_string);
+        drop(opened);
+        failure::limit_file_size(libc::RLIM_INFINITY);
+        refused += u32::from(refusal.is_some());
+        whole(&place, &format!("start {start} with {room} bytes: {refusal:?}")).await;
+    }
+    assert!(refused > 0, "no start was short of room");
+}
+
+#[test]
+fn no_room_at_any_moment_of_a_start_loses_nothing() {
+    failure::in_its_own_process("start::starts_without_room_in_a_process_of_its_own");
+}
