@@ -20,8 +20,9 @@ use crate::control::client::ask;
 use crate::control::{Request, Response};
 use clap::{Parser, Subcommand};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Done as asked.
 const DONE: u8 = 0;
@@ -29,6 +30,9 @@ const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 /// lbd could not be asked.
 const UNREACHABLE: u8 = 2;
+
+/// How long lbd may take to answer, unless it is said.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks at a running lbd, and tells it what to do.
 #[derive(Debug, Parser)]
@@ -41,11 +45,31 @@ struct Cli {
     /// The control socket of the lbd that is meant.
     #[arg(long, global = true, value_name = "PATH", default_value = "/run/lb/lbd.sock", env = "LB_SOCKET")]
     socket: PathBuf,
+    /// How long an answer is waited for, beside the time that what is asked for takes; 5s, and 1s for `udp-ping`.
+    #[arg(long, global = true, value_name = "TIME", value_parser = udp_ping::duration)]
+    timeout: Option<Duration>,
     /// Print lbd's answer as JSON, for programs.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     noun: Noun,
+}
+
+impl Cli {
+    fn patience(&self) -> Duration {
+        self.timeout.unwrap_or(PATIENCE)
+    }
+
+    fn lbd(&self) -> Lbd<'_> {
+        Lbd { socket: &self.socket, patience: self.patience() }
+    }
+}
+
+/// The lbd that is asked.
+#[derive(Clone, Copy, Debug)]
+struct Lbd<'a> {
+    socket: &'a Path,
+    patience: Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,7 +138,7 @@ pub async fn run() -> ExitCode {
 
 async fn execute(cli: &Cli) -> Said {
     let Some(request) = request(&cli.noun) else { return converse(cli).await };
-    match ask(&cli.socket, &request).await {
+    match ask(&cli.socket, &request, cli.patience()).await {
         Ok(response) => say(cli, &response),
         Err(error) => Said { out: String::new(), err: format!("lbctl: {error}\n"), code: UNREACHABLE },
     }
@@ -138,9 +162,9 @@ fn request(noun: &Noun) -> Option<Request> {
 /// What asks many things, or others than lbd; most of it speaks while it does.
 async fn converse(cli: &Cli) -> Said {
     match &cli.noun {
-        Noun::Store(verb) => store::run(verb, &cli.socket, cli.json).await,
-        Noun::Trace(args) => Said::nothing(trace::run(args, &cli.socket, cli.json).await),
-        Noun::UdpPing(args) => Said::nothing(udp_ping::run(args, cli.json).await),
+        Noun::Store(verb) => store::run(verb, cli.lbd(), cli.json).await,
+        Noun::Trace(args) => Said::nothing(trace::run(args, cli.lbd(), cli.json).await),
+        Noun::UdpPing(args) => Said::nothing(udp_ping::run(args, cli.timeout, cli.json).await),
         _ => unreachable!("everything else is one request"),
     }
 }
@@ -158,6 +182,7 @@ fn say(cli: &Cli, response: &Response) -> Said {
         }
         Response::Done { message } => format!("{message}\n"),
         Response::Status(status) => status::text(status),
+        Response::Phase(phase) => status::phase(phase),
         Response::Services { services } => service::text(services),
         Response::Backends { backends } => backend::text(backends),
         Response::Session(session) => session::text(session),

@@ -11,6 +11,7 @@ mod learned;
 mod leaving;
 mod lost;
 mod object;
+mod phase;
 mod servers;
 mod sessions;
 mod slots;
@@ -21,7 +22,7 @@ mod vips;
 pub use detach::detach;
 pub use event::Event;
 
-use crate::config::{Config, Timeouts};
+use crate::config::{self, Config, Timeouts};
 use crate::control::{Refused, Response};
 use crate::datapath::{Datapath, DatapathError};
 use crate::health::{Health, HealthEvent, Policy, Probe};
@@ -35,6 +36,7 @@ use event::{Sources, TICK};
 use lb_common::backend::State;
 use leaving::Quiet;
 use lost::Losses;
+use phase::Step;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,10 +46,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use trace::Trace;
 
-/// How long lbctl is kept waiting for a server's restart.
-const RESTART_PATIENCE: Duration = Duration::from_secs(30);
-/// How long lbctl is kept waiting for a backend that shall be ready.
-const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long managed servers may finish requests when the store has failed, under which no write succeeds.
+const FAILED_DRAIN: Duration = Duration::from_secs(2);
 
 /// In how many ticks all learned sessions are looked at: about a minute. One past its time is not found in any case.
 const SLICES: usize = 240;
@@ -67,9 +67,9 @@ pub struct Options {
 /// # Errors
 /// It cannot start, or cannot go on. Packets keep flowing as they did.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let mut daemon = Daemon::start(options).await?;
+    let Some(mut daemon) = Daemon::start(options).await? else { return Ok(()) };
     let ended = daemon.until_stopped().await;
-    daemon.stop().await;
+    daemon.stop(ended.is_err()).await;
     ended
 }
 
@@ -138,6 +138,11 @@ impl Daemon {
                 tracing::info!(signal, "stopping; traffic to backends elsewhere keeps flowing");
                 return Ok(());
             }
+            if let Event::StoreStopped(error) = event {
+                return Err(error).context(
+                    "lbd ends, so that it is started again; traffic to backends elsewhere keeps flowing",
+                );
+            }
             self.handle(event).context("lbd cannot go on; packets keep flowing as they did")?;
         }
     }
@@ -201,7 +206,7 @@ impl Daemon {
                      backends elsewhere alive"
                 );
             }
-            Event::Stop(_) => {}
+            Event::Stop(_) | Event::StoreStopped(_) => {}
         }
         self.tell_waiting();
         Ok(())
@@ -354,9 +359,7 @@ impl Daemon {
     }
 
     /// Takes managed servers out of the tables, lets them finish what is in flight, and leaves everything else as it is.
-    async fn stop(mut self) {
-        // From here on lbctl is told that nobody answers.
-        self.control.abort();
+    async fn stop(mut self, failed: bool) {
         if let Err(error) = self.end_trace() {
             tracing::warn!(error = %chain(&error), "the programs go on to tell decisions");
         }
@@ -369,9 +372,20 @@ impl Daemon {
             self.next_hops.forget(backend.addr.ip());
         }
         let links = std::mem::take(&mut self.links);
+        let drain = if failed { FAILED_DRAIN } else { self.config.timeouts.drain };
+        let limit = config::show_duration(drain);
+        let step = Step::new("stopping", format!("requests in flight at managed servers, at most {limit}"));
+        // Cut off by the supervisor itself after `drain`, which it was told at the start.
+        let limit = if failed { FAILED_DRAIN } else { Duration::MAX };
         tokio::select! {
-            () = self.supervisor.shutdown() => {}
-            () = self.sources.stop() => tracing::warn!("told again to stop: not waiting for requests in flight"),
+            done = tokio::time::timeout(limit, self.supervisor.shutdown()) => {
+                if done.is_err() {
+                    tracing::warn!("not waiting longer for requests in flight: the store is gone");
+                }
+            }
+            signal = self.sources.answer_until_signal(|| step.clone()) => {
+                tracing::warn!(signal, "told again to stop: not waiting for requests in flight");
+            }
         }
         for interface in links.values() {
             if let Err(error) = self.datapath.detach_interface(interface) {
@@ -380,6 +394,9 @@ impl Daemon {
         }
         self.sweeper.abort();
         self.announcements.abort();
+        // The socket goes with it.
+        self.control.abort();
+        let _ = self.control.await;
         tracing::info!("stopped");
     }
 }

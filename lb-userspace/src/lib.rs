@@ -61,8 +61,12 @@ pub mod daemon;
 pub mod datapath;
 #[cfg(feature = "daemon")]
 pub mod health;
+#[cfg(feature = "sled")]
+mod lock_file;
 #[cfg(feature = "daemon")]
 pub mod net;
+#[cfg(feature = "sled")]
+mod panics;
 #[cfg(feature = "quinn")]
 pub mod quic;
 #[cfg(feature = "daemon")]

@@ -154,6 +154,12 @@ impl Lbd {
 
     /// Starts it again and waits until every backend is ready.
     pub fn resume(&mut self) -> Result<()> {
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// Starts it again and waits for nothing.
+    pub fn launch(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "lbd runs already");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         let mut command = match &self.manner.fault {
@@ -166,7 +172,7 @@ impl Lbd {
         };
         command.arg("--config").arg(self.config()).stdout(log.try_clone()?).stderr(log);
         self.process = Some(Process(command.spawn().context("starting lbd")?));
-        self.wait_ready()
+        Ok(())
     }
 
     /// Waits until every backend is ready that is configured.

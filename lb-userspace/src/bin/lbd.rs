@@ -9,6 +9,7 @@ use lb_userspace::session::fault::{self, Fault};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// A load balancer that brings sessions home: loads the packet programs, runs the session servers, watches backends.
@@ -86,6 +87,9 @@ fn check(file: &Path) -> anyhow::Result<()> {
     let services: Vec<_> =
         config.services.iter().map(|service| format!("{} at {}", service.name, service.vip)).collect();
     println!("{}: fine; services: {}; backends: {backends}", file.display(), services.join(", "));
+    if let Some(warning) = config.readable_secret(file) {
+        println!("warning: {warning}");
+    }
     // Another machine may be the one that shall run it: what this one lacks is no fault of the file.
     println!("{}", Kernel::look());
     Ok(())
@@ -112,10 +116,12 @@ fn begin_log(filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long tasks that are under way when lbd ends may take: one may be inside of a store that is slow to open.
+const REST: Duration = Duration::from_secs(2);
+
 fn run(options: Options) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(daemon::run(options))
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(daemon::run(options));
+    runtime.shutdown_timeout(REST);
+    ended
 }

@@ -2,7 +2,7 @@
 
 use super::table::Align::{Left, Right};
 use super::table::{count, number, sheet, span, table};
-use crate::control::{MapView, StatusView};
+use crate::control::{MapView, PhaseView, StatusView};
 use crate::session::StoreState;
 
 pub(super) fn text(status: &StatusView) -> String {
@@ -43,6 +43,15 @@ pub(super) fn text(status: &StatusView) -> String {
     text += "\n";
     text += &maps(status);
     text
+}
+
+/// Of an lbd that starts or stops.
+pub(super) fn phase(view: &PhaseView) -> String {
+    let PhaseView { version, pid, phase, waits_for, seconds } = view;
+    sheet(&[
+        ("lbd", format!("{version}, pid {pid}, {phase}")),
+        ("waits for", format!("{waits_for}, for {}", span(*seconds))),
+    ])
 }
 
 /// What the programs' maps hold, and the memory that they take.

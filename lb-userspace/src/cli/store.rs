@@ -7,7 +7,7 @@ mod import;
 mod tests;
 
 use super::table::{count, number};
-use super::{DONE, REFUSED, Said, UNREACHABLE};
+use super::{DONE, Lbd, REFUSED, Said, UNREACHABLE};
 use crate::config::{Config, Store};
 use crate::control::client::{ClientError, ask};
 use crate::control::{Refused, Request, Response, StoreRequest, StoreView};
@@ -88,8 +88,8 @@ impl Failure {
 
 /// Where steps are done.
 enum Door<'a> {
-    /// By the lbd at this socket.
-    Lbd(&'a Path),
+    /// By that lbd.
+    Lbd(Lbd<'a>),
     /// Here. With the names of the services that are configured, if that is known.
     Here(Arc<dyn SessionStore>, Option<Vec<String>>),
 }
@@ -97,7 +97,7 @@ enum Door<'a> {
 impl Door<'_> {
     async fn step(&self, step: StoreRequest) -> Result<Response, Failure> {
         let response = match self {
-            Self::Lbd(socket) => ask_lbd(socket, &Request::Store { step }).await?,
+            Self::Lbd(lbd) => ask_lbd(*lbd, &Request::Store { step }).await?,
             Self::Here(store, _) => stores::answer(&**store, None, step).await,
         };
         match response {
@@ -117,7 +117,7 @@ impl Door<'_> {
     async fn services(&self) -> Result<Option<Vec<String>>, Failure> {
         match self {
             Self::Here(_, names) => Ok(names.clone()),
-            Self::Lbd(socket) => match ask_lbd(socket, &Request::ServiceList {}).await? {
+            Self::Lbd(lbd) => match ask_lbd(*lbd, &Request::ServiceList {}).await? {
                 Response::Services { services } => {
                     Ok(Some(services.into_iter().map(|service| service.name).collect()))
                 }
@@ -127,8 +127,8 @@ impl Door<'_> {
     }
 }
 
-async fn ask_lbd(socket: &Path, request: &Request) -> Result<Response, Failure> {
-    ask(socket, request).await.map_err(|error| {
+async fn ask_lbd(lbd: Lbd<'_>, request: &Request) -> Result<Response, Failure> {
+    ask(lbd.socket, request, lbd.patience).await.map_err(|error| {
         let mut text = error.to_string();
         if matches!(error, ClientError::NotRunning { .. }) {
             text += "\nwithout an lbd, name the store with --config lb.toml or --store DIRECTORY";
@@ -142,12 +142,12 @@ fn misunderstood(response: &Response) -> Failure {
 }
 
 /// Does it, and says what came of it.
-pub(super) async fn run(verb: &Verb, socket: &Path, json: bool) -> Said {
+pub(super) async fn run(verb: &Verb, lbd: Lbd<'_>, json: bool) -> Said {
     let done = match verb {
-        Verb::Check { place } => check(place, socket, json).await,
-        Verb::Export { file, place } => export::run(file, place, socket, json).await,
+        Verb::Check { place } => check(place, lbd, json).await,
+        Verb::Export { file, place } => export::run(file, place, lbd, json).await,
         Verb::Import { file, replace, services, place } => {
-            import::run(file, *replace, services, place, socket, json).await
+            import::run(file, *replace, services, place, lbd, json).await
         }
     };
     done.unwrap_or_else(|failure| {
@@ -161,9 +161,9 @@ pub(super) async fn run(verb: &Verb, socket: &Path, json: bool) -> Said {
 }
 
 /// `may_create`: whether a sled store that is not there is to be made.
-async fn open<'a>(place: &Place, socket: &'a Path, may_create: bool) -> Result<Door<'a>, Failure> {
+async fn open<'a>(place: &Place, lbd: Lbd<'a>, may_create: bool) -> Result<Door<'a>, Failure> {
     let (store, services) = match (&place.store, &place.config) {
-        (None, None) => return Ok(Door::Lbd(socket)),
+        (None, None) => return Ok(Door::Lbd(lbd)),
         (Some(path), _) => (Store::Sled { path: path.clone() }, None),
         (None, Some(file)) => {
             let config = Config::load(file).map_err(|error| Failure::Refused(error.to_string()))?;
@@ -188,13 +188,13 @@ async fn open<'a>(place: &Place, socket: &'a Path, may_create: bool) -> Result<D
     }
 }
 
-async fn check(place: &Place, socket: &Path, json: bool) -> Result<Said, Failure> {
+async fn check(place: &Place, lbd: Lbd<'_>, json: bool) -> Result<Said, Failure> {
     #[derive(Default, Serialize)]
     struct Found {
         records: u64,
         damaged: Vec<Damaged>,
     }
-    let door = open(place, socket, false).await?;
+    let door = open(place, lbd, false).await?;
     let mut all = Found::default();
     // Not asked when the names are damaged: that is for the check to tell.
     let view = door.look().await.ok();

@@ -1,11 +1,10 @@
 //! `lbctl trace`
 
-use super::{DONE, REFUSED, UNREACHABLE};
+use super::{DONE, Lbd, REFUSED, UNREACHABLE};
 use crate::control::client::follow;
 use crate::control::{DecisionView, Request, Response, TraceView};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -26,9 +25,9 @@ pub(super) struct Args {
 const LAST_NEWS: Duration = Duration::from_millis(300);
 
 /// Prints decisions as they come, until there were enough, or the user ends it, or lbd does.
-pub(super) async fn run(args: &Args, socket: &Path, json: bool) -> u8 {
+pub(super) async fn run(args: &Args, lbd: Lbd<'_>, json: bool) -> u8 {
     let request = Request::Trace { service: args.service.clone(), client: args.client };
-    let (first, mut answers) = match follow(socket, &request).await {
+    let (first, mut answers) = match follow(lbd.socket, &request, lbd.patience).await {
         Ok(following) => following,
         Err(error) => return complain(&error, UNREACHABLE),
     };

@@ -12,6 +12,9 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+/// How long an answer is waited for, unless it is said.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Some answers came.
 const ANSWERED: u8 = 0;
 /// None did.
@@ -35,9 +38,6 @@ pub(super) struct Args {
     /// Time from one request to the next.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     interval: Duration,
-    /// How long an answer is waited for.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
-    timeout: Duration,
     /// The token to begin with, 44 characters; or `new`: every request begins a session. Without it, the first one does.
     #[arg(long, value_name = "TOKEN|new", value_parser = session, default_value = "first", hide_default_value = true)]
     session: Session,
@@ -55,7 +55,7 @@ enum Session {
     First,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write it like 200ms or 1s".to_owned())
 }
 
@@ -148,8 +148,8 @@ impl Summary {
 }
 
 /// Asks until there were enough requests, or the user ends it.
-pub(super) async fn run(args: &Args, json: bool) -> u8 {
-    match ping(args, json).await {
+pub(super) async fn run(args: &Args, timeout: Option<Duration>, json: bool) -> u8 {
+    match ping(args, timeout.unwrap_or(TIMEOUT), json).await {
         Ok(summary) => {
             let text = match json {
                 true => serde_json::json!({ "summary": summary }).to_string() + "\n",
@@ -166,7 +166,7 @@ pub(super) async fn run(args: &Args, json: bool) -> u8 {
     }
 }
 
-async fn ping(args: &Args, json: bool) -> io::Result<Summary> {
+async fn ping(args: &Args, timeout: Duration, json: bool) -> io::Result<Summary> {
     let mut summary = Summary::default();
     let mut socket = connect(args.target).await?;
     let mut token = match args.session {
@@ -187,7 +187,7 @@ async fn ping(args: &Args, json: bool) -> io::Result<Summary> {
         let presented = if args.session == Session::New { NO_TOKEN } else { token };
         summary.sent += 1;
         let asked = tokio::select! {
-            asked = ask(&socket, presented, args.timeout) => asked,
+            asked = ask(&socket, presented, timeout) => asked,
             _ = &mut interrupt => {
                 // Nobody waited for its answer.
                 summary.sent -= 1;

@@ -231,6 +231,15 @@ impl Service {
 }
 
 impl Config {
+    /// What to say when others can read a password in this configuration, which was loaded from `file`.
+    pub fn readable_secret(&self, file: &Path) -> Option<String> {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(file).ok()?.permissions().mode();
+        let shown = file.display();
+        (self.lbd.store.has_password() && mode & 0o044 != 0)
+            .then(|| format!("{shown} contains a password, and others can read it: chmod 600 {shown}"))
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

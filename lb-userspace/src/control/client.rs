@@ -4,6 +4,7 @@ use super::wire::{self, MAX_ANSWER, WireError};
 use super::{Request, Response};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -21,23 +22,38 @@ pub enum ClientError {
     Unreachable { path: PathBuf, source: std::io::Error },
     #[error("lbd at {path} went away before it answered\nits log says why")]
     Gone { path: PathBuf },
+    #[error(
+        "lbd at {path} has not answered within {limit:?}\nit may be busy or halted: its log and `ps` tell more; `--timeout 1m` waits \
+         longer"
+    )]
+    Late { path: PathBuf, limit: Duration },
     #[error("lbd at {path} cannot be understood: {source}")]
     Wire { path: PathBuf, source: WireError },
 }
 
-/// Asks the lbd at `path` one thing.
+/// Asks the lbd at `path` one thing. It may take `patience`, and as long as what is asked for takes by itself.
 ///
 /// # Errors
 /// [`ClientError`]; that lbd refused is an answer, not an error.
-pub async fn ask(path: &Path, request: &Request) -> Result<Response, ClientError> {
-    Ok(follow(path, request).await?.0)
+pub async fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Response, ClientError> {
+    Ok(follow(path, request, patience).await?.0)
 }
 
 /// Asks the lbd at `path` for what it answers again and again: the first answer, and where the others come from.
 ///
 /// # Errors
 /// As [`ask`].
-pub async fn follow(path: &Path, request: &Request) -> Result<(Response, Answers), ClientError> {
+pub async fn follow(
+    path: &Path,
+    request: &Request,
+    patience: Duration,
+) -> Result<(Response, Answers), ClientError> {
+    let limit = patience + request.takes();
+    let late = |_| ClientError::Late { path: path.to_owned(), limit };
+    tokio::time::timeout(limit, begin(path, request)).await.map_err(late)?
+}
+
+async fn begin(path: &Path, request: &Request) -> Result<(Response, Answers), ClientError> {
     let path = path.to_owned();
     let stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,

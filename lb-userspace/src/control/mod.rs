@@ -10,7 +10,8 @@ mod wire;
 
 pub use view::{
     BackendView, CounterView, DecisionView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
-    LearnedView, MapView, ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView, TraceView,
+    LearnedView, MapView, PhaseView, ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView,
+    TraceView,
 };
 pub use wire::{MAX_LINE, VERSION, WireError};
 
@@ -19,6 +20,7 @@ use crate::session::store::archive::{Checked, Exported, Import, Imported};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// What lbctl can ask for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -101,6 +103,25 @@ pub enum Request {
     },
 }
 
+/// How long lbctl is kept waiting for a server's restart.
+pub const RESTART_PATIENCE: Duration = Duration::from_secs(30);
+/// How long lbctl is kept waiting for a backend that shall be ready.
+pub const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// What a step on the whole store may take: a slice of records, from the disk or from another host.
+const STEP_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Request {
+    /// How long the answer may take when all is well.
+    pub fn takes(&self) -> Duration {
+        match self {
+            Self::BackendRestart { .. } => RESTART_PATIENCE,
+            Self::BackendSet { admin: Admin::Ready, .. } => READY_PATIENCE,
+            Self::Store { .. } => STEP_PATIENCE,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
 /// A step on the whole store. Each begins where the one before said that it ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
@@ -128,8 +149,14 @@ pub enum StoreRequest {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Response {
     Status(Box<StatusView>),
-    Services { services: Vec<ServiceView> },
-    Backends { backends: Vec<BackendView> },
+    /// In place of the status, while lbd starts or stops.
+    Phase(PhaseView),
+    Services {
+        services: Vec<ServiceView>,
+    },
+    Backends {
+        backends: Vec<BackendView>,
+    },
     Session(Box<SessionView>),
     Learned(Box<LearnedView>),
     LearnedSessions(LearnedListView),
@@ -141,7 +168,9 @@ pub enum Response {
     StoreChecked(Checked),
     StoreExported(Exported),
     StoreImported(Imported),
-    Done { message: String },
+    Done {
+        message: String,
+    },
     Refused(Refused),
 }
 

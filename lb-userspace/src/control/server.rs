@@ -3,6 +3,9 @@
 
 use super::wire::{self, MAX_LINE, WireError};
 use super::{Refused, Request, Response};
+use crate::lock_file::{self, LockError};
+use nix::fcntl::Flock;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -32,8 +35,11 @@ const MAX_BEHIND: usize = 256;
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    #[error("another lbd answers at {path}: stop it first, or set another `socket` in the configuration")]
-    InUse { path: PathBuf },
+    #[error(
+        "another lbd{} has {path}: stop it first, or set another `socket` in the configuration",
+        if pid.is_empty() { String::new() } else { format!(", process {pid},") }
+    )]
+    InUse { path: PathBuf, pid: String },
     #[error("{path} is there and is no socket: move it away, or set another `socket` in the configuration")]
     NoSocket { path: PathBuf },
     #[error("cannot open the control socket {path}: {source}")]
@@ -45,6 +51,8 @@ pub enum SocketError {
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// Of two that start at the same time, one has it.
+    _lock: Flock<File>,
 }
 
 impl ControlSocket {
@@ -57,12 +65,17 @@ impl ControlSocket {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(open)?;
         }
+        let lock = lock_file::take(&lock_path(path)).map_err(|error| match error {
+            LockError::Held { pid } => SocketError::InUse { path: path.to_owned(), pid },
+            LockError::Io(error) => open(error),
+        })?;
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(SocketError::NoSocket { path: path.to_owned() });
             }
             Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => return Err(SocketError::InUse { path: path.to_owned() }),
+                // One of a version that has no lock.
+                Ok(_) => return Err(SocketError::InUse { path: path.to_owned(), pid: String::new() }),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path).map_err(open)?;
                 }
@@ -76,7 +89,7 @@ impl ControlSocket {
         let listener = UnixListener::bind(&hidden).map_err(open)?;
         std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600)).map_err(open)?;
         std::fs::rename(&hidden, path).map_err(open)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), _lock: lock })
     }
 
     /// Serves connections for as long as it is polled.
@@ -109,6 +122,13 @@ impl Drop for ControlSocket {
         // Nobody can do anything about a socket that stays; the next lbd finds that nobody answers there.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// The file that is locked for a socket, beside it.
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
 }
 
 async fn converse(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> Result<(), WireError> {

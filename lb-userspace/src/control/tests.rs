@@ -3,9 +3,12 @@ use super::server::{Call, ControlSocket, SocketError};
 use super::*;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A socket whose requests are answered with their own text; the directory goes with it.
 fn echo() -> (tempfile::TempDir, PathBuf) {
@@ -28,7 +31,7 @@ fn echo() -> (tempfile::TempDir, PathBuf) {
 async fn a_question_is_answered() {
     let (_directory, path) = echo();
     for _ in 0..3 {
-        let answer = ask(&path, &Request::Status {}).await.unwrap();
+        let answer = ask(&path, &Request::Status {}, PATIENCE).await.unwrap();
         assert_eq!(answer, Response::Done { message: "Status".into() });
     }
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -77,7 +80,7 @@ async fn a_live_socket_is_left_alone_and_a_dead_one_replaced() {
     let dead = directory.path().join("lbd.sock");
     drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
     assert!(dead.exists(), "a killed lbd leaves its socket");
-    assert!(matches!(ask(&dead, &Request::Status {}).await, Err(ClientError::NotRunning { .. })));
+    assert!(matches!(ask(&dead, &Request::Status {}, PATIENCE).await, Err(ClientError::NotRunning { .. })));
     let socket = ControlSocket::bind(&dead).unwrap();
     drop(socket);
     assert!(!dead.exists(), "one that stops removes it");
@@ -89,7 +92,10 @@ async fn a_live_socket_is_left_alone_and_a_dead_one_replaced() {
 #[tokio::test]
 async fn without_an_lbd_the_client_says_how_to_start_one() {
     let directory = tempfile::tempdir().unwrap();
-    let error = ask(&directory.path().join("none.sock"), &Request::Status {}).await.unwrap_err().to_string();
+    let error = ask(&directory.path().join("none.sock"), &Request::Status {}, PATIENCE)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no lbd answers at") && error.contains("lbd --config lb.toml"), "{error}");
 }
 
@@ -99,7 +105,7 @@ async fn a_daemon_that_dies_is_told_from_one_that_refuses() {
     let path = directory.path().join("lbd.sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     tokio::spawn(async move { drop(listener.accept().await) });
-    let error = ask(&path, &Request::Status {}).await.unwrap_err();
+    let error = ask(&path, &Request::Status {}, PATIENCE).await.unwrap_err();
     assert!(matches!(error, ClientError::Gone { .. }), "{error}");
 
     // The loop that would answer has ended: refused, not hung.
@@ -108,6 +114,55 @@ async fn a_daemon_that_dies_is_told_from_one_that_refuses() {
     let (calls, asked) = mpsc::unbounded_channel::<Call>();
     drop(asked);
     tokio::spawn(async move { socket.serve(calls).await });
-    let answer = ask(&path, &Request::Status {}).await.unwrap();
+    let answer = ask(&path, &Request::Status {}, PATIENCE).await.unwrap();
     assert_eq!(answer, Response::Refused(Refused::new("lbd is stopping")));
+}
+
+/// Halted, or stuck: the kernel takes the connection all the same.
+#[tokio::test(start_paused = true)]
+async fn an_lbd_that_does_not_answer_is_not_waited_for_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let error = ask(&path, &Request::Status {}, PATIENCE).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, ClientError::Late { .. }), "{text}");
+    for part in [&*path.display().to_string(), "not answered within 10s", "--timeout"] {
+        assert!(text.contains(part), "{text}");
+    }
+    // What takes long by itself gets its time.
+    let restart = Request::BackendRestart { backend: "shop/s1".into() };
+    let begun = tokio::time::Instant::now();
+    assert!(matches!(ask(&path, &restart, PATIENCE).await, Err(ClientError::Late { .. })));
+    assert_eq!(begun.elapsed().as_secs(), (PATIENCE + RESTART_PATIENCE).as_secs());
+}
+
+/// Both find the socket of a dead one; one of them has it in the end, and can be reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_start_together_one_has_the_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    for round in 0..50 {
+        drop(std::os::unix::net::UnixListener::bind(&path));
+        let begin = std::sync::Barrier::new(2);
+        let bind = || {
+            begin.wait();
+            ControlSocket::bind(&path)
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let bound = std::thread::scope(|threads| {
+            let both = [0, 1].map(|_| {
+                threads.spawn(|| {
+                    let _runtime = runtime.enter();
+                    bind()
+                })
+            });
+            both.map(|thread| thread.join().unwrap())
+        });
+        let (won, lost): (Vec<_>, Vec<_>) = bound.into_iter().partition(Result::is_ok);
+        assert_eq!((won.len(), lost.len()), (1, 1), "round {round}");
+        let error = lost[0].as_ref().unwrap_err();
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok(), "round {round}: reachable");
+    }
 }

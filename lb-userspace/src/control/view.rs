@@ -39,6 +39,19 @@ pub struct StatusView {
     pub map_bytes: u64,
 }
 
+/// What an lbd does that does not serve yet, or not any more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PhaseView {
+    pub version: String,
+    pub pid: u32,
+    /// `starting` or `stopping`.
+    pub phase: String,
+    /// What it waits for.
+    pub waits_for: String,
+    /// For how long.
+    pub seconds: u64,
+}
+
 /// A map of the programs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MapView {

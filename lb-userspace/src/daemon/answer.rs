@@ -1,10 +1,10 @@
 //! Answers lbctl: what the registry knows, what the maps and the database hold, and what the operator wants done.
 
-use super::{Daemon, READY_PATIENCE, RESTART_PATIENCE, Waiting, chain};
+use super::{Daemon, Waiting, chain};
 use crate::control::server::Call;
 use crate::control::{
-    Admin, CounterView, FlowView, FlowsView, InterfaceView, MapView, Refused, Request, Response, StatsView,
-    StatusView,
+    Admin, CounterView, FlowView, FlowsView, InterfaceView, MapView, READY_PATIENCE, RESTART_PATIENCE,
+    Refused, Request, Response, StatsView, StatusView,
 };
 use crate::datapath::{DatapathError, MapMemory, Mode};
 use crate::registry::Change;

@@ -1,8 +1,10 @@
 //! What can happen to lbd, and where it is heard.
 
+use super::phase::Step;
 use crate::control::server::Call;
 use crate::health::HealthEvent;
 use crate::net::NextHopEvent;
+use crate::session::StoreError;
 use crate::supervisor::ServerEvent;
 use anyhow::Context;
 use std::time::Duration;
@@ -37,6 +39,8 @@ pub enum Event {
     Devices(Vec<String>),
     /// Time for a fresh SYN cookie key.
     CookieKey,
+    /// The store cannot be used by this process any more.
+    StoreStopped(StoreError),
     /// The operator wants lbd to end.
     Stop(&'static str),
     /// The operator wants the key file read again.
@@ -75,6 +79,8 @@ pub(super) struct Sources {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// A signal that came while lbd started.
+    stop_next: Option<&'static str>,
 }
 
 impl Sources {
@@ -102,20 +108,33 @@ impl Sources {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
+            stop_next: None,
         };
         Ok((Reports { servers, health, next_hops, calls, epochs }, sources))
     }
 
-    /// Until the operator insists.
-    pub(super) async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Until the operator wants lbd to end: which signal said so. lbctl is answered with the step that lbd is at.
+    pub(super) async fn answer_until_signal(&mut self, step: impl Fn() -> Step) -> &'static str {
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = self.terminate.recv() => return "SIGTERM",
+                Some(()) = self.interrupt.recv() => return "SIGINT",
+                Some(call) = self.calls.recv() => step().answer(call),
+            }
         }
+    }
+
+    /// The next event is that signal.
+    pub(super) fn stop_next(&mut self, signal: &'static str) {
+        self.stop_next = Some(signal);
     }
 
     /// The next event, whoever has one. Signals first: they must not wait behind a flood of others.
     pub(super) async fn next(&mut self) -> Event {
+        if let Some(signal) = self.stop_next.take() {
+            return Event::Stop(signal);
+        }
         loop {
             let event = tokio::select! {
                 biased;

@@ -204,8 +204,9 @@ mod tests {
         let token = Some(Token { key_id: 0, service: 1, slot: 1, epoch: 1, session: id });
         assert_eq!(server.find(token).await.unwrap().unwrap().source, Source::Cache);
         let mut ending = std::pin::pin!(end(&*store, &peers, id));
-        let early = (&mut ending).now_or_never();
+        let mut early = None;
         while store.load(id).await.unwrap().is_some() {
+            early = early.or_else(|| (&mut ending).now_or_never());
             tokio::task::yield_now().await;
         }
         assert!(server.find(token).await.unwrap().is_none());

@@ -1,8 +1,9 @@
 //! How lbd starts: everything is opened and checked in the order in which it depends on each other, and packets that
 //! flow already are not disturbed.
 
-use super::event::Sources;
+use super::event::{Event, Reports, Sources};
 use super::lost::Losses;
+use super::phase::Starting;
 use super::servers::SessionServers;
 use super::trace::Trace;
 use super::{Daemon, Known, Options, epochs, object, slots, vips};
@@ -22,14 +23,17 @@ use lb_common::hash::SipKey;
 use lb_common::settings::Settings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// Expired sessions are removed this often, so many records at a time are looked at.
 const SWEEP: (Duration, usize) = (Duration::from_secs(1), 1000);
 
 impl Daemon {
-    pub(super) async fn start(options: Options) -> anyhow::Result<Self> {
+    /// Starts, unless it is told to stop meanwhile. lbctl is answered from the beginning.
+    pub(super) async fn start(options: Options) -> anyhow::Result<Option<Self>> {
         let mut config = Config::load(&options.config)?;
         for interface in options.interfaces {
             if !config.lbd.interfaces.contains(&interface) {
@@ -44,21 +48,55 @@ impl Daemon {
         // First, so that a second lbd ends before it touches anything.
         let control = ControlSocket::bind(&config.lbd.socket)?;
         let (reports, sources) = Sources::new()?;
+        if let Some(warning) = config.readable_secret(&options.config) {
+            tracing::warn!("{warning}");
+        }
+        let calls = reports.calls.clone();
+        let control = tokio::spawn(async move { control.serve(calls).await });
+        let abort = control.abort_handle();
+        let starting = Starting::spawn(sources);
+        let stopped = starting.stopped();
+        let started = tokio::select! {
+            biased;
+            signal = stopped => {
+                tracing::info!(signal, "stopping before lbd was up; packets keep flowing as they did");
+                Ok(None)
+            }
+            started = Self::open(config, options.config, object, control, reports, starting) => started.map(Some),
+        };
+        if !matches!(started, Ok(Some(_))) {
+            abort.abort();
+        }
+        started
+    }
 
+    async fn open(
+        config: Config,
+        config_path: PathBuf,
+        object: PathBuf,
+        control: JoinHandle<()>,
+        reports: Reports,
+        starting: Starting,
+    ) -> anyhow::Result<Self> {
+        starting.waits_for(format!("the session store {} to open", config.lbd.store.place()));
         let store = stores::open(&config.lbd.store).await?;
         let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
         tracing::info!(store = store.state().place, "store opened");
 
-        let mut datapath = Datapath::open(&DatapathOptions {
+        starting.waits_for("the kernel to take the packet programs");
+        let options = DatapathOptions {
             object,
             run_dir: config.lbd.run_dir.clone(),
             limits: config.limits,
             interfaces: config.lbd.interfaces.clone(),
             mode: config.lbd.mode,
-        })?;
+        };
+        let mut datapath = tokio::task::spawn_blocking(move || Datapath::open(&options)).await??;
+        starting.waits_for("the session store to give out ids");
         let left = datapath.left()?;
         let lives = |slot| slots::may_live(&left, slot, datapath.flows().live(slot));
         let ids = slots::ids(&config, &*store, &left, lives).await?;
+        starting.waits_for("backends and managed servers to be set up");
         let clock = datapath.clock();
         let settings = settings(&config, &keys, datapath.inherited(), clock)?;
         let (registry, outcome) = Registry::new(&config, &ids, &left, settings, &clock, Instant::now());
@@ -78,8 +116,13 @@ impl Daemon {
         let trace = Trace::spawn(decisions, &registry, reports.epochs.clone());
         let (pause, slice) = SWEEP;
         let sweeper = store::sweep_forever(store.clone(), Arc::new(unix_millis), pause, slice);
+        let (stops, events) = (store.stops(), reports.epochs.clone());
+        tokio::spawn(async move {
+            // When lbd is stopping, nobody wants to know.
+            let _ = events.send(Event::StoreStopped(stops.await));
+        });
         let mut daemon = Self {
-            config_path: options.config,
+            config_path,
             started: Instant::now(),
             took_over: datapath.inherited().is_some(),
             registry,
@@ -99,10 +142,10 @@ impl Daemon {
             devices: Vec::new(),
             tended: Instant::now(),
             trace,
-            sources,
+            sources: starting.finish().await?,
             announcements: tokio::spawn(epochs::watch(store.clone(), reports.epochs.clone())),
             epochs: reports.epochs,
-            control: tokio::spawn(async move { control.serve(reports.calls).await }),
+            control,
             sweeper: tokio::spawn(sweeper),
             datapath,
             config,

@@ -2,7 +2,6 @@
 
 use super::{ClockError, LimitError};
 use crate::net::NetError;
-use std::io;
 use std::path::PathBuf;
 
 /// Why the data path cannot do what it was asked.
@@ -86,10 +85,5 @@ impl DatapathError {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         move |source| Self::System { what: what.into(), source: source.into() }
-    }
-
-    /// As [`DatapathError::system`], for the error codes of `nix`.
-    pub(super) fn os(what: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
-        move |errno| Self::System { what: what.into(), source: Box::new(io::Error::from(errno)) }
     }
 }

@@ -3,14 +3,14 @@
 
 use super::error::DatapathError;
 use super::sys;
+use crate::lock_file::{self, LockError};
 use crate::net::in_host_mounts;
 use lb_common::MAP_LAYOUT_VERSION;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{FsType, statfs};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -196,32 +196,10 @@ fn mounted(path: &Path) -> io::Result<File> {
 /// Locks the run directory for this process, and writes down which that is.
 fn lock(run_dir: &Path) -> Result<Flock<File>, DatapathError> {
     let path = run_dir.join("lbd.lock");
-    let cannot = || format!("cannot lock {}", path.display());
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(DatapathError::system(cannot()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            let write = |lock: &mut File| {
-                lock.set_len(0)?;
-                lock.rewind()?;
-                write!(lock, "{}", std::process::id())
-            };
-            write(&mut lock).map_err(DatapathError::system(cannot()))?;
-            Ok(lock)
-        }
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            // Who holds it is a courtesy; that it is held is enough.
-            let _ = file.read_to_string(&mut pid);
-            Err(DatapathError::Busy { run_dir: run_dir.to_owned(), pid })
-        }
-        Err((_, errno)) => Err(DatapathError::os(cannot())(errno)),
-    }
+    lock_file::take(&path).map_err(|error| match error {
+        LockError::Held { pid } => DatapathError::Busy { run_dir: run_dir.to_owned(), pid },
+        LockError::Io(error) => DatapathError::system(format!("cannot lock {}", path.display()))(error),
+    })
 }
 
 /// The BPF file system reserves dots in names, and VLAN interfaces have them.

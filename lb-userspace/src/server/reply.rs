@@ -171,7 +171,7 @@ mod tests {
         let unavailable =
             StoreError::Unavailable { store: "redis 10.0.0.9".into(), reason: "no route".into() };
         let too_many_bytes = StoreError::RecordSize { bytes: 200_000, limit: 100_000 };
-        let rows: [(SessionError, u16, bool, &str); 12] = [
+        let rows: [(SessionError, u16, bool, &str); 13] = [
             (Refusal::NotFound("no".into()).into(), 404, false, "GET /session"),
             (Refusal::Invalid("no".into()).into(), 400, false, "nothing was stored"),
             (Refusal::Unfit("no".into()).into(), 409, false, "DELETE the key"),
@@ -192,6 +192,12 @@ mod tests {
             ),
             (store(unavailable), 503, true, "Idempotency-Key"),
             (store(StoreError::Failed("disk on fire".into())), 503, true, "not certain"),
+            (
+                store(StoreError::Stopped { path: "/secret".into(), reason: "fdatasync".into() }),
+                503,
+                true,
+                "not certain",
+            ),
             (store(StoreError::Damaged { id, damage }), 500, false, "drop the cookie"),
             (SessionError::Stopping, 503, true, "another server"),
         ];

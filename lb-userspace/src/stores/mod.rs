@@ -17,7 +17,16 @@ use std::sync::Arc;
 /// [`StoreError`]: names the directory or the node, and what is wrong with it.
 pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
     match store {
-        Store::Sled { path } => Ok(Arc::new(SledStore::open(path)?)),
+        Store::Sled { path } => {
+            // sled reads what may be gigabytes.
+            let directory = path.clone();
+            let opened = tokio::task::spawn_blocking(move || SledStore::open(&directory)).await;
+            let failed = |error: tokio::task::JoinError| StoreError::Open {
+                path: path.clone(),
+                reason: error.to_string(),
+            };
+            Ok(Arc::new(opened.map_err(failed)??))
+        }
         Store::Redis(Redis { nodes, replicas, prefix, lease, deadline, volatile }) => {
             let options = RedisOptions {
                 nodes: nodes.clone(),

@@ -3,9 +3,9 @@
 use super::{Exit, ManagedSpec, Server, ServerEvent, ServerSocket};
 use crate::config::Protocol;
 use crate::net::Netns;
+use crate::panics;
 use futures::future::LocalBoxFuture;
 use socket2::{Domain, Socket, Type};
-use std::any::Any;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl Worker {
             return Err(Interrupted::By(next));
         }
         let epoch = catch_unwind(AssertUnwindSafe(|| self.server.next_epoch(&self.spec)))
-            .map_err(|panic| failed("cannot begin an epoch", &panic_message(&*panic)))?
+            .map_err(|panic| failed("cannot begin an epoch", &panics::message(&*panic)))?
             .map_err(|error| failed("cannot begin an epoch", &error))?;
         let socket = listen(self.spec.addr, self.spec.protocol)
             .map_err(|error| failed(&format!("cannot listen on {}", self.spec.addr), &error))?;
@@ -123,7 +123,7 @@ impl Worker {
         }));
         // Drops every task, and with it every socket, at once. What runs on blocking threads ends by itself.
         runtime.shutdown_background();
-        let exit = exit.unwrap_or_else(|panic| Exit::Panicked(panic_message(&*panic)));
+        let exit = exit.unwrap_or_else(|panic| Exit::Panicked(panics::message(&*panic)));
         Ok((Ended { epoch, exit, next }, begun.elapsed()))
     }
 
@@ -246,12 +246,6 @@ fn listen(addr: SocketAddr, protocol: Protocol) -> std::io::Result<ServerSocket>
         }
         Protocol::Udp => ServerSocket::Udp(socket.into()),
     })
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".to_owned())
 }
 
 fn describe(error: &dyn std::error::Error) -> String {

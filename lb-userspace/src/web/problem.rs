@@ -120,6 +120,7 @@ mod tests {
             TooLarge { what: "the session".into(), name: "max_keys", found: 9, limit: 8, unit: "keys" };
         let no_space = StoreError::NoSpace { path: "/secret".into(), free: 77, reserve: 88 };
         let unavailable = StoreError::Unavailable { store: "secret:6379".into(), reason: "secret".into() };
+        let stopped = StoreError::Stopped { path: "/secret".into(), reason: "secret".into() };
         let rows = [
             (Refusal::NotFound("no".into()).into(), 404, false),
             (Refusal::Invalid("no".into()).into(), 400, false),
@@ -129,6 +130,7 @@ mod tests {
             (SessionError::Precondition { unmet: Unmet::IfMatch, seen: None }, 412, false),
             (no_space.into(), 507, true),
             (unavailable.into(), 503, true),
+            (stopped.into(), 503, true),
             (SessionError::Stopping, 503, true),
             (SessionError::Reused, 422, false),
         ];

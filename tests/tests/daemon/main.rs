@@ -12,6 +12,7 @@ mod quic;
 mod rules;
 mod rust_app;
 mod sessions;
+mod starting;
 mod status;
 mod store;
 mod takeover;

@@ -2,7 +2,7 @@
 
 use super::{Failure, Place, as_json, misunderstood, name, open, progress};
 use crate::cli::table::count;
-use crate::cli::{DONE, REFUSED, Said};
+use crate::cli::{DONE, Lbd, REFUSED, Said};
 use crate::control::{Response, StoreRequest};
 use crate::session::store::archive::{Damaged, End, Header, to_line};
 use crate::session::unix_millis;
@@ -19,8 +19,8 @@ struct Found {
     damaged: Vec<Damaged>,
 }
 
-pub(super) async fn run(file: &Path, place: &Place, socket: &Path, json: bool) -> Result<Said, Failure> {
-    let door = open(place, socket, false).await?;
+pub(super) async fn run(file: &Path, place: &Place, lbd: Lbd<'_>, json: bool) -> Result<Said, Failure> {
+    let door = open(place, lbd, false).await?;
     let view = door.look().await?;
     let failed = |error: io::Error| Failure::of("cannot write", file, &error);
     let mut target = Target::open(file).map_err(failed)?;

@@ -2,7 +2,7 @@
 
 use super::{Door, Failure, Place, as_json, misunderstood, open, progress};
 use crate::cli::table::{count, number};
-use crate::cli::{DONE, REFUSED, Said};
+use crate::cli::{DONE, Lbd, REFUSED, Said};
 use crate::control::{Response, StoreRequest};
 use crate::session::Given;
 use crate::session::store::archive::{Header, Import, Imported, MAX_LINE};
@@ -46,7 +46,7 @@ pub(super) async fn run(
     replace: bool,
     renamings: &[Renaming],
     place: &Place,
-    socket: &Path,
+    lbd: Lbd<'_>,
     json: bool,
 ) -> Result<Said, Failure> {
     let mut source = Source::open(file)?;
@@ -55,7 +55,7 @@ pub(super) async fn run(
         None => return Err(Failure::Refused(format!("{} is empty", source.name))),
     };
     // Looked at before a store is opened, or made.
-    let door = open(place, socket, true).await?;
+    let door = open(place, lbd, true).await?;
     let view = door.look().await?;
     let known = door.services().await?;
     let plan = plan(&header.given, renamings, known.as_deref()).map_err(Failure::Refused)?;

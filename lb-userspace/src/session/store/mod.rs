@@ -9,6 +9,7 @@ pub mod sled;
 
 use super::record::Damage;
 use super::{Clock, Owner, Record};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use lb_common::token::SessionId;
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,12 @@ pub trait SessionStore: Send + Sync + 'static {
     /// Epochs that other processes gave out for a slot, as they come, where there can be other processes.
     fn epochs(&self) -> Option<broadcast::Receiver<(u16, u32)>> {
         None
+    }
+
+    /// Resolves when the store cannot be used by this process any more, with the reason: the process ends then, and is
+    /// started again. Most stores never come to that.
+    fn stops(&self) -> BoxFuture<'static, StoreError> {
+        futures::future::pending().boxed()
     }
 
     /// How it is, for people.
@@ -237,6 +244,9 @@ pub enum StoreError {
     /// A store on other machines does not answer, or not with the replicas that it must have.
     #[error("store {store} cannot be used now: {reason}")]
     Unavailable { store: String, reason: String },
+    /// Nothing is read or written any more by this process: what can be read may not be on the disk.
+    #[error("store {path} has stopped until its process is started again: {reason}")]
+    Stopped { path: PathBuf, reason: String },
     #[error("the store is closed")]
     Closed,
 }

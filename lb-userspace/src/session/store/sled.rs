@@ -2,29 +2,40 @@
 //!
 //! Two things sled 0.34 does not do are done here. A flush of sled writes its log with `sync_file_range`, which
 //! promises nothing about a power failure: [`commit`] follows it with `fdatasync`. And sled refuses everything after one
-//! failed write: writes are refused before the disk is full, and after a failure all the same the database is opened
-//! anew.
+//! failed write: writes are refused before the disk is full. A write that the kernel refuses all the same, for want of
+//! room, is followed by opening the database anew. After any other failure the page cache may show what the disk does not
+//! have: the store stops, until another process opens it.
 
 mod commit;
+mod count;
 mod names;
+mod open;
 mod sessions;
 #[cfg(test)]
 mod tests;
 mod trees;
 
 use super::{Answer, Copies, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
+use crate::lock_file::{self, LockError};
 use crate::session::record::{Owner, Record};
-use commit::{Committer, Queue};
+use commit::{Committer, Queue, Touches};
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use lb_common::token::SessionId;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use nix::fcntl::Flock;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use trees::Shared;
+
+/// Of everything in the directory; grows with any change that this version could not read.
+const FORMAT: &str = "2";
+/// Where it stands in the default tree.
+const FORMAT_KEY: &str = "format";
+
+/// Sessions of a service that end in one step when it is forgotten.
+const FORGOTTEN_AT_ONCE: usize = 1000;
 
 /// How the store uses memory and disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,9 +97,7 @@ impl SledStore {
 
     /// A store that takes writes but does not do them yet.
     fn prepare(path: &Path, options: SledOptions) -> Result<(Self, Committer), StoreError> {
-        let failed =
-            |reason: std::io::Error| StoreError::Open { path: path.into(), reason: reason.to_string() };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        open::directory(path)?;
         let lock = lock(path)?;
         let shared = Arc::new(Shared::open(path, options)?);
         let (queue, committer) = commit::pair(shared.clone());
@@ -121,11 +130,16 @@ impl Drop for SledStore {
         {
             tracing::error!("the commit thread of the session store panicked");
         }
+        self.shared.close();
     }
 }
 
 impl SessionStore for SledStore {
     fn load(&self, id: SessionId) -> Answer<'_, Option<Record>> {
+        if self.shared.is_shut() {
+            // Opened again by the committer, whoever asks.
+            drop(self.queue().submit(Touches::default(), |_| Ok(())));
+        }
         self.shared.load(id).boxed()
     }
 
@@ -136,74 +150,115 @@ impl SessionStore for SledStore {
         expected: Option<u64>,
     ) -> Answer<'a, Option<Owner>> {
         let bytes = record.encode();
-        self.queue().submit(Some(id), move |trees| sessions::save(trees, id, &bytes, expected))
+        let touches = Touches { ids: vec![id], counted: expected.is_none(), frees: false };
+        self.queue().submit(touches, move |trees| sessions::save(trees, id, &bytes, expected))
     }
 
     fn claim(&self, id: SessionId, expected: u64, owner: Owner, expires: u64) -> Answer<'_, Owner> {
-        let claimed = self.shared.claim(id, expected, owner, expires);
-        if self.shared.has_many_claims() {
-            // Nobody waits for it; it only has to happen.
-            drop(self.queue().submit(None, |_| Ok(())));
+        let claim = move |shared: &Shared| shared.claim(id, expected, owner, expires);
+        async move {
+            let claimed = self.shared.read(claim).await;
+            if self.shared.has_many_claims() {
+                // Nobody waits for it; it only has to happen.
+                drop(self.queue().submit(Touches::default(), |_| Ok(())));
+            }
+            claimed
         }
-        async move { claimed }.boxed()
+        .boxed()
     }
 
     fn delete(&self, id: SessionId, expected: u64) -> Answer<'_, ()> {
-        self.queue().submit(Some(id), move |trees| sessions::delete(trees, id, expected))
+        let touches = Touches { ids: vec![id], counted: true, frees: false };
+        self.queue().submit(touches, move |trees| sessions::delete(trees, id, expected))
     }
 
     fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept> {
-        let swept = self.shared.with(|trees| sessions::sweep(trees, now, after, slice));
-        async move { swept }.boxed()
+        let find = move |shared: &Shared| shared.with(|trees| sessions::expired(trees, now, after, slice));
+        async move {
+            let (mut swept, expired) = self.shared.read(find).await?;
+            if !expired.is_empty() {
+                let ids = expired.iter().map(|(id, _)| *id).collect();
+                let touches = Touches { ids, counted: true, frees: true };
+                swept.removed =
+                    self.queue().submit(touches, |trees| sessions::remove(trees, expired)).await?;
+            }
+            Ok(swept)
+        }
+        .boxed()
     }
 
     fn count(&self) -> Answer<'_, u64> {
-        let count = self.shared.with(|trees| Ok(trees.sessions.len() as u64));
+        let count = self.shared.count();
         async move { count }.boxed()
     }
 
     fn next_epoch(&self, slot: u16) -> Answer<'_, u32> {
-        self.queue().submit(None, move |trees| names::next_epoch(trees, slot))
+        self.queue().submit(Touches::default(), move |trees| names::next_epoch(trees, slot))
     }
 
     fn service_id(&self, service: &str) -> Answer<'_, u16> {
         let service = service.to_owned();
-        self.queue().submit(None, move |trees| names::service_id(trees, &service))
+        self.queue().submit(Touches::default(), move |trees| names::service_id(trees, &service))
     }
 
     fn slot(&self, service: &str, backend: &str) -> Answer<'_, u16> {
         let (service, backend) = (service.to_owned(), backend.to_owned());
-        self.queue().submit(None, move |trees| names::slot(trees, &service, &backend))
+        self.queue().submit(Touches::default(), move |trees| names::slot(trees, &service, &backend))
     }
 
     fn slots(&self) -> Answer<'_, Vec<(String, String, u16)>> {
         // Through the queue, so that what it shows is durable.
-        self.queue().submit(None, names::slots)
+        self.queue().submit(Touches::default(), names::slots)
     }
 
     fn given(&self) -> Answer<'_, Given> {
         // Not through the queue: it must be told when nothing can be written, too.
-        let given = self.shared.with(names::given);
-        async move { given }.boxed()
+        self.shared.read(|shared| shared.with(names::given)).boxed()
     }
 
     fn adopt(&self, given: Given) -> Answer<'_, ()> {
-        self.queue().submit(None, move |trees| names::adopt(trees, &given))
+        self.queue().submit(Touches::default(), move |trees| names::adopt(trees, &given))
     }
 
     fn forget_slot(&self, service: &str, backend: &str) -> Answer<'_, ()> {
         let (service, backend) = (service.to_owned(), backend.to_owned());
-        self.queue().submit(None, move |trees| names::forget_slot(trees, &service, &backend))
+        self.queue().submit(Touches::default(), move |trees| names::forget_slot(trees, &service, &backend))
     }
 
     fn forget_service(&self, service: &str) -> Answer<'_, ()> {
         let service = service.to_owned();
-        self.queue().submit(None, move |trees| names::forget_service(trees, &service))
+        async move {
+            loop {
+                let name = service.clone();
+                let forgotten =
+                    self.queue().submit(Touches::default(), move |trees| names::forget_service(trees, &name));
+                if forgotten.await? {
+                    return Ok(());
+                }
+                let name = service.clone();
+                let (id, ids) = self
+                    .shared
+                    .read(move |shared| {
+                        shared.with(|trees| {
+                            let id = names::known_service(trees, &name)?.unwrap_or(0);
+                            Ok((id, sessions::of_service(trees, id, FORGOTTEN_AT_ONCE)?))
+                        })
+                    })
+                    .await?;
+                let touches = Touches { ids: ids.clone(), counted: true, frees: false };
+                self.queue().submit(touches, move |trees| sessions::remove_of(trees, id, &ids)).await?;
+            }
+        }
+        .boxed()
     }
 
     fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice> {
-        let found = self.shared.with(|trees| sessions::scan(trees, from.as_ref(), slice));
-        async move { found }.boxed()
+        let scan = move |shared: &Shared| shared.with(|trees| sessions::scan(trees, from.as_ref(), slice));
+        self.shared.read(scan).boxed()
+    }
+
+    fn stops(&self) -> BoxFuture<'static, StoreError> {
+        self.shared.stops().boxed()
     }
 
     fn watch(&self, copies: Weak<dyn Copies>) {
@@ -211,46 +266,25 @@ impl SessionStore for SledStore {
     }
 
     fn state(&self) -> StoreState {
-        let problem = self.shared.with(|_| Ok(())).and_then(|()| self.shared.check_space());
+        let problem = self.shared.problem();
         StoreState {
             place: format!("sled {}", self.shared.path().display()),
-            available: problem.is_ok(),
-            detail: problem.err().map(|error| error.to_string()),
+            available: problem.is_none(),
+            detail: problem.map(|error| error.to_string()),
         }
     }
 }
 
 /// Takes the directory for this process. sled has a lock as well, but cannot say who holds it.
 fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
-    let file_path = path.join("lock");
-    let failed = |reason: String| StoreError::Open { path: path.into(), reason };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&file_path)
-        .map_err(|error| failed(format!("{}: {error}", file_path.display())))?;
-    let mut holder = String::new();
-    // Read before locking: the holder's number is for the message only.
-    let _ = file.read_to_string(&mut holder);
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            let written = lock.set_len(0).and_then(|()| write_pid(&mut lock));
-            written.map_err(|error| failed(format!("{}: {error}", file_path.display())))?;
-            Ok(lock)
+    let file = path.join(open::LOCK);
+    lock_file::take(&file).map_err(|error| match error {
+        LockError::Held { pid } => {
+            let pid = if pid.is_empty() { "unknown".into() } else { pid };
+            StoreError::Locked { path: PathBuf::from(path), pid }
         }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            let pid = if holder.trim().is_empty() { "unknown".into() } else { holder.trim().into() };
-            Err(StoreError::Locked { path: PathBuf::from(path), pid })
+        LockError::Io(error) => {
+            StoreError::Open { path: path.into(), reason: format!("cannot lock {}: {error}", file.display()) }
         }
-        Err((_, errno)) => Err(failed(format!("cannot lock {}: {errno}", file_path.display()))),
-    }
-}
-
-fn write_pid(file: &mut File) -> std::io::Result<()> {
-    use std::io::Seek;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
+    })
 }

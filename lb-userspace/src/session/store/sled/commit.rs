@@ -7,9 +7,11 @@
 
 use super::trees::{Shared, Trees};
 use super::{Answer, StoreError};
+use crate::panics;
 use futures::FutureExt;
 use lb_common::token::SessionId;
 use parking_lot::{Condvar, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -29,10 +31,20 @@ type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// Does a write in sled, or is told why it cannot be done.
 type Apply = Box<dyn FnOnce(Result<&Trees, StoreError>) -> Done + Send>;
 
+/// What a write may do to sessions.
+#[derive(Default)]
+pub(super) struct Touches {
+    /// Those that it may change.
+    pub(super) ids: Vec<SessionId>,
+    /// Whether it may add or remove them.
+    pub(super) counted: bool,
+    /// Whether it is done on a full disk, too.
+    pub(super) frees: bool,
+}
+
 /// One write.
 struct Job {
-    /// The session that it may change.
-    session: Option<SessionId>,
+    touches: Touches,
     apply: Apply,
 }
 
@@ -119,7 +131,7 @@ impl Queue {
     /// did, and all that it saw, is durable.
     pub(super) fn submit<T: Send + 'static>(
         &self,
-        session: Option<SessionId>,
+        touches: Touches,
         work: impl FnOnce(&Trees) -> Result<T, StoreError> + Send + 'static,
     ) -> Answer<'static, T> {
         let (sender, answer) = oneshot::channel();
@@ -129,7 +141,7 @@ impl Queue {
             Box::new(move |flushed| drop(sender.send(flushed.and(result))))
         });
         // Without a committer the job is dropped, and with it the sender: the answer below says so.
-        self.0.put(Job { session, apply });
+        self.0.put(Job { touches, apply });
         async move { answer.await.unwrap_or(Err(StoreError::Closed)) }.boxed()
     }
 }
@@ -142,8 +154,14 @@ impl Drop for Queue {
 }
 
 impl Committer {
-    /// Works until the [`Queue`] is gone and everything handed in is done.
+    /// Works until the [`Queue`] is gone and everything handed in is done. A panic stops the store.
     pub(super) fn run(mut self) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {
+            self.shared.stop(format!("its commit thread panicked: {}", panics::message(&*panic)));
+        }
+    }
+
+    fn work(&mut self) {
         let mut pace = Pace::new(Instant::now());
         loop {
             let mut jobs = self.desk.take(pace.crowd(), pace.until);
@@ -158,30 +176,44 @@ impl Committer {
     fn commit(&mut self, jobs: &mut Vec<Job>, pace: &mut Pace) {
         self.batch += 1;
         let writes = jobs.len();
-        if !self.shared.is_open() {
+        if self.shared.running().is_ok() && !self.shared.is_open() {
             self.shared.reopen();
         }
-        let ready = self.shared.check_space();
-        self.shared.begin(self.batch, jobs.iter().filter_map(|job| job.session));
         let mut waiting = Vec::with_capacity(writes);
-        let applied = ready.clone().and_then(|()| {
-            self.shared.with(|trees| {
-                waiting.extend(jobs.drain(..).map(|job| (job.apply)(Ok(trees))));
-                Ok(())
-            })
-        });
-        if let Err(error) = &applied {
+        let refuse = |job: Job, error: &StoreError| (job.apply)(Err(error.clone()));
+        if let Err(error) = self.shared.running().and_then(|()| self.shared.check_space()) {
             // Nothing was touched: these writes certainly did not happen.
-            waiting.extend(jobs.drain(..).map(|job| (job.apply)(Err(error.clone()))));
+            let full = matches!(error, StoreError::NoSpace { .. });
+            let refused = jobs.extract_if(.., |job| !(full && job.touches.frees));
+            waiting.extend(refused.map(|job| refuse(job, &error)));
         }
+        self.shared.begin(self.batch, jobs.iter().flat_map(|job| job.touches.ids.iter().copied()));
+        let counted = jobs.iter().filter(|job| job.touches.counted);
+        let counted: Vec<_> = counted.flat_map(|job| job.touches.ids.iter().copied()).collect();
+        let tally = match counted.is_empty() {
+            true => Ok(None),
+            false => self.shared.begin_count(counted).map(Some),
+        };
         let begun = Instant::now();
-        let flushed = match applied {
-            Ok(()) => self.shared.flush(),
-            Err(_) => Ok(()),
+        let flushed = if jobs.is_empty() {
+            Ok(())
+        } else {
+            // What an error of sled leaves is for the flush to find out.
+            let applied = tally.and_then(|tally| {
+                self.shared.with(|trees| {
+                    waiting.extend(jobs.drain(..).map(|job| (job.apply)(Ok(trees))));
+                    Ok(())
+                })?;
+                tally.map_or(Ok(()), |tally| self.shared.end_count(&tally))
+            });
+            if let Err(error) = &applied {
+                waiting.extend(jobs.drain(..).map(|job| refuse(job, error)));
+            }
+            let flushed = if self.shared.is_open() { self.shared.flush() } else { Ok(()) };
+            flushed.and(applied)
         };
         if let Err(error) = &flushed {
             tracing::error!(%error, writes, "session writes failed, none is acknowledged");
-            self.shared.reopen();
         }
         self.shared.finish(self.batch, writes);
         pace.answers(writes, self.desk.waiting(), begun, Instant::now());
@@ -289,7 +321,7 @@ mod tests {
     #[test]
     fn what_was_handed_in_is_taken_before_the_end() {
         let desk = Desk::default();
-        let job = || Job { session: None, apply: Box::new(|_| Box::new(|_| ())) };
+        let job = || Job { touches: Touches::default(), apply: Box::new(|_| Box::new(|_| ())) };
         let far = Instant::now() + Duration::from_secs(3600);
         (0..3).for_each(|_| desk.put(job()));
         assert_eq!(desk.take(3, far).len(), 3);
@@ -308,7 +340,7 @@ mod tests {
         std::thread::scope(|threads| {
             let taken = threads.spawn(|| desk.take(64, far).len());
             for _ in 0..64 {
-                desk.put(Job { session: None, apply: Box::new(|_| Box::new(|_| ())) });
+                desk.put(Job { touches: Touches::default(), apply: Box::new(|_| Box::new(|_| ())) });
             }
             assert_eq!(taken.join().unwrap(), 64);
         });

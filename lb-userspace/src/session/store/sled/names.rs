@@ -1,7 +1,7 @@
 //! Epochs, service ids and slots: what must never be given out twice. Only the committer's thread writes here, so that
 //! it needs no lock.
 
-use super::sessions::end_all;
+use super::sessions::of_service;
 use super::trees::{Trees, failed};
 use super::{Given, StoreError};
 use crate::session::fault::{Fault, armed};
@@ -103,14 +103,23 @@ pub(super) fn forget_slot(trees: &Trees, service: &str, backend: &str) -> Result
     Ok(())
 }
 
-pub(super) fn forget_service(trees: &Trees, service: &str) -> Result<(), StoreError> {
+/// The id of a service, if it has one.
+pub(super) fn known_service(trees: &Trees, service: &str) -> Result<Option<u16>, StoreError> {
     check(service)?;
-    if let Some(value) = trees.services.get(service).map_err(failed)? {
-        // Its sessions first: whatever happens in between, no other service can have the id before they are gone.
-        end_all(trees, number(&value, service)?)?;
+    let value = trees.services.get(service).map_err(failed)?;
+    value.map(|value| number(&value, service)).transpose()
+}
+
+/// Frees the id of a service whose sessions are gone. False while some are there: before they are gone, no other service
+/// can have the id.
+pub(super) fn forget_service(trees: &Trees, service: &str) -> Result<bool, StoreError> {
+    if let Some(id) = known_service(trees, service)? {
+        if !of_service(trees, id, 1)?.is_empty() {
+            return Ok(false);
+        }
         trees.services.remove(service).map_err(failed)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What `key` was given, or the smallest number from `first` on that nothing has.

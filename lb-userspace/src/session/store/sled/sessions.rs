@@ -7,6 +7,7 @@ use crate::session::fault::{Fault, armed};
 use crate::session::record::{Damage, Head, Owner, Record, hand_over};
 use crate::session::store::{Cursor, Entry, Slice, Swept};
 use lb_common::token::SessionId;
+use sled::IVec;
 use std::ops::Bound;
 
 pub(super) fn load(trees: &Trees, id: SessionId) -> Result<Option<Record>, StoreError> {
@@ -88,15 +89,15 @@ fn replace(
     }
 }
 
-/// Not durable by itself: what a crash brings back is expired still, and no server shows it.
-pub(super) fn sweep(
+/// The sessions of a slice that have expired by `now`, as they were found.
+pub(super) fn expired(
     trees: &Trees,
     now: u64,
     after: Option<SessionId>,
     slice: usize,
-) -> Result<Swept, StoreError> {
+) -> Result<(Swept, Vec<(SessionId, IVec)>), StoreError> {
     let from = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.0));
-    let mut swept = Swept::default();
+    let (mut swept, mut expired) = (Swept::default(), Vec::new());
     for entry in trees.sessions.range::<[u8; 16], _>((from, Bound::Unbounded)).take(slice) {
         let (key, bytes) = entry.map_err(failed)?;
         let id = SessionId(
@@ -105,12 +106,7 @@ pub(super) fn sweep(
         swept.examined += 1;
         swept.after = Some(id);
         match Head::read(&bytes) {
-            Ok(head) if now >= head.expires => {
-                // Someone who extended it in the meantime wins.
-                let gone =
-                    trees.sessions.compare_and_swap(&key, Some(bytes), None::<&[u8]>).map_err(failed)?;
-                swept.removed += usize::from(gone.is_ok());
-            }
+            Ok(head) if now >= head.expires => expired.push((id, bytes)),
             Ok(_) => {}
             Err(damage) => tracing::warn!(session = %id, %damage, "damaged record in the session store"),
         }
@@ -118,7 +114,17 @@ pub(super) fn sweep(
     if swept.examined < slice {
         swept.after = None;
     }
-    Ok(swept)
+    Ok((swept, expired))
+}
+
+/// Removes sessions that are as they were found: someone who extended one in the meantime wins. Returns how many.
+pub(super) fn remove(trees: &Trees, found: Vec<(SessionId, IVec)>) -> Result<usize, StoreError> {
+    let mut removed = 0;
+    for (id, bytes) in found {
+        let gone = trees.sessions.compare_and_swap(id.0, Some(bytes), None::<&[u8]>).map_err(failed)?;
+        removed += usize::from(gone.is_ok());
+    }
+    Ok(removed)
 }
 
 pub(super) fn scan(trees: &Trees, from: Option<&Cursor>, slice: usize) -> Result<Slice, StoreError> {
@@ -152,12 +158,29 @@ fn bytes_of(hex: &str) -> Option<Vec<u8>> {
     })
 }
 
-/// Ends every session of a service.
-pub(super) fn end_all(trees: &Trees, service: u16) -> Result<(), StoreError> {
+/// Up to `limit` sessions of a service.
+pub(super) fn of_service(trees: &Trees, service: u16, limit: usize) -> Result<Vec<SessionId>, StoreError> {
+    let mut found = Vec::new();
     for entry in &trees.sessions {
         let (key, bytes) = entry.map_err(failed)?;
-        if Head::read(&bytes).is_ok_and(|head| head.service == service) {
-            trees.sessions.remove(key).map_err(failed)?;
+        if Head::read(&bytes).is_ok_and(|head| head.service == service)
+            && let Ok(id) = key.as_ref().try_into()
+        {
+            found.push(SessionId(id));
+            if found.len() == limit {
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Removes sessions as far as they are of that service.
+pub(super) fn remove_of(trees: &Trees, service: u16, ids: &[SessionId]) -> Result<(), StoreError> {
+    for id in ids {
+        let found = trees.sessions.get(id.0).map_err(failed)?;
+        if found.is_some_and(|bytes| Head::read(&bytes).is_ok_and(|head| head.service == service)) {
+            trees.sessions.remove(id.0).map_err(failed)?;
         }
     }
     Ok(())

@@ -5,6 +5,8 @@ use futures::future::join_all;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 mod failure;
+mod start;
+mod stopped;
 mod torn;
 
 const ME: Owner = Owner { slot: 1, epoch: 1 };

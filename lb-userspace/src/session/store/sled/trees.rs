@@ -1,7 +1,8 @@
 //! The open database and what every thread may do with it: read sessions, claim them, and open it anew after a failure.
 
-use super::sessions;
-use super::{CommitStats, SledOptions, StoreError};
+use super::count::{self, Tally};
+use super::{CommitStats, FORMAT, FORMAT_KEY, SledOptions, StoreError, open, sessions};
+use crate::panics;
 use crate::session::Copies;
 use crate::session::fault::{Fault, armed};
 use crate::session::receipts;
@@ -12,18 +13,16 @@ use parking_lot::{Mutex, RwLock};
 use sled::{Db, Tree};
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-use tokio::sync::watch;
-
-/// Of everything in the directory; grows with any change that this version could not read.
-const FORMAT: &str = "2";
+use std::sync::{Arc, Weak};
+use tokio::sync::{Semaphore, watch};
 
 /// sled writes pages of at most 17 records (it splits above 16). What is larger than a quarter of a segment it puts
 /// beside the log without ever making it durable, so a segment has room for four such pages.
-const SEGMENT_BYTES: usize = 8 << 20;
+pub(super) const SEGMENT_BYTES: usize = 8 << 20;
 /// The largest record that goes into the log whatever its neighbours are.
 pub(super) const MAX_RECORD_BYTES: usize = SEGMENT_BYTES / 4 / 18;
 const _: () = assert!(MAX_STATE_BYTES * 3 / 2 + receipts::MAX_BYTES < MAX_RECORD_BYTES);
@@ -31,8 +30,8 @@ const _: () = assert!(MAX_STATE_BYTES * 3 / 2 + receipts::MAX_BYTES < MAX_RECORD
 /// Sessions that may be handed over between two flushes: bounds what is remembered of them.
 const MAX_CLAIMS: usize = 4096;
 
-/// How long sled's own threads may take to let go of the files of a database that was closed.
-const RELEASE: Duration = Duration::from_secs(5);
+/// Threads that read at the same time.
+const READERS: usize = 16;
 
 /// The collections of the database.
 #[derive(Clone)]
@@ -59,6 +58,10 @@ pub(super) struct Found {
 pub(super) struct Shared {
     path: PathBuf,
     options: SledOptions,
+    /// The log, never opened anew: what the kernel could not write is reported once to each descriptor.
+    log: File,
+    /// Why nothing is read or written any more in this process.
+    stopped: watch::Sender<Option<String>>,
     /// `None` while it could not be opened again after a failure.
     trees: RwLock<Option<Trees>>,
     /// Sessions that a batch under way may have changed, with that batch.
@@ -71,21 +74,32 @@ pub(super) struct Shared {
     claims: Mutex<HashMap<SessionId, u64>>,
     /// Of the servers in this process.
     copies: Mutex<Vec<Weak<dyn Copies>>>,
+    /// Places for threads that read.
+    readers: Arc<Semaphore>,
+    /// How many sessions there are; of the committer.
+    sessions: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn open(path: &Path, options: SledOptions) -> Result<Self, StoreError> {
+        let log = open::log(path)?;
+        open::forget_cached_pages(path, &log)?;
+        let (trees, sessions) = Trees::open(path, options, &log)?;
         Ok(Self {
             path: path.into(),
             options,
-            trees: RwLock::new(Some(Trees::open(path, options)?)),
+            log,
+            stopped: watch::Sender::new(None),
+            trees: RwLock::new(Some(trees)),
             pending: Mutex::default(),
             progress: watch::Sender::new(0),
             openings: AtomicU64::new(0),
             claims: Mutex::default(),
             copies: Mutex::default(),
+            readers: Arc::new(Semaphore::new(READERS)),
+            sessions: AtomicU64::new(sessions),
             writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
         })
@@ -100,17 +114,119 @@ impl Shared {
         &self,
         work: impl FnOnce(&Trees) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        self.running()?;
         match &*self.trees.read() {
             Some(trees) => work(trees),
             None => Err(StoreError::Failed("it could not be opened again after a failed write".into())),
         }
     }
 
+    /// [`Shared::with`] on a thread that may wait for the disk.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let place = self.readers.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let shared = self.clone();
+        let reader = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            catch_unwind(AssertUnwindSafe(|| work(&shared))).unwrap_or_else(|panic| {
+                shared.stop(format!("a read panicked: {}", panics::message(&*panic)));
+                shared.running().and(Err(StoreError::Closed))
+            })
+        });
+        // Not done: the runtime ends.
+        reader.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Whether anything is read and written at all.
+    pub(super) fn running(&self) -> Result<(), StoreError> {
+        match &*self.stopped.borrow() {
+            None => Ok(()),
+            Some(reason) => Err(StoreError::Stopped { path: self.path.clone(), reason: reason.clone() }),
+        }
+    }
+
+    /// From here on nothing is read or written in this process: what memory shows may not be on the disk.
+    pub(super) fn stop(&self, reason: String) {
+        let first = self.stopped.send_if_modified(|stopped| match stopped {
+            Some(_) => false,
+            None => {
+                *stopped = Some(reason.clone());
+                true
+            }
+        });
+        if first {
+            tracing::error!(
+                path = %self.path.display(), reason,
+                "the session store has stopped: nothing is acknowledged until it is opened by a new process"
+            );
+        }
+    }
+
+    /// Resolves when the store has stopped.
+    pub(super) fn stops(&self) -> impl Future<Output = StoreError> + Send + 'static {
+        let (mut stopped, path) = (self.stopped.subscribe(), self.path.clone());
+        async move {
+            match stopped.wait_for(Option::is_some).await {
+                Ok(reason) => StoreError::Stopped { path, reason: reason.clone().unwrap_or_default() },
+                Err(_) => StoreError::Closed,
+            }
+        }
+    }
+
+    /// What is wrong with the store, if anything is. Waits for nobody.
+    pub(super) fn problem(&self) -> Option<StoreError> {
+        if let Err(stopped) = self.running() {
+            return Some(stopped);
+        }
+        let failed = |why: &str| Some(StoreError::Failed(why.into()));
+        match self.trees.try_read().as_deref() {
+            None => failed("it is being opened again after a failed write"),
+            Some(None) => {
+                failed("it could not be opened again after a failed write; tried with each request")
+            }
+            Some(Some(_)) => self.check_space().err(),
+        }
+    }
+
+    /// Waits until nobody reads, and closes the database.
+    pub(super) fn close(&self) {
+        let Some(trees) = self.trees.write().take() else { return };
+        if self.running().is_err() {
+            // To close it, sled would write.
+            std::mem::forget(trees);
+            return;
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(trees))) {
+            self.stop(format!("it could not be closed: {}", panics::message(&*panic)));
+        }
+    }
+
+    /// How many sessions there are.
+    pub(super) fn count(&self) -> Result<u64, StoreError> {
+        self.running()?;
+        Ok(self.sessions.load(Ordering::Relaxed))
+    }
+
+    /// Before a batch that may add or remove these sessions.
+    pub(super) fn begin_count(&self, ids: Vec<SessionId>) -> Result<Tally, StoreError> {
+        let before = self.sessions.load(Ordering::Relaxed);
+        self.with(|trees| Tally::begin(&trees.db, &trees.sessions, before, ids))
+    }
+
+    /// After that batch.
+    pub(super) fn end_count(&self, tally: &Tally) -> Result<(), StoreError> {
+        let total = self.with(|trees| tally.total(&trees.sessions))?;
+        self.sessions.store(total, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// A session as it durably is. What a batch under way has written can be seen in sled before it is durable: it is
     /// shown only once that batch is over, or looked up again if the batch failed.
-    pub(super) async fn load(&self, id: SessionId) -> Result<Option<Record>, StoreError> {
+    pub(super) async fn load(self: &Arc<Self>, id: SessionId) -> Result<Option<Record>, StoreError> {
         loop {
-            let found = self.find(id)?;
+            let found = self.read(move |shared| shared.find(id)).await?;
             if self.is_durable(id, &found).await? {
                 return Ok(found.record);
             }
@@ -132,7 +248,8 @@ impl Shared {
             let mut progress = self.progress.subscribe();
             progress.wait_for(|done| *done >= batch).await.map_err(|_| StoreError::Closed)?;
         }
-        // Unless that one failed. Then the database was opened anew before it was over.
+        // Unless that one failed. Then, before it was over, the store stopped or the database was opened anew.
+        self.running()?;
         Ok(self.openings.load(Ordering::SeqCst) == found.opening)
     }
 
@@ -188,25 +305,37 @@ impl Shared {
         self.progress.send_replace(batch);
     }
 
-    /// Makes everything that was done so far durable.
+    /// Makes everything that was done so far durable. After an error nothing is acknowledged, and either the database
+    /// was opened anew or the store has stopped.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
         if armed(Fault::AckBeforeFlush) {
             return Ok(());
         }
         self.flushes.fetch_add(1, Ordering::Relaxed);
         let claims = std::mem::take(&mut *self.claims.lock());
-        let flushed = self.with(|trees| {
-            trees.db.flush().map_err(failed)?;
-            let log = self.path.join("db");
-            // `fdatasync` covers what was written through any descriptor of the file.
-            File::open(&log)
-                .and_then(|log| log.sync_data())
-                .map_err(|error| StoreError::Failed(format!("cannot sync {}: {error}", log.display())))
-        });
-        if flushed.is_err() {
-            self.remember(claims);
+        let flushed = self.with(|trees| Ok(trees.db.flush()))?;
+        // In any case: `fdatasync` covers what was written through any descriptor of the file.
+        let synced = self.log.sync_data();
+        let Err(error) =
+            flushed.map(drop).map_err(failed_write).and(synced.as_ref().map(drop).map_err(|error| {
+                (
+                    false,
+                    StoreError::Failed(format!("cannot sync {}: {error}", self.path.join("db").display())),
+                )
+            }))
+        else {
+            return Ok(());
+        };
+        self.remember(claims);
+        let (refused, error) = error;
+        if refused && synced.is_ok() {
+            // The kernel took nothing that it did not write, so the log on the disk is what can be read. sled goes on
+            // from its end.
+            self.reopen();
+        } else {
+            self.stop(error.to_string());
         }
-        flushed
+        Err(error)
     }
 
     pub(super) fn watch(&self, copies: Weak<dyn Copies>) {
@@ -223,15 +352,22 @@ impl Shared {
         {
             let mut trees = self.trees.write();
             self.openings.fetch_add(1, Ordering::SeqCst);
-            *trees = None;
-            match Trees::open(&self.path, self.options) {
-                Ok(opened) => {
+            let closed = catch_unwind(AssertUnwindSafe(|| *trees = None));
+            if let Err(panic) = closed {
+                return self.stop(format!("it could not be closed: {}", panics::message(&*panic)));
+            }
+            if let Err(error) = open::forget_cached_pages(&self.path, &self.log) {
+                return self.stop(error.to_string());
+            }
+            match Trees::open(&self.path, self.options, &self.log) {
+                Ok((opened, sessions)) => {
                     for (id, revision) in &*self.claims.lock() {
                         if let Err(error) = sessions::skip(&opened, *id, *revision) {
                             tracing::error!(session = %id, %error, "session not readable after the store was opened again");
                         }
                     }
                     tracing::info!(path = %self.path.display(), "session store opened again");
+                    self.sessions.store(sessions, Ordering::Relaxed);
                     *trees = Some(opened);
                 }
                 Err(error) => tracing::error!(%error, "session store cannot be opened again"),
@@ -242,8 +378,26 @@ impl Shared {
         }
     }
 
+    /// Whether it waits to be opened again. Waits for nobody itself.
+    pub(super) fn is_shut(&self) -> bool {
+        self.trees.try_read().is_some_and(|trees| trees.is_none())
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.trees.read().is_some()
+    }
+
+    /// Keeps everybody from the database, as a slow disk does.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Drop {
+        self.trees.write()
+    }
+
+    /// Another file in the place of the log, such as one that cannot be synced.
+    #[cfg(test)]
+    pub(super) fn with_log(mut self, log: File) -> Self {
+        self.log = log;
+        self
     }
 
     pub(super) fn stats(&self) -> CommitStats {
@@ -255,12 +409,13 @@ impl Shared {
 }
 
 impl Trees {
-    fn open(path: &Path, options: SledOptions) -> Result<Self, StoreError> {
-        let db = open_sled(path, options)?;
+    /// With the number of sessions.
+    fn open(path: &Path, options: SledOptions, log: &File) -> Result<(Self, u64), StoreError> {
+        let db = open::database(path, options, log)?;
         let open = |error: sled::Error| StoreError::Open { path: path.into(), reason: error.to_string() };
-        match db.get("format").map_err(open)? {
+        match db.get(FORMAT_KEY).map_err(open)? {
             None if db.is_empty() && db.tree_names().len() <= 1 => {
-                db.insert("format", FORMAT).map_err(open)?;
+                db.insert(FORMAT_KEY, FORMAT).map_err(open)?;
                 db.flush().map_err(open)?;
             }
             Some(found) if &*found == FORMAT.as_bytes() => {}
@@ -270,45 +425,31 @@ impl Trees {
             }
         }
         let tree = |name: &str| db.open_tree(name).map_err(open);
-        Ok(Self {
-            sessions: tree("sessions")?,
+        let sessions = tree("sessions")?;
+        let count = count::recover(&db, &sessions)?;
+        let trees = Self {
+            sessions,
             epochs: tree("epochs")?,
             services: tree("services")?,
             slots: tree("slots")?,
             db,
-        })
-    }
-}
-
-/// Opens sled. The directory is ours alone by now, so a lock that is still held is held by threads of a database that
-/// this process has just closed; they tell nobody when they are done.
-fn open_sled(path: &Path, options: SledOptions) -> Result<Db, StoreError> {
-    let config = sled::Config::new()
-        .path(path)
-        .segment_size(SEGMENT_BYTES)
-        .cache_capacity(options.cache_bytes)
-        .flush_every_ms(None);
-    let give_up = Instant::now() + RELEASE;
-    loop {
-        match config.open() {
-            Ok(db) => return Ok(db),
-            Err(sled::Error::Io(error))
-                if error.to_string().contains("could not acquire lock") && Instant::now() < give_up =>
-            {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(sled::Error::Unsupported(reason)) => {
-                return Err(StoreError::Format {
-                    path: path.into(),
-                    found: reason,
-                    expected: format!("sled 0.34, format {FORMAT}"),
-                });
-            }
-            Err(error) => return Err(StoreError::Open { path: path.into(), reason: error.to_string() }),
-        }
+        };
+        Ok((trees, count))
     }
 }
 
 pub(super) fn failed(error: sled::Error) -> StoreError {
     StoreError::Failed(error.to_string())
+}
+
+/// A write of sled failed: whether the kernel refused it for want of room, and what to say.
+fn failed_write(error: sled::Error) -> (bool, StoreError) {
+    let refused = match &error {
+        sled::Error::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+        ),
+        _ => false,
+    };
+    (refused, failed(error))
 }

@@ -165,7 +165,7 @@ async fn the_largest_sessions_stay_inside_the_log() {
 
 /// Bounds the size of files that this process writes, in bytes; the kernel refuses what goes beyond, as a full disk
 /// does.
-fn limit_file_size(bytes: libc::rlim_t) {
+pub(super) fn limit_file_size(bytes: libc::rlim_t) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: `limit` is a valid rlimit, and ignoring a signal installs no handler.
     let result = unsafe {
@@ -199,13 +199,18 @@ async fn failed_write_in_a_process_of_its_own() {
     }
 }
 
-#[test]
-fn a_failed_write_is_recovered_from() {
-    let name = "session::store::sled::tests::failure::failed_write_in_a_process_of_its_own";
+/// Runs an ignored test of the sled store in a process of its own.
+pub(super) fn in_its_own_process(test: &str) {
+    let name = format!("session::store::sled::tests::{test}");
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", name])
+        .args(["--ignored", "--exact", &name])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn a_failed_write_is_recovered_from() {
+    in_its_own_process("failure::failed_write_in_a_process_of_its_own");
 }

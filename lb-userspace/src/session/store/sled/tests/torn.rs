@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const SECTOR: usize = 512;
 
 /// The files of a store at one moment.
-type Image = BTreeMap<PathBuf, Vec<u8>>;
+pub(super) type Image = BTreeMap<PathBuf, Vec<u8>>;
 
-fn image(path: &Path) -> Image {
+pub(super) fn image(path: &Path) -> Image {
     let mut files = Image::new();
     let mut dirs = vec![path.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -29,7 +29,7 @@ fn image(path: &Path) -> Image {
     files
 }
 
-fn restore(image: &Image) -> Place {
+pub(super) fn restore(image: &Image) -> Place {
     let place = Place::new();
     for (name, bytes) in image {
         let file = place.path().join(name);
@@ -41,11 +41,11 @@ fn restore(image: &Image) -> Place {
 }
 
 /// Numbers that follow from a seed.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
     /// One below `n`.
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let mixed = (self.0 ^ self.0 >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         ((mixed >> 32) as usize) % n.max(1)
@@ -125,6 +125,8 @@ async fn check(image: &Image, known: &Known, epoch: u32, what: &str) {
             found.map(|record| record.version)
         );
     }
+    let there = store.shared.with(|trees| Ok(trees.sessions.len() as u64)).unwrap();
+    assert_eq!(store.count().await.unwrap(), there, "{what}: the number of sessions");
     assert!(store.next_epoch(3).await.unwrap() > epoch, "{what}: an epoch was given out twice");
     // It goes on from there.
     store.save(id(u32::MAX), &record(1, "new"), None).await.unwrap();
@@ -148,6 +150,7 @@ async fn tear_last_batch(sessions: u32, bytes: usize, rounds: u64, images: u64) 
         known.values_mut().for_each(|[before, after]| *before = after.clone());
         // A batch as the committer does it: some change, some end, some are new.
         let fresh = sessions + round as u32 * 10;
+        let tally = store.shared.begin_count((0..fresh + 10).map(id).collect()).unwrap();
         store
             .shared
             .with(|trees| {
@@ -173,6 +176,7 @@ async fn tear_last_batch(sessions: u32, bytes: usize, rounds: u64, images: u64) 
                 Ok(())
             })
             .unwrap();
+        store.shared.end_count(&tally).unwrap();
         store.shared.flush().unwrap();
         let after = image(&place.path());
         check(&before, &known, epoch, "the copy of an open store").await;
