@@ -84,6 +84,28 @@ pub(super) fn without_password(text: &str) -> String {
     shown + rest
 }
 
+impl Store {
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Sled { path } => format!("sled {}", path.display()),
+            Self::Redis(redis) => format!("redis, {} nodes", redis.nodes.len()),
+        }
+    }
+
+    /// Whether a password stands in the configuration.
+    pub fn has_password(&self) -> bool {
+        match self {
+            Self::Sled { .. } => false,
+            // In front of the last `@` of a URL stand user and password.
+            Self::Redis(redis) => redis.nodes.iter().any(|node| {
+                let rest = node.split_once("://").map_or(node.as_str(), |(_, rest)| rest);
+                rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,27 +133,5 @@ mod tests {
         let nodes = vec!["redis://:secret@h".to_owned()];
         let text = format!("{:?}", Store::Redis(Redis { nodes, ..Redis::default() }));
         assert!(text.contains("redis://:******@h") && !text.contains("secret"), "{text}");
-    }
-}
-
-impl Store {
-    /// Where it is, for people.
-    pub fn place(&self) -> String {
-        match self {
-            Self::Sled { path } => format!("sled {}", path.display()),
-            Self::Redis(redis) => format!("redis, {} nodes", redis.nodes.len()),
-        }
-    }
-
-    /// Whether a password stands in the configuration.
-    pub fn has_password(&self) -> bool {
-        match self {
-            Self::Sled { .. } => false,
-            // In front of the last `@` of a URL stand user and password.
-            Self::Redis(redis) => redis.nodes.iter().any(|node| {
-                let rest = node.split_once("://").map_or(node.as_str(), |(_, rest)| rest);
-                rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
-            }),
-        }
     }
 }
