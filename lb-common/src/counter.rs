@@ -79,7 +79,7 @@ counters! {
     FinAnswered = "fin_answered" Packet,
     /// First payload: a backend was chosen and received a SYN.
     Bound = "bound" Packet,
-    /// The first segment was full and its head goes on in the next one, which was waited for.
+    /// What is steered by may stand in what the client sends next: that is waited for, and a segment that is not full acknowledged.
     HeadAwaited = "head_awaited" Packet,
     /// What is steered by was not found in what is stashed, and may stand behind that: it counts as absent.
     HeadIncomplete = "head_incomplete" Packet,
@@ -105,6 +105,11 @@ counters! {
     Replayed = "replayed" Packet,
     /// The backend answered: both halves were spliced.
     Spliced = "spliced" Packet,
+    /// What a client was told had arrived was sent to its backend once more.
+    StashRepeated = "stash_repeated" Packet,
+    /// A FIN, an RST or a packet from another router whose sequence number is far from what its flow's backend has acknowledged:
+    /// forwarded, but it ends and moves nothing.
+    OutOfWindow = "out_of_window" Packet,
     /// A backend that still knew the 4-tuple was reset and got the SYN again.
     ChallengeReset = "challenge_reset" Packet,
     /// A flow bound at its SYN that its client had not confirmed made room for another one: the table was full there.
@@ -135,6 +140,10 @@ counters! {
     FlowMoved = "flow_moved" Packet,
     /// An IPv4 fragment: its ports are not in sight.
     DropFragment = "drop_fragment" Drop,
+    /// A head that goes on, and what has come of it has a wrong checksum: nobody may be told that it had arrived.
+    DropChecksum = "drop_checksum" Drop,
+    /// From a client whose backend has not answered, and it acknowledges something else than our SYN-ACK.
+    DropBadClientAck = "drop_bad_client_ack" Drop,
     /// An IPv4 header with options.
     DropIpOptions = "drop_ip_options" Drop,
     /// Lengths in the headers contradict the frame's length.

@@ -27,7 +27,8 @@ pub struct Settings {
     pub stash_mask: u32,
     /// SYN cookie keys; see [`crate::syn_cookie`].
     pub cookie_keys: [SipKey; 2],
-    /// Which of them is used for new cookies, 0 or 1.
+    /// Which of them is used for new cookies, 0 or 1, in the lowest bit; above it the time slot since when. One word, so that
+    /// both change at once.
     pub cookie_key: u32,
     /// Time slot that began at `slot_jiffies`.
     pub slot_base: u32,
@@ -45,7 +46,8 @@ pub struct Settings {
     pub closing_ticks: u32,
     /// Ticks after which a flow whose backend never answered expires.
     pub binding_ticks: u32,
-    pub _pad: u32,
+    /// Ticks after which the rest of a head is no longer waited for.
+    pub head_ticks: u32,
     /// Token keys by key id...
     pub token_keys: [SipKey; 16],
     /// ...and a bit for each that is alive.
@@ -70,6 +72,27 @@ impl Settings {
     pub const fn slot(&self, jiffies: u64) -> u32 {
         let passed = jiffies.wrapping_sub(self.slot_jiffies).wrapping_mul(self.slot_mult) >> 32;
         self.slot_base.wrapping_add(passed as u32)
+    }
+
+    /// The key of the SYN cookies that are made in a time slot.
+    #[inline(always)]
+    pub const fn cookie_key_of(&self, slot: u32) -> SipKey {
+        // 31 bits, signed: what comes before lies at most half the numbers back.
+        let is_before = ((slot << 1).wrapping_sub(self.cookie_key & !1) as i32) < 0;
+        // By a mask: an index that is the outcome of exclusive or has no bounds for the verifier of 6.1 ("math between map_value
+        // pointer and register with unbounded min value is not allowed").
+        let mask = (((self.cookie_key & 1) ^ is_before as u32) as u64).wrapping_neg();
+        let [first, second] = self.cookie_keys;
+        [first[0] & !mask | second[0] & mask, first[1] & !mask | second[1] & mask]
+    }
+
+    /// These settings with another SYN cookie key, from the next pair of time slots on. The key before the present one is gone.
+    #[must_use]
+    pub fn with_cookie_key(mut self, key: SipKey, slot: u32) -> Self {
+        let unused = (self.cookie_key & 1) ^ 1;
+        self.cookie_keys[unused as usize] = key;
+        self.cookie_key = ((slot & !1).wrapping_add(2) << 1) | unused;
+        self
     }
 
     /// Ticks after which an established flow that has these `client_flags` expires.

@@ -19,7 +19,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, NO_STASH, PLAIN, REPLAYED};
+use lb_common::flow::{ACKNOWLEDGED, Flow, FlowState, NEWS, NO_STASH, PLAIN};
 use lb_common::service::Service;
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
@@ -53,7 +53,7 @@ pub(crate) fn handle(
         FlowState::Established | FlowState::Closing | FlowState::Opening => {
             if segment.flags & SYN != 0 && flow.client_flags & PLAIN == 0 {
                 let again = segment.flags & ACK != 0;
-                if again && flow.stash != NO_STASH && flow.client_flags & REPLAYED != 0 {
+                if again && flow.stash != NO_STASH && flow.client_flags & ACKNOWLEDGED != 0 {
                     // The request was lost, and the client will not repeat what a former backend acknowledged.
                     return (id, pass(Counter::PassedToJoint));
                 }
@@ -85,7 +85,16 @@ pub(crate) fn handle(
                 }
                 close(entry, segment.flags, Side::Backend);
             }
-            if flow.stash != NO_STASH && segment.payload > 0 {
+            if flow.stash == NO_STASH {
+                if segment.ack.wrapping_sub(flow.client_isn) >= NEWS && segment.flags & ACK != 0 {
+                    // SAFETY: a map value stays valid; of two stores either one will do.
+                    unsafe { (*entry.flow).client_isn = segment.ack };
+                }
+            } else if flow.client_flags & ACKNOWLEDGED != 0 {
+                if stash::lb_is_acknowledged(entry.index, segment.ack, segment.payload) != 0 {
+                    settle(entry, flow);
+                }
+            } else if segment.payload > 0 {
                 settle(entry, flow);
             }
             learn::from_response(ctx, service, id, entry, flow.backend_flags, segment);
@@ -184,7 +193,7 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
         return offer(ctx, entry.index, Counter::SynRetried);
     }
     if unavailable::speaks_http(service) {
-        let heard = flow.client_isn.wrapping_add(1).wrapping_add(stash::heard(stash));
+        let heard = flow.client_isn.wrapping_add(1).wrapping_add(stash::heard(slot.index));
         let echo = if stash.has_timestamps != 0 { unavailable::echo(stash.ts_val) } else { 0 };
         if !unavailable::keep(entry, was, heard, stash.ts_base) {
             // Its client has moved it to another backend meanwhile.

@@ -3,16 +3,16 @@
 use crate::asked;
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
-use crate::maps::{BACKENDS, count_backend};
+use crate::maps::{BACKENDS, count, count_backend};
 use crate::packet::{Frame, Packet, Segment};
-use crate::stash::is_exceeded;
+use crate::stash::{is_exceeded, lb_is_owed};
 use crate::unavailable::lb_unavailable;
-use crate::verdict::{Verdict, consume, leave};
+use crate::verdict::{Verdict, consume, leave, pass};
 use crate::{handshake, plain, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESET_SEEN};
+use lb_common::flow::{ACKNOWLEDGED, FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESET_SEEN};
 use lb_common::maglev::NOBODY;
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
@@ -44,7 +44,7 @@ pub(crate) fn handle(
     let now = flows::now(settings);
     if flow.last_seen != now || flow.head.state != FlowState::Established as u8 {
         // Once in a tick, and on every packet of a flow that begins or ends: has the client begun anew on the same port?
-        if unknown::may_be_reborn(settings, segment)
+        if unknown::may_be_reborn(flow, segment)
             && unknown::lb_is_reborn(ctx.ctx, u32::from(service), entry.index) != 0
         {
             return unknown::handle(ctx, service);
@@ -60,7 +60,7 @@ pub(crate) fn handle(
         FlowState::Binding | FlowState::Awaiting => {
             let bits = handshake::lb_more(ctx.ctx, u32::from(service), entry.index);
             if handshake::is_stashed(bits) {
-                return handshake::place(ctx, service, bits, handshake::LAST);
+                return handshake::place(ctx, service, bits, segment.payload);
             }
             if bits != handshake::ESTABLISHED {
                 return Verdict::from_bits(bits);
@@ -92,23 +92,29 @@ fn established(ctx: &XdpContext, frame: Frame, entry: Entry, flow: &Flow, segmen
     if !rewrite::has_hop_left(frame) {
         return consume(Counter::DropTtl);
     }
-    if segment.flags & (FIN | RST) != 0 {
-        close(entry, segment.flags, Side::Client);
+    if flow.stash != NO_STASH && segment.payload > 0 {
+        if flow.client_flags & ACKNOWLEDGED != 0 {
+            if lb_is_owed(entry.index, segment.seq, segment.payload) != 0 {
+                return pass(Counter::PassedToJoint);
+            }
+        } else if segment.seq != flow.client_isn.wrapping_add(1) || is_exceeded(flow.stash, segment.payload) {
+            // The request goes on behind what was stashed, so the stash could not go to another backend any more.
+            settle(entry, flow);
+        }
     }
-    if flow.stash != NO_STASH
-        && segment.payload > 0
-        && (segment.seq != flow.client_isn.wrapping_add(1) || is_exceeded(flow.stash, segment.payload))
-    {
-        // The request goes on behind what was stashed, so the stash could not go to another backend any more.
-        settle(entry, flow);
-    }
-    if flow.client_mac != segment.src_mac {
-        // The client's router has changed: which it is, and the interface at which it stands.
-        // SAFETY: a map value stays valid; at worst a few packets go astray between the two routers.
-        unsafe {
-            (*entry.flow).client_mac = segment.src_mac;
-            (*entry.flow).local_mac = segment.dst_mac;
-            (*entry.flow).client_ifindex = ctx.ingress_ifindex() as u32;
+    if segment.flags & (FIN | RST) != 0 || flow.client_mac != segment.src_mac {
+        if flow.is_near(segment.seq) {
+            close(entry, segment.flags, Side::Client);
+            // Its router may have changed: which it is, and the interface at which it stands.
+            // SAFETY: a map value stays valid; at worst a few packets go astray between the two routers.
+            unsafe {
+                (*entry.flow).client_mac = segment.src_mac;
+                (*entry.flow).local_mac = segment.dst_mac;
+                (*entry.flow).client_ifindex = ctx.ingress_ifindex() as u32;
+            }
+        } else {
+            // Anybody may have sent that. The backend knows the connection's numbers.
+            count(flow.head.service, Counter::OutOfWindow as u32);
         }
     }
     rewrite::to_backend(ctx, frame, segment, flow, backend);

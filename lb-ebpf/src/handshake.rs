@@ -3,40 +3,46 @@
 use crate::asked;
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Entry, Key};
+use crate::header::{Header, timestamp_options};
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{lb_refuse, offer};
+use crate::options::timestamps;
 use crate::packet::Segment;
 use crate::select::{ANOTHER, choose, decided, lb_choose};
 use crate::stash::{self, Slot, TIMESTAMPS};
+use crate::syn::{back, scale_of, send};
 use crate::token::{self, ABSENT, INVALID};
 use crate::unavailable::{self, lb_unavailable};
+use crate::unknown::reset;
 use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::Be16;
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, Flow, FlowState, Head, NO_STASH, SYN_REPEATED};
+use lb_common::flow::{ACKNOWLEDGED, FIN_SEEN, Flow, FlowState, Head, NO_STASH, SYN_REPEATED};
 use lb_common::maglev::{NOBODY, client_hash};
 use lb_common::service::{Affinity, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, View};
 use lb_common::syn_cookie::Agreed;
-use lb_common::tcp::{FIN, RST};
+use lb_common::tcp::{ACK, FIN, RST, rescale_window};
 
 /// The first payload of a proven client: stash it, make a flow, choose, and turn the packet into a SYN to the backend.
 #[inline(always)]
 pub(crate) fn begin(ctx: &XdpContext, service: u16) -> Verdict {
     let bits = lb_bind(ctx.ctx, u32::from(service));
-    if is_stashed(bits) { place(ctx, service, bits, FIRST) } else { Verdict::from_bits(bits) }
+    if is_stashed(bits) { place(ctx, service, bits, ALL) } else { Verdict::from_bits(bits) }
 }
 
 /// Chooses a backend for a flow whose first payload [`stashed`] says where it is, in a stash that this processor has locked,
-/// and turns the packet into the SYN that it gets. `part` is [`FIRST`] or [`LAST`].
+/// and turns the packet into the SYN that it gets; or into an acknowledgement, when the key may stand in what is to come. `size` is the payload
+/// that came last, in bytes, or [`ALL`].
 #[inline(always)]
-pub(crate) fn place(ctx: &XdpContext, service: u16, stashed: u64, part: u32) -> Verdict {
+pub(crate) fn place(ctx: &XdpContext, service: u16, stashed: u64, size: u32) -> Verdict {
     let flow = stashed as u32;
-    match lb_place(u32::from(service), flow, (stashed >> 32) as u32 & 0xffff, part) {
+    match lb_place(u32::from(service), flow, (stashed >> 32) as u32 & 0xffff, size) {
         CHOSEN => offer(ctx, flow, Counter::Bound),
+        GOES_ON => Verdict::from_bits(lb_await(ctx.ctx, u32::from(service), flow, is_repeated(stashed))),
         NOBODY_READY => Verdict::from_bits(lb_refuse(ctx.ctx)),
         UNAVAILABLE => Verdict::from_bits(lb_unavailable(ctx.ctx, u32::from(service), flow)),
         bits => Verdict::from_bits(bits),
@@ -51,11 +57,19 @@ const fn stashed(flow: u32, stash: u16) -> u64 {
 
 /// In the top bits, where a verdict has zeros.
 const STASHED: u64 = 0x8000;
+/// The same, of a segment that was in the stash before.
+const REPEATED: u64 = STASHED + 1;
 
 /// Whether something is no verdict, but from [`stashed`].
 #[inline(always)]
 pub(crate) const fn is_stashed(bits: u64) -> bool {
-    bits >> 48 == STASHED
+    bits >> 49 == STASHED >> 1
+}
+
+/// Whether what is [`stashed`] was there before: 0 is no.
+#[inline(always)]
+const fn is_repeated(bits: u64) -> u32 {
+    (bits >> 48 & 1) as u32
 }
 
 /// Takes a flow and a stash for a first payload. The flow has no backend yet, and the stash is left locked. A global function
@@ -99,10 +113,8 @@ fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> 
     stashed(entry.index, slot.index)
 }
 
-/// What is stashed of a flow whose backend is to be chosen: its first segment...
-pub(crate) const FIRST: u32 = 0;
-/// ...or all that there will be.
-pub(crate) const LAST: u32 = 1;
+/// What came last is all that there is.
+const ALL: u32 = u32::MAX;
 
 /// Not verdicts: a backend is chosen...
 const CHOSEN: u64 = u64::MAX;
@@ -110,13 +122,17 @@ const CHOSEN: u64 = u64::MAX;
 const NOBODY_READY: u64 = u64::MAX - 1;
 /// ...in a way that it understands.
 const UNAVAILABLE: u64 = u64::MAX - 2;
+/// Not a verdict: what is steered by may stand in what the client sends next.
+const GOES_ON: u64 = u64::MAX - 3;
 
 /// Chooses the backend of a flow that waits for one, by what is stashed, and unlocks the stash. A global function (see
 /// [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
-    let (Some(known), Some(entry)) = (FLOWS.get_ptr_mut(flow), SERVICES.get(service)) else {
+extern "C" fn lb_place(service: u32, flow: u32, stash: u32, size: u32) -> u64 {
+    let (Some(known), Some(entry), Some(settings)) =
+        (FLOWS.get_ptr_mut(flow), SERVICES.get(service), settings())
+    else {
         return consume(Counter::DropNoService).to_bits();
     };
     let place = Entry { flow: known, index: flow };
@@ -137,9 +153,9 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
         unsafe { (*stash).hash = client_hash(known.client, Be16::new(0)) };
     }
     if found == ABSENT && token::lb_is_whole(service, index) == 0 {
-        if part == FIRST && known.client_flags & FIN_SEEN == 0 && is_full(entry, known, stash) {
+        if goes_on(settings, entry, known, stash, size) {
             stash::unlock(slot);
-            return consume(Counter::HeadAwaited).to_bits();
+            return GOES_ON;
         }
         count(service as u16, Counter::HeadIncomplete as u32);
     }
@@ -173,14 +189,87 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, part: u32) -> u64 {
     CHOSEN
 }
 
-/// Whether a first segment was as long as one may be, so that more is sure to follow without having been asked for.
+/// Whether a head that is not whole is waited for: its client has not finished, another segment has room, and the time for heads is
+/// not over.
 #[inline(always)]
-fn is_full(service: &Service, flow: &Flow, stash: *const Stash) -> bool {
+fn goes_on(settings: &Settings, service: &Service, flow: &Flow, stash: *const Stash, size: u32) -> bool {
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &*stash };
-    let agreed = u32::from(Agreed::of(flow.cookie).mss());
-    let mss = if agreed < u32::from(service.mss) { agreed } else { u32::from(service.mss) };
-    stash.limit >= mss.wrapping_sub(if stash.has_timestamps != 0 { TIMESTAMPS } else { 0 })
+    let begun = (stash.owner >> 32) as u32;
+    // A client that has a segment as long as the last one to send sends no shorter one to fill the window.
+    let last = if size < stash.limit { size } else { stash.limit };
+    let full = full(service, flow, stash);
+    let next = if last < full { last } else { full };
+    flow.client_flags & FIN_SEEN == 0
+        && stash.limit + next <= STASH_BYTES as u32
+        && !flows::is_over(settings.head_ticks, begun, flows::now(settings))
+}
+
+/// Bytes of payload in the longest segments of a client.
+#[inline(always)]
+fn full(service: &Service, flow: &Flow, stash: &Stash) -> u32 {
+    let timestamps = stash.has_timestamps != 0;
+    let agreed = Agreed::of(flow.cookie, timestamps).mss;
+    let mss = u32::from(if agreed < service.mss { agreed } else { service.mss });
+    mss.wrapping_sub(if timestamps { TIMESTAMPS } else { 0 })
+}
+
+/// Makes the packet the acknowledgement of a head that goes on, where its client may wait for that: after a segment that is not
+/// full (RFC 896), or one that comes again. What is acknowledged does not come again, so its checksums are looked at first. A
+/// global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_await(ctx: *mut xdp_md, service: u32, flow: u32, repeated: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let truncated = consume(Counter::DropTruncated).to_bits();
+    let (Some(place), Some(entry)) = (FLOWS.get_ptr_mut(flow), SERVICES.get(service)) else {
+        return truncated;
+    };
+    let Some(Parsed { frame, segment, .. }) = cold::parse(&ctx, service) else { return truncated };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let known = unsafe { &*place };
+    let Some(slot) = stash::of(flow, known.stash) else { return consume(Counter::DropBusy).to_bits() };
+    // SAFETY: a map value stays valid.
+    let stash = unsafe { &*slot.stash };
+    let end = known.client_isn.wrapping_add(1).wrapping_add(stash.limit);
+    if repeated == 0 && segment.payload >= full(entry, known, stash) {
+        return consume(Counter::HeadAwaited).to_bits();
+    }
+    let intact = stash::lb_is_intact(u32::from(slot.index), stash.limit);
+    if intact == stash::ENTANGLED {
+        return consume(Counter::HeadAwaited).to_bits();
+    }
+    if intact == stash::CORRUPT {
+        // Its client sends it again, unless it was told that a part had arrived.
+        let was_told = known.client_flags & ACKNOWLEDGED != 0;
+        if let Some(slot) = stash::lock(flow, slot.index) {
+            end_of(Entry { flow: place, index: flow });
+            stash::release(slot);
+        }
+        return if was_told { reset(&ctx, &segment) } else { consume(Counter::DropChecksum) }.to_bits();
+    }
+    // SAFETY: a map value stays valid; the client's path alone writes this while no backend is chosen.
+    unsafe { (*place).client_flags |= ACKNOWLEDGED };
+    let (from, to) = back(frame);
+    let room = (STASH_BYTES as u32).wrapping_sub(stash.limit);
+    let header = Header {
+        from,
+        to,
+        seq: known.cookie.wrapping_add(1),
+        ack: end,
+        flags: ACK,
+        window: rescale_window(room as u16, -scale_of(entry, known.cookie, stash.has_timestamps != 0)),
+        payload: 0,
+        payload_sum: 0,
+    };
+    let ifindex = ctx.ingress_ifindex() as u32;
+    match timestamps(&ctx, segment.header) {
+        Some(stamps) => {
+            send(&ctx, &header, &timestamp_options(stash.ts_base, stamps.val), ifindex, Counter::HeadAwaited)
+        }
+        None => send(&ctx, &header, &[], ifindex, Counter::HeadAwaited),
+    }
+    .to_bits()
 }
 
 /// Writes all of a claimed entry but its head.
@@ -217,6 +306,15 @@ pub(crate) fn free(entry: Entry) {
     // SAFETY: a map value stays valid.
     unsafe { (*entry.flow).stash = NO_STASH };
     flows::publish(entry, Head::default());
+}
+
+/// Frees the entry of a flow whose stash the caller has locked, if it still waits for the rest of its head.
+#[inline(always)]
+fn end_of(entry: Entry) {
+    let was = flows::head(entry);
+    if was.state == FlowState::Awaiting as u8 {
+        end(entry, was);
+    }
 }
 
 /// Frees the entry of a flow, but only if it is as it was seen. Returns whether it was.
@@ -265,7 +363,12 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
         }
         return consume(Counter::ClientReset).to_bits();
     }
-    if segment.payload == 0 && segment.flags & FIN == 0 {
+    if segment.ack != flow.cookie.wrapping_add(1) {
+        // Its client has heard our SYN-ACK and nothing else: a stranger does not know that number.
+        return consume(Counter::DropBadClientAck).to_bits();
+    }
+    let late = is_late(flow, entry);
+    if segment.payload == 0 && segment.flags & FIN == 0 && !late {
         return consume(Counter::DropBinding).to_bits();
     }
     let Some(service) = SERVICES.get(u32::from(key.service)) else {
@@ -275,8 +378,12 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
         let was = flows::head(entry);
         let waits = was.state == FlowState::Binding as u8 || was.state == FlowState::Awaiting as u8;
         if waits && stash::of(entry.index, flow.stash).is_none() {
-            // It waited so long that another flow has its stash. What the client sends next begins anew.
+            // It waited so long that another flow has its stash. What the client sends next begins anew, unless it was told
+            // that some of it had arrived.
             end(entry, was);
+            if flow.client_flags & ACKNOWLEDGED != 0 {
+                return reset(ctx, segment).to_bits();
+            }
         }
         return consume(Counter::DropBusy).to_bits();
     };
@@ -285,11 +392,17 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
     let seen = View::from_bits(stash.views[0]);
     // As it is now that nobody else has the lock.
     let awaiting = flows::head(entry).state == FlowState::Awaiting as u8;
-    if at == 0 && segment.payload != 0 && seen.len as u32 >= segment.payload {
-        if awaiting {
-            // It goes on, but not before this is acknowledged.
-            return stashed(entry.index, slot.index);
-        }
+    if awaiting && (late || at.wrapping_add(segment.payload) <= stash.limit) && segment.flags & FIN == 0 {
+        // It has come before, and its client waits for an acknowledgement; or it is time to choose.
+        return stashed(entry.index, slot.index) | (STASHED ^ REPEATED) << 48;
+    }
+    // What its client was told had arrived does not come again, only what stands behind that.
+    let repeats = if flow.client_flags & ACKNOWLEDGED != 0 {
+        at.wrapping_add(segment.payload) <= stash::heard(slot.index)
+    } else {
+        at == 0 && seen.len as u32 >= segment.payload
+    };
+    if !awaiting && segment.payload != 0 && repeats {
         let verdict = again(ctx, key, entry, flow, slot, stash, service);
         stash::unlock(slot);
         return verdict.to_bits();
@@ -300,8 +413,8 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
             // SAFETY: a map value stays valid.
             unsafe { (*entry.flow).client_flags |= FIN_SEEN };
         }
-        // Something within what is there already adds nothing to be searched.
-        stash.limit = stash.limit.max(at + segment.payload);
+        // All that is there without a gap: what came before its turn, too.
+        stash.limit = stash::lb_heard(u32::from(slot.index), 0);
         return stashed(entry.index, slot.index);
     }
     stash::unlock(slot);
@@ -320,6 +433,18 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
         return ESTABLISHED;
     }
     consume(Counter::Stashed).to_bits()
+}
+
+/// Whether a flow still waits for the rest of its head though the time for that is over.
+#[inline(always)]
+fn is_late(flow: &Flow, entry: Entry) -> bool {
+    if flow.head.state != FlowState::Awaiting as u8 {
+        return false;
+    }
+    let (Some(settings), Some(slot)) = (settings(), stash::of(entry.index, flow.stash)) else { return false };
+    // SAFETY: a map value stays valid; the owner is one aligned word.
+    let owner = unsafe { core::ptr::read_volatile(&raw const (*slot.stash).owner) };
+    flows::is_over(settings.head_ticks, (owner >> 32) as u32, flows::now(settings))
 }
 
 /// The client repeats itself because the backend is silent. The first time the same backend gets its SYN again, which

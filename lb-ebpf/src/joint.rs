@@ -20,7 +20,7 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, Head, REPLAYED, RESCALE_CLIENT};
+use lb_common::flow::{ACKNOWLEDGED, Flow, FlowState, Head, RESCALE_CLIENT};
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
@@ -50,7 +50,14 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
     }
     let settings = settings()?;
     let (src, dst) = ends(frame);
-    let Direction::FromBackend(slot) = direction(settings, PROTOCOL, src, dst) else { return None };
+    let slot = match direction(settings, PROTOCOL, src, dst) {
+        Direction::FromBackend(slot) => slot,
+        Direction::FromClient(id) => {
+            let key = Key { client: src.0, port: src.1, service: id };
+            return repeat(ctx, settings, &key).map(|verdict| (id, verdict));
+        }
+        Direction::Other => return None,
+    };
     let backend = BACKENDS.get(u32::from(slot))?;
     let id = backend.service;
     let key = Key { client: dst.0, port: dst.1, service: id };
@@ -58,7 +65,7 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
     let binding = flow.head.state == FlowState::Binding as u8;
-    let replayed = flow.head.state == FlowState::Established as u8 && flow.client_flags & REPLAYED != 0;
+    let replayed = flow.head.state == FlowState::Established as u8 && flow.client_flags & ACKNOWLEDGED != 0;
     if flow.head.backend != slot || !(binding || replayed) {
         return None;
     }
@@ -95,7 +102,7 @@ fn splice(
     segment: &Segment,
 ) -> Verdict {
     let offer = options::offer(ctx, segment.header);
-    let agreed = Agreed::of(flow.cookie);
+    let agreed = Agreed::of(flow.cookie, stash.has_timestamps != 0);
     learn(slot, agreed, stash, &offer);
     let (window_shift, rescale_client) = if agreed.scales_windows() {
         let scaled = offer.window_scale != NO_WINDOW_SCALE;
@@ -153,7 +160,52 @@ fn splice(
         payload: 0,
         payload_sum: 0,
     };
-    deliver(ctx, stash, entry.index, &header, stamps, backend.ifindex, slot)
+    if !deliver(ctx, stash, entry.index, &header, stamps, backend.ifindex, slot) {
+        return drop(Counter::DropJoint);
+    }
+    leave(backend.ifindex, Counter::Spliced)
+}
+
+/// A client's segment in a spliced flow whose stash its backend may not have: that goes out in the place of it.
+#[inline(always)]
+fn repeat(ctx: &TcContext, settings: &Settings, key: &Key) -> Option<Verdict> {
+    let segment = Segment::read(ctx.frame()?, ctx.len())?;
+    let entry = flows::find(settings, key)?;
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let flow = unsafe { &*entry.flow };
+    if flow.head.state != FlowState::Established as u8 || flow.client_flags & ACKNOWLEDGED == 0 {
+        return None;
+    }
+    let backend = BACKENDS.get(u32::from(flow.head.backend))?;
+    let stash = stash::of(entry.index, flow.stash)?;
+    // SAFETY: a map value stays valid; views are read one word at a time.
+    let stash = unsafe { &*stash.stash };
+    let stamps = match options::timestamps(ctx, segment.header) {
+        Some(stamps) if stash.has_timestamps != 0 => {
+            Some(Timestamps { val: stamps.val, ecr: stamps.ecr.wrapping_sub(flow.ts_delta) })
+        }
+        _ => None,
+    };
+    let window = if flow.client_flags & RESCALE_CLIENT != 0 {
+        rescale_window(segment.window, Agreed::of(flow.cookie, stash.has_timestamps != 0).window_scale as i8)
+    } else {
+        segment.window
+    };
+    let header = Header {
+        from: End { mac: backend.local_mac, addr: key.client, port: key.port },
+        to: End { mac: backend.next_hop_mac, addr: backend.addr, port: backend.port },
+        seq: flow.client_isn.wrapping_add(1),
+        ack: segment.ack.wrapping_sub(flow.seq_delta),
+        flags: ACK,
+        window,
+        payload: 0,
+        payload_sum: 0,
+    };
+    let slot = flow.head.backend;
+    if !deliver(ctx, stash, entry.index, &header, stamps, backend.ifindex, slot) {
+        return Some(drop(Counter::DropJoint));
+    }
+    Some(leave(backend.ifindex, Counter::StashRepeated))
 }
 
 /// Tells the daemon which options the backend has, and which of those it was offered it has not.
@@ -176,7 +228,8 @@ fn learn(slot: u16, agreed: Agreed, stash: &Stash, offer: &Offer) {
     }
 }
 
-/// Sends every segment of the stash: clones for all but the last.
+/// Makes the packet the last segment of the stash, which its caller sends; those before it go out as clones. Returns whether
+/// that was possible.
 #[inline(always)]
 fn deliver(
     ctx: &TcContext,
@@ -186,7 +239,7 @@ fn deliver(
     stamps: Option<Timestamps>,
     ifindex: u32,
     slot: u16,
-) -> Verdict {
+) -> bool {
     let mut bytes = 0;
     let mut i = 0;
     while i < VIEWS {
@@ -196,10 +249,10 @@ fn deliver(
             break;
         }
         if i > 0 && ctx.clone_redirect(ifindex, 0).is_err() {
-            return drop(Counter::DropJoint);
+            return false;
         }
         if !segment(ctx, stash, first, stamps, view) || !stash::is_still(stash, flow) {
-            return drop(Counter::DropJoint);
+            return false;
         }
         bytes += u64::from(view.len);
         i += 1;
@@ -208,10 +261,7 @@ fn deliver(
         counters.packets_from_client += i as u64;
         counters.bytes_from_client += bytes;
     });
-    if i == 0 {
-        return drop(Counter::DropJoint);
-    }
-    leave(ifindex, Counter::Spliced)
+    i > 0
 }
 
 /// Makes the packet one segment of the stash.

@@ -55,7 +55,7 @@ pub(crate) fn offer_first(ctx: &XdpContext, flow: &Flow, stash: &Stash, counter:
 /// only the backend's half has to be translated later.
 #[inline(always)]
 pub(crate) fn syn_header(flow: &Flow, stash: &Stash, backend: &Backend) -> (Header, [u32; 5]) {
-    let agreed = Agreed::of(flow.cookie);
+    let agreed = Agreed::of(flow.cookie, stash.has_timestamps != 0);
     let (scale, window) = if agreed.scales_windows() {
         (Some(agreed.window_scale), rescale_window(stash.window as u16, agreed.window_scale as i8))
     } else {
@@ -72,7 +72,7 @@ pub(crate) fn syn_header(flow: &Flow, stash: &Stash, backend: &Backend) -> (Head
         payload: 0,
         payload_sum: 0,
     };
-    (header, syn_options(agreed.mss(), agreed.sack, timestamps, scale))
+    (header, syn_options(agreed.mss, agreed.sack, timestamps, scale))
 }
 
 /// Tells the client with RST that nobody serves. A global function (see [`crate::cold`]).

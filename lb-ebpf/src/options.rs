@@ -128,6 +128,12 @@ impl Offer {
     pub(crate) fn timestamps(&self) -> Option<Timestamps> {
         if_present(self.has_timestamps, self.stamps)
     }
+
+    /// The timestamps of an answer whose own one is `val`, where they are offered and `promised`.
+    #[inline(always)]
+    pub(crate) fn answered(&self, promised: bool, val: u32) -> Option<Timestamps> {
+        if_present(self.has_timestamps & promised, Timestamps { val, ecr: self.stamps.val })
+    }
 }
 
 /// First option words of a Linux SYN: MSS, then SACK permitted and timestamps.

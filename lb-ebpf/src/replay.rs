@@ -10,7 +10,7 @@ use crate::stash;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::{FIN_SEEN, FlowState, REPLAYED};
+use lb_common::flow::{ACKNOWLEDGED, FIN_SEEN, FlowState, WENT_ON};
 
 /// Not a verdict: the flow ends the ordinary way.
 pub(crate) const NOT_REPLAYED: u64 = u64::MAX;
@@ -38,7 +38,8 @@ pub(crate) extern "C" fn lb_replay(ctx: *mut xdp_md, service: u32, flow: u32) ->
     let finished = (known.client_flags | known.backend_flags) & FIN_SEEN != 0;
     // It has said nothing if it ends where it began; a response may be on its way behind the end.
     let silent = segment.seq.wrapping_add(known.seq_delta) == known.cookie.wrapping_add(1);
-    if was.state != FlowState::Established as u8 || finished || !silent {
+    let went_on = known.client_flags & WENT_ON != 0;
+    if was.state != FlowState::Established as u8 || finished || !silent || went_on {
         return NOT_REPLAYED;
     }
     let Some(slot) = stash::lock(flow, known.stash) else { return NOT_REPLAYED };
@@ -51,7 +52,7 @@ pub(crate) extern "C" fn lb_replay(ctx: *mut xdp_md, service: u32, flow: u32) ->
     if moved {
         stash.ts_base = stash.ts_base.wrapping_add(TIMESTAMP_JUMP);
         // SAFETY: a map value stays valid.
-        unsafe { (*place).client_flags |= REPLAYED };
+        unsafe { (*place).client_flags |= ACKNOWLEDGED };
     }
     stash::unlock(slot);
     if moved { offer(&ctx, flow, Counter::Replayed).to_bits() } else { NOT_REPLAYED }

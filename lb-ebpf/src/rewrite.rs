@@ -26,7 +26,8 @@ pub(crate) fn to_backend(ctx: &XdpContext, frame: Frame, segment: &Segment, flow
         change += options_to_backend(ctx, segment.header, flow.seq_delta, flow.ts_delta);
     }
     if flow.backend_flags & lb_common::flow::RESCALE_CLIENT != 0 {
-        change += rescale(frame, segment, Agreed::of(flow.cookie).window_scale as i8);
+        let timestamps = options::timestamps(ctx, segment.header).is_some();
+        change += rescale(frame, segment, Agreed::of(flow.cookie, timestamps).window_scale as i8);
     }
     frame.store::<{ at::TCP_DST }, Be16>(backend.port);
     frame.store::<{ at::IP_DST }, u32>(backend.addr.v4_bits());

@@ -13,7 +13,8 @@ use crate::packet::{Packet, Segment};
 use crate::rewrite::payload_sum;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use lb_common::flow::{FlowState, NO_STASH};
+use lb_common::checksum::{at_odd_offset, fold, sub};
+use lb_common::flow::{ACKNOWLEDGED, FlowState, NO_STASH, WENT_ON};
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, TRIED, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
 use lb_common::tcp::{FIN, PSH};
@@ -106,7 +107,7 @@ fn forsaken(settings: &Settings, held: u64, index: u16, now: u32, pressed: bool)
     match FLOWS.get((held as u32).wrapping_sub(1)) {
         Some(flow) => {
             flow.stash != index
-                || flow.head.state == FlowState::Established as u8
+                || flow.head.state == FlowState::Established as u8 && flow.client_flags & ACKNOWLEDGED == 0
                 || flow.head.state == FlowState::Closing as u8
                 || pressed && flow.head.state == FlowState::Awaiting as u8
         }
@@ -159,21 +160,141 @@ pub(crate) fn is_exceeded(index: u16, payload: u32) -> bool {
     payload > u32::from(first.len)
 }
 
-/// How much of a client's stream is there without a gap, its FIN included.
+/// How much of a client's stream is there without a gap, its FIN included, in whatever order it came.
 #[inline(always)]
-pub(crate) fn heard(stash: &Stash) -> u32 {
+pub(crate) fn heard(index: u16) -> u32 {
+    lb_heard(u32::from(index), 1)
+}
+
+/// The same, each FIN counted as `fin`. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_heard(index: u32, fin: u32) -> u32 {
+    let Some(stash) = STASHES.get(index) else { return 0 };
     let mut end = 0;
     let mut i = 0;
-    while i < VIEWS {
-        // SAFETY: a map value stays valid; a view is one aligned word.
-        let view = View::from_bits(unsafe { core::ptr::read_volatile(&raw const stash.views[i]) });
-        let after = view.end() + u32::from(view.flags & VIEW_FIN != 0);
+    while i < VIEWS * VIEWS {
+        let view = view_of(stash, i);
+        let after = view.end() + if view.flags & VIEW_FIN != 0 { fin & 1 } else { 0 };
         if view.flags & VIEW_USED != 0 && u32::from(view.at) <= end && after > end {
             end = after;
         }
         i += 1;
     }
     end
+}
+
+/// View `i` of a stash, modulo their number.
+#[inline(always)]
+fn view_of(stash: &Stash, i: usize) -> View {
+    // SAFETY: a map value stays valid; a view is one aligned word.
+    View::from_bits(unsafe { core::ptr::read_volatile(&raw const stash.views[i & (VIEWS - 1)]) })
+}
+
+/// Bytes that one call of the kernel's adds up.
+const PIECE: u32 = 512;
+
+/// What [`lb_is_intact`] says of a stash: a checksum was wrong...
+pub(crate) const CORRUPT: u32 = 0;
+/// ...all were right...
+pub(crate) const INTACT: u32 = 1;
+/// ...or that cannot be told, because segments overlap.
+pub(crate) const ENTANGLED: u32 = 2;
+
+/// Whether the checksums of the segments were right that a client's stream of `len` bytes begins with.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_is_intact(index: u32, len: u32) -> u32 {
+    let Some(stash) = STASHES.get(index) else { return ENTANGLED };
+    let (mut end, mut told) = (0, 0_u64);
+    let mut i = 0;
+    while i < VIEWS * VIEWS {
+        let view = view_of(stash, i);
+        if view.flags & VIEW_USED != 0 && view.len != 0 && u32::from(view.at) == end {
+            told += u64::from(if end & 1 == 1 { at_odd_offset(view.sum) } else { view.sum });
+            end = view.end();
+        }
+        i += 1;
+    }
+    if end != len {
+        return ENTANGLED;
+    }
+    let mut sum = 0;
+    let mut at = 0;
+    while at < STASH_BYTES as u32 {
+        if at + PIECE > end {
+            break;
+        }
+        // SAFETY: the stash has room behind its last byte.
+        sum = unsafe { sum_piece(stash, at, Length::of::<PIECE>(), sum) };
+        at += PIECE;
+    }
+    let rest = end.wrapping_sub(at);
+    let whole = rest & (PIECE - 4);
+    if let (Some(len), Some(from)) = (Length::new::<PIECE>(whole), offset::<{ STASH_BYTES as u32 }>(at)) {
+        // SAFETY: as above.
+        sum = unsafe { sum_piece(stash, from as u32, len, sum) };
+    }
+    let mut seen = u64::from(sum);
+    if rest & 3 != 0
+        && let Some(from) = offset::<{ STASH_BYTES as u32 }>(at + whole)
+    {
+        // SAFETY: as above.
+        let word = unsafe { core::ptr::read_unaligned(stash.bytes.as_ptr().add(from).cast::<u32>()) };
+        seen += u64::from(word & ((1 << (8 * (rest & 3))) - 1));
+    }
+    // One's complement has two zeros.
+    if matches!(sub(fold(seen), fold(told)), 0 | 0xffff) { INTACT } else { CORRUPT }
+}
+
+/// Adds up a piece of a stash, its length a multiple of four.
+///
+/// # Safety
+/// The stash has `len` bytes behind `at`.
+#[inline(always)]
+unsafe fn sum_piece(stash: &Stash, at: u32, len: Length, seed: u32) -> u32 {
+    let Some(at) = offset::<{ STASH_BYTES as u32 }>(at) else { return 0 };
+    // SAFETY: the caller's promise; the helper writes nothing.
+    unsafe {
+        let from = stash.bytes.as_ptr().add(at).cast_mut().cast();
+        aya_ebpf::helpers::bpf_csum_diff(core::ptr::null_mut(), 0, from, len.get(), seed) as u32
+    }
+}
+
+/// Whether a client's segment begins in what it was told had arrived, though its backend may not have all of it: then the stash
+/// is sent again instead. Notes when the client goes on behind that. 0 is no.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_is_owed(flow: u32, seq: u32, payload: u32) -> u32 {
+    let Some(known) = FLOWS.get_ptr_mut(flow) else { return 0 };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let (isn, index) = unsafe { ((*known).client_isn, (*known).stash) };
+    let Some(slot) = of(flow, index) else { return 0 };
+    let end = heard(slot.index);
+    let at = seq.wrapping_sub(isn).wrapping_sub(1);
+    if at.wrapping_add(payload) > end {
+        // SAFETY: a map value stays valid; the client's path alone writes this.
+        unsafe { (*known).client_flags |= WENT_ON };
+    }
+    u32::from(at < end)
+}
+
+/// Whether a backend that has sent `payload` bytes has no more use for the stash of a flow whose client was told that it had
+/// arrived: it has all of that, and answers, or the client has gone on. 0 is no.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_is_acknowledged(flow: u32, ack: u32, payload: u32) -> u32 {
+    let Some(known) = FLOWS.get(flow) else { return 0 };
+    let Some(slot) = of(flow, known.stash) else { return 1 };
+    let end = heard(slot.index);
+    let has_all = ack.wrapping_sub(known.client_isn).wrapping_sub(1) >= end;
+    u32::from(has_all && (payload > 0 || known.client_flags & WENT_ON != 0))
 }
 
 /// The stash of a flow, locked.
@@ -205,7 +326,7 @@ pub(crate) fn keep_first(ctx: &XdpContext, slot: Slot, segment: &Segment) -> boo
     stash.has_timestamps = u32::from(stamps.is_some());
     stash.window = u32::from(segment.window);
     stash.limit = segment.payload;
-    stash.ts_base = segment.seq.wrapping_sub(1);
+    stash.ts_base = stamps.map_or(0, |stamps| stamps.ecr);
     if segment.payload > STASH_BYTES as u32 {
         return false;
     }

@@ -14,6 +14,7 @@ use lb_common::addr::Mac;
 use lb_common::counter::Counter;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
+use lb_common::stash::STASH_BYTES;
 use lb_common::syn_cookie::{self, Agreed, Peer};
 use lb_common::tcp::{ACK, NO_WINDOW_SCALE, SYN};
 
@@ -47,9 +48,9 @@ pub(crate) extern "C" fn lb_syn(ctx: *mut xdp_md, service: u32) -> u64 {
     answer(&ctx, frame, settings, entry, &key, &segment).to_bits()
 }
 
-/// SYN → SYN-ACK. The window is twice the client's maximum segment size: a client that may send nothing would wait
-/// for ever, and more than that could not be stashed. TSval is the client's own sequence number, which its segments
-/// will echo (see [`lb_common::syn_cookie`]).
+/// SYN → SYN-ACK. The window is what a stash holds: a client that may send nothing would wait for ever, and more could not be
+/// kept. TSval tells nobody but the client its own sequence number, which its segments will echo (see
+/// [`lb_common::syn_cookie`]).
 #[inline(always)]
 fn answer(
     ctx: &XdpContext,
@@ -70,19 +71,21 @@ fn answer(
     }
     let offer = options::offer(ctx, segment.header);
     let promised = |option: u8| service.promises & option != 0;
-    let mss = if offer.mss < service.mss { offer.mss } else { service.mss };
+    let peer = peer(key);
+    let slot = settings.slot(jiffies());
+    let shown = segment.seq ^ syn_cookie::pad(settings, &peer, slot);
+    let timestamps =
+        offer.answered(promised(PROMISE_TIMESTAMPS), shown).map(|stamps| (stamps.val, stamps.ecr));
     let agreed = Agreed {
-        mss_index: syn_cookie::mss_index(mss),
+        mss: if offer.mss < service.mss { offer.mss } else { service.mss },
         window_scale: if promised(PROMISE_WINDOW_SCALE) { offer.window_scale } else { NO_WINDOW_SCALE },
         sack: promised(PROMISE_SACK) && offer.sack,
+        timestamps: timestamps.is_some(),
     };
-    let timestamps = match offer.timestamps() {
-        Some(theirs) if promised(PROMISE_TIMESTAMPS) => Some((segment.seq, theirs.val)),
-        _ => None,
-    };
-    let scale = if agreed.scales_windows() { Some(service.window_scale) } else { None };
-    let slot = settings.slot(jiffies());
-    let cookie = syn_cookie::make(settings, &peer(key), segment.seq, agreed, slot);
+    let cookie = syn_cookie::make(settings, &peer, segment.seq, agreed, slot);
+    // What the cookie can carry, not what it was asked to.
+    let scales = Agreed::of(cookie, agreed.timestamps).scales_windows();
+    let scale = if scales { Some(service.window_scale) } else { None };
     let (from, to) = back(frame);
     let header = Header {
         from,
@@ -90,12 +93,18 @@ fn answer(
         seq: cookie,
         ack: segment.seq.wrapping_add(1),
         flags: SYN | ACK,
-        window: 2 * agreed.mss(),
+        window: STASH_BYTES as u16,
         payload: 0,
         payload_sum: 0,
     };
     let options = header::syn_options(service.mss, agreed.sack, timestamps, scale);
     send(ctx, &header, &options, ctx.ingress_ifindex() as u32, Counter::SynAnswered)
+}
+
+/// By how much a window is scaled that we tell the client of a cookie.
+#[inline(always)]
+pub(crate) fn scale_of(service: &Service, cookie: u32, timestamps: bool) -> i8 {
+    if Agreed::of(cookie, timestamps).scales_windows() { service.window_scale as i8 } else { 0 }
 }
 
 /// Makes the packet a segment without payload and sends it out of an interface.

@@ -10,7 +10,7 @@ use crate::header::{self, End, Header, MAX_HEADER, timestamp_options};
 use crate::maps::{FLOWS, SERVICES};
 use crate::options::timestamps;
 use crate::packet::{BASE, Packet, write};
-use crate::syn::{resize, send};
+use crate::syn::{resize, scale_of, send};
 use crate::verdict::{consume, leave};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -19,7 +19,7 @@ use lb_common::counter::Counter;
 use lb_common::flow::{FlowState, Head, NO_STASH};
 use lb_common::maglev::NOBODY;
 use lb_common::service::{Place, Service};
-use lb_common::syn_cookie::Agreed;
+use lb_common::stash::STASH_BYTES;
 use lb_common::tcp::{ACK, FIN, PSH, RST, rescale_window};
 
 /// Without a body, so that it answers HEAD as well.
@@ -106,8 +106,7 @@ pub(crate) extern "C" fn lb_turn_away(
     let (Some(entry), Some(flow)) = (SERVICES.get(service), FLOWS.get(flow)) else {
         return consume(Counter::DropNoService).to_bits();
     };
-    let agreed = Agreed::of(flow.cookie);
-    let scale = if agreed.scales_windows() { entry.window_scale as i8 } else { 0 };
+    let scale = scale_of(entry, flow.cookie, echo != 0);
     let mut header = Header {
         from: End { mac: flow.local_mac, addr: entry.addr, port: entry.port },
         to: End { mac: flow.client_mac, addr: flow.client, port: flow.head.client_port },
@@ -115,7 +114,7 @@ pub(crate) extern "C" fn lb_turn_away(
         seq: flow.cookie.wrapping_add(2 + LEN as u32),
         ack: flow.seq_delta,
         flags: ACK,
-        window: rescale_window(2 * agreed.mss(), -scale),
+        window: rescale_window(STASH_BYTES as u16, -scale),
         payload: 0,
         payload_sum: 0,
     };

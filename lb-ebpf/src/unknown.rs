@@ -9,15 +9,15 @@ use crate::maps::{FLOWS, SERVICES, settings};
 use crate::options::timestamps;
 use crate::packet::{Packet, Segment};
 use crate::plain;
-use crate::syn::{back, peer, send};
+use crate::syn::{back, peer, scale_of, send};
 use crate::verdict::{Verdict, consume};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState, MAYBE_REBORN, PLAIN};
+use lb_common::flow::{Flow, FlowState, PLAIN};
 use lb_common::settings::Settings;
 use lb_common::stash::STASH_BYTES;
-use lb_common::syn_cookie::{self, Agreed, is_fresh};
+use lb_common::syn_cookie::{self, is_fresh};
 use lb_common::tcp::{ACK, FIN, RST, rescale_window};
 
 /// What a segment proves about the handshake it belongs to. A number: it is returned by a function that is not inlined.
@@ -76,8 +76,8 @@ extern "C" fn lb_unknown(ctx: *mut xdp_md, service: u32) -> u64 {
     .to_bits()
 }
 
-/// A client that uses timestamps echoes its initial sequence number, so where a segment stands in its stream is known
-/// before the cookie is checked. Without them, the places that matter are tried one by one.
+/// A client that uses timestamps echoes what tells its initial sequence number, so where a segment stands in its stream is
+/// known. Without them, the places that matter are tried one by one.
 #[inline(always)]
 fn prove(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> Proof {
     let stamps = timestamps(ctx, segment.header);
@@ -85,16 +85,17 @@ fn prove(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) ->
     let (cookie, after_fin) = (segment.ack.wrapping_sub(1), segment.ack.wrapping_sub(2));
     let bare = segment.payload == 0 && segment.flags & FIN == 0;
     if let Some(stamps) = stamps {
-        let isn = stamps.ecr;
-        if check(settings, key, isn, cookie, now) {
+        if let Some(isn) = check_echo(settings, key, stamps.ecr, cookie, now) {
             return match segment.seq.wrapping_sub(isn) {
                 1 => FIRST,
                 0 if segment.payload <= 1 => KEEP_ALIVE,
-                _ => LATER,
+                // What waits so long for the segment before it waits in vain.
+                _ if is_fresh(cookie, true, now) => LATER,
+                _ => NOTHING,
             };
         }
-        let last = bare && segment.seq.wrapping_sub(isn) == 2 && check(settings, key, isn, after_fin, now);
-        return if last { LAST } else { NOTHING };
+        let isn = if bare { check_echo(settings, key, stamps.ecr, after_fin, now) } else { None };
+        return if isn == Some(segment.seq.wrapping_sub(2)) { LAST } else { NOTHING };
     }
     if check(settings, key, segment.seq.wrapping_sub(1), cookie, now) {
         return FIRST;
@@ -106,13 +107,13 @@ fn prove(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) ->
         let last = check(settings, key, segment.seq.wrapping_sub(2), after_fin, now);
         return if last { LAST } else { NOTHING };
     }
-    // The second of two full segments; and, where the first was not full, the benefit of the doubt: the client sends
-    // both again, and an RST would kill a healthy connection.
-    let behind_full = segment.seq.wrapping_sub(1 + u32::from(Agreed::of(cookie).mss()));
-    if check(settings, key, behind_full, cookie, now) || is_fresh(cookie, now) {
-        return LATER;
-    }
-    NOTHING
+    // What has overtaken the first segment: the client sends both again, and an RST would kill a healthy connection.
+    if may_be(settings, key, cookie, now) { LATER } else { NOTHING }
+}
+
+#[inline(never)]
+fn may_be(settings: &Settings, key: &Key, cookie: u32, now: u32) -> bool {
+    syn_cookie::may_be(settings, &peer(key), cookie, now)
 }
 
 #[inline(never)]
@@ -120,10 +121,27 @@ fn check(settings: &Settings, key: &Key, isn: u32, cookie: u32, now: u32) -> boo
     syn_cookie::check(settings, &peer(key), isn, cookie, now)
 }
 
-/// Whether [`lb_is_reborn`] need be asked: three quarters of all segments cannot prove a handshake of these minutes.
+/// The client's initial sequence number that an echoed timestamp proves.
 #[inline(always)]
-pub(crate) fn may_be_reborn(settings: &Settings, segment: &Segment) -> bool {
-    segment.flags & ACK != 0 && is_fresh(segment.ack.wrapping_sub(1), settings.slot(jiffies()))
+fn check_echo(settings: &Settings, key: &Key, echo: u32, cookie: u32, now: u32) -> Option<u32> {
+    let proved = proved(settings, key, echo, cookie, now);
+    if proved >> 32 != 0 { Some(proved as u32) } else { None }
+}
+
+/// The number with a bit above it; 0 for none.
+#[inline(never)]
+fn proved(settings: &Settings, key: &Key, echo: u32, cookie: u32, now: u32) -> u64 {
+    match syn_cookie::check_echo(settings, &peer(key), echo, cookie, now) {
+        Some(isn) => 1 << 32 | u64::from(isn),
+        None => 0,
+    }
+}
+
+/// Whether [`lb_is_reborn`] need be asked about a segment: one in the window of its flow is the flow's.
+#[inline(always)]
+pub(crate) fn may_be_reborn(flow: &Flow, segment: &Segment) -> bool {
+    segment.flags & ACK != 0
+        && (flow.head.state != FlowState::Established as u8 || !flow.is_near(segment.seq))
 }
 
 /// Whether a segment on a known flow proves a handshake other than the flow's: the client has begun anew on the same
@@ -138,46 +156,25 @@ pub(crate) extern "C" fn lb_is_reborn(ctx: *mut xdp_md, service: u32, flow: u32)
     let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else { return 0 };
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*place };
-    if flow.client_flags & PLAIN != 0 {
-        return 0;
-    }
-    if !is_reborn(&ctx, settings, &key, flow, &segment) {
-        return 0;
-    }
-    if flow.head.state != FlowState::Established as u8
-        || segment.payload == 0
-        || timestamps(&ctx, segment.header).is_some()
-    {
-        note_reborn(place);
-        return 1;
-    }
-    // Of a flow that lives, any segment in a million does that. A client that begins anew does it with two: its bare ACK
-    // comes first, and a payload comes again when it gets no answer.
-    let again = flow.client_flags & MAYBE_REBORN != 0;
-    note_reborn(place);
-    u32::from(again)
-}
-
-#[inline(always)]
-fn note_reborn(flow: *mut Flow) {
-    // SAFETY: a map value stays valid; the client's path alone writes this.
-    unsafe { (*flow).client_flags |= MAYBE_REBORN };
+    u32::from(flow.client_flags & PLAIN == 0 && is_reborn(&ctx, settings, &key, flow, &segment))
 }
 
 #[inline(always)]
 fn is_reborn(ctx: &XdpContext, settings: &Settings, key: &Key, flow: &Flow, segment: &Segment) -> bool {
     let now = settings.slot(jiffies());
     let cookie = segment.ack.wrapping_sub(1);
-    if !may_be_reborn(settings, segment) {
+    if cookie == flow.cookie {
         return false;
     }
-    let isn = match timestamps(ctx, segment.header) {
-        // The window that was offered leaves room for two segments behind the SYN.
-        Some(stamps) if segment.seq.wrapping_sub(stamps.ecr) > 1 + STASH_BYTES as u32 => return false,
-        Some(stamps) => stamps.ecr,
-        None => segment.seq.wrapping_sub(1),
-    };
-    (isn != flow.client_isn || cookie != flow.cookie) && check(settings, key, isn, cookie, now)
+    match timestamps(ctx, segment.header) {
+        Some(stamps) => {
+            is_fresh(cookie, true, now)
+                && check_echo(settings, key, stamps.ecr, cookie, now)
+                    // The window that was offered leaves room for what a stash holds behind the SYN.
+                    .is_some_and(|isn| segment.seq.wrapping_sub(isn) <= 1 + STASH_BYTES as u32)
+        }
+        None => check(settings, key, segment.seq.wrapping_sub(1), cookie, now),
+    }
 }
 
 /// Answers a keep-alive probe, or a FIN, of a connection that has sent no data: as the backend would.
@@ -185,9 +182,8 @@ fn is_reborn(ctx: &XdpContext, settings: &Settings, key: &Key, flow: &Flow, segm
 fn answer(ctx: &XdpContext, segment: &Segment, service: u32, counter: Counter) -> Verdict {
     let stamps = timestamps(ctx, segment.header);
     let Some(service) = SERVICES.get(service) else { return consume(Counter::DropNoService) };
-    let agreed = Agreed::of(segment.ack.wrapping_sub(1));
     // As much as the SYN-ACK offered, whose window is the only one that is not scaled (RFC 7323 §2.2).
-    let scale = if agreed.scales_windows() { service.window_scale as i8 } else { 0 };
+    let scale = scale_of(service, segment.ack.wrapping_sub(1), stamps.is_some());
     let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
     let (from, to) = back(frame);
     let fin = counter as u32 == Counter::FinAnswered as u32;
@@ -197,7 +193,7 @@ fn answer(ctx: &XdpContext, segment: &Segment, service: u32, counter: Counter) -
         seq: segment.ack,
         ack: segment.seq.wrapping_add(1),
         flags: if fin { ACK | FIN } else { ACK },
-        window: rescale_window(2 * agreed.mss(), -scale),
+        window: rescale_window(STASH_BYTES as u16, -scale),
         payload: 0,
         payload_sum: 0,
     };
@@ -210,7 +206,7 @@ fn answer(ctx: &XdpContext, segment: &Segment, service: u32, counter: Counter) -
 
 /// RST for a segment of a connection that does not exist (RFC 9293 §3.10.7.1).
 #[inline(never)]
-fn reset(ctx: &XdpContext, segment: &Segment) -> Verdict {
+pub(crate) fn reset(ctx: &XdpContext, segment: &Segment) -> Verdict {
     let Some(frame) = ctx.frame() else { return consume(Counter::DropTruncated) };
     let (from, to) = back(frame);
     let header =

@@ -194,7 +194,8 @@ impl Daemon {
             }
             Event::CookieKey => {
                 let key = start::random_key()?;
-                self.apply(Change::CookieKey { key })?;
+                let slot = self.datapath.cookie_slot();
+                self.apply(Change::CookieKey { key, slot })?;
                 tracing::info!("SYN cookies are made with a fresh key");
             }
             Event::Reload => {

@@ -7,7 +7,7 @@ use crate::runner::{Outcome, Runner, TcVerdict, Verdict};
 use crate::setup::{NextHop, Setup};
 use anyhow::Result;
 use lb_common::counter::Counter;
-use lb_common::syn_cookie::{Agreed, mss_index};
+use lb_common::syn_cookie::Agreed;
 use std::net::SocketAddrV4;
 
 pub const SERVICE: u16 = 1;
@@ -56,13 +56,13 @@ impl Scene {
         let mut runner = Runner::new(setup)?;
         let ifindex = runner.ifindex()?;
         runner.change(|setup| setup.backends.iter_mut().for_each(|b| b.ifindex = ifindex))?;
-        let agreed = Agreed { mss_index: mss_index(1460), window_scale: CLIENT_SCALE, sack: true };
+        let agreed = Agreed { mss: 1460, window_scale: CLIENT_SCALE, sack: true, timestamps: true };
         Ok(Self { runner, client: "10.0.1.2:40000".parse()?, stamps: true, agreed })
     }
 
     /// The same with a client that has no timestamps.
     pub fn without_timestamps(self) -> Self {
-        Self { stamps: false, ..self }
+        Self { stamps: false, agreed: Agreed { timestamps: false, ..self.agreed }, ..self }
     }
 
     /// The client's SYN.
@@ -80,6 +80,11 @@ impl Scene {
         self.runner.setup.cookie(self.client, SERVICE, ISN, self.agreed)
     }
 
+    /// The TSval of our SYN-ACK, which the client echoes.
+    pub fn echo(&self) -> u32 {
+        self.runner.setup.stamp(self.client, SERVICE, ISN)
+    }
+
     /// The client's segment at an offset in its stream, acknowledging our SYN-ACK and nothing more.
     pub fn segment(&self, at: u32, flags: u8, payload: &[u8]) -> Segment {
         let segment = Segment::new(self.client, dial())
@@ -89,7 +94,7 @@ impl Scene {
             .flags(ACK | flags)
             .window(501)
             .payload(payload);
-        if self.stamps { segment.timestamps(TS + 1, ISN) } else { segment }
+        if self.stamps { segment.timestamps(TS + 1, self.echo()) } else { segment }
     }
 
     /// The first payload.

@@ -75,6 +75,7 @@ impl Setup {
             datagram_idle_ticks: 4 * 300,
             closing_ticks: 4 * 10,
             binding_ticks: 4 * 30,
+            head_ticks: 4 * 10,
             token_key_mask: 1 << TOKEN_KEY.0,
             ..Settings::default()
         };
@@ -238,6 +239,17 @@ impl Setup {
     ) -> u32 {
         let peer = Peer { client: addr(*client.ip()), port: Be16::new(client.port()), service };
         syn_cookie::make(&self.settings, &peer, isn, agreed, slot)
+    }
+
+    /// The TSval of the SYN-ACK with that cookie.
+    pub fn stamp(&self, client: SocketAddrV4, service: u16, isn: u32) -> u32 {
+        self.stamp_of_slot(client, service, isn, SLOT)
+    }
+
+    /// One made in another time slot.
+    pub fn stamp_of_slot(&self, client: SocketAddrV4, service: u16, isn: u32, slot: u32) -> u32 {
+        let peer = Peer { client: addr(*client.ip()), port: Be16::new(client.port()), service };
+        isn ^ syn_cookie::pad(&self.settings, &peer, slot)
     }
 }
 

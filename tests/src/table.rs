@@ -1,6 +1,6 @@
 //! Tables about packets: a row is what goes in and what must come of it.
 
-use crate::frame::{Opt, Segment};
+use crate::frame::{FIN, Opt, PSH, Segment};
 use crate::runner::Verdict;
 use crate::scene::Scene;
 use anyhow::Result;
@@ -62,7 +62,18 @@ pub struct Steered {
 /// # Panics
 /// When it does not become the right SYN.
 pub fn steer(scene: &mut Scene, payload: &[u8]) -> Result<Steered> {
-    let outcome = scene.xdp(&scene.first(payload))?;
+    let first = scene.first(payload);
+    steer_by(scene, &first)
+}
+
+/// The same of a client that has nothing more to say: what is not whole is not waited for.
+pub fn steer_all(scene: &mut Scene, payload: &[u8]) -> Result<Steered> {
+    let first = scene.segment(0, PSH | FIN, payload);
+    steer_by(scene, &first)
+}
+
+fn steer_by(scene: &mut Scene, first: &Segment) -> Result<Steered> {
+    let outcome = scene.xdp(first)?;
     assert_eq!(outcome.verdict, Verdict::Redirect, "{outcome:?}");
     let syn = outcome.segment();
     let slot = scene.slot_of(&syn);

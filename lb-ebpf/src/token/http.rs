@@ -392,6 +392,36 @@ pub(super) fn is_whole(stash: &Stash) -> bool {
     empty != NOWHERE && u64::from(empty) + 3 <= bytes.len
 }
 
+/// What a request line ends with, but for the last digit (RFC 9112 §2.3).
+const VERSION: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+
+/// Whether what has come so far may become a request of HTTP/1: it begins with capital letters, as every method does, and its first
+/// line, if that has ended, names the version. The head of another protocol would be waited for in vain.
+///
+/// A global function (see [`crate::cold`]); 0 is no.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn lb_may_be_request(stash: u32) -> u32 {
+    let Some(place) = STASHES.get(stash) else { return 0 };
+    let bytes = Bytes::of(place);
+    let word = bytes.word(At::new(0), 0);
+    let mut i = 0;
+    while i < 3 {
+        let letter = (word >> (8 * i)) as u8;
+        if i < bytes.len && !letter.is_ascii_uppercase() {
+            return 0;
+        }
+        i += 1;
+    }
+    let newline = search::<TURNS>(bytes, 0, |at, n| zeros(bytes.word(at, n) ^ NEWLINES));
+    if newline == NOWHERE || u64::from(newline) >= bytes.len {
+        return 1;
+    }
+    let end = u64::from(newline);
+    let end = if bytes.byte(At::new(end.wrapping_sub(1))) == b'\r' { end.wrapping_sub(1) } else { end };
+    u32::from(bytes.word(At::new(end.wrapping_sub(8)), 0) << 8 == VERSION << 8)
+}
+
 /// Stands beside the offset of a value that is hashed.
 const TO_HASH: u32 = 1 << 30;
 

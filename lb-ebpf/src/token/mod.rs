@@ -52,11 +52,11 @@ pub(crate) fn find(entry: &Service, service: u32, stash: u32) -> Found {
 /// [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_is_whole(service: u32, stash: u32) -> u32 {
-    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get(stash)) else { return 1 };
+pub(crate) extern "C" fn lb_is_whole(service: u32, index: u32) -> u32 {
+    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get(index)) else { return 1 };
     u32::from(match Place::from_bits(entry.place) {
         Place::Sni => tls::is_whole(stash),
-        _ => http::is_whole(stash),
+        _ => http::is_whole(stash) || http::lb_may_be_request(index) == 0,
     })
 }
 

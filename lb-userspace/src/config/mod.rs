@@ -68,6 +68,8 @@ pub struct Timeouts {
     pub closing: Duration,
     /// Flow whose backend never answered.
     pub binding: Duration,
+    /// Rest of a request's head, or of a ClientHello.
+    pub head: Duration,
     /// Managed servers that finish their requests when lbd stops.
     pub drain: Duration,
 }
@@ -79,6 +81,7 @@ impl Default for Timeouts {
             udp_idle: Duration::from_secs(5 * 60),
             closing: Duration::from_secs(10),
             binding: Duration::from_secs(30),
+            head: Duration::from_secs(10),
             drain: Duration::from_secs(10),
         }
     }

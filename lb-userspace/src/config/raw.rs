@@ -69,7 +69,7 @@ table!(RawLimits "[limits]" {
     services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, names: u64, pools: u64, pool_maglev_size: u64,
     learned: u64, trace_bytes: Size,
 });
-table!(RawTimeouts "[timeouts]" { idle: String, udp_idle: String, closing: String, binding: String, drain: String });
+table!(RawTimeouts "[timeouts]" { idle: String, udp_idle: String, closing: String, binding: String, head: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
     name: String, vip: String, protocol: String, affinity: RawAffinity, balance: String, on_unavailable: String,

@@ -250,6 +250,7 @@ fn settings(
         datagram_idle_ticks: clock.ticks(config.timeouts.udp_idle),
         closing_ticks: clock.ticks(config.timeouts.closing),
         binding_ticks: clock.ticks(config.timeouts.binding),
+        head_ticks: clock.ticks(config.timeouts.head),
         ..Settings::default()
     })
 }

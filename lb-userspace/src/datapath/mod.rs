@@ -386,6 +386,11 @@ impl Datapath {
         self.writer.clock()
     }
 
+    /// The present time slot of SYN cookies.
+    pub fn cookie_slot(&self) -> u32 {
+        self.writer.cookie_slot()
+    }
+
     /// Measures the clock again, and writes it into the settings when it has drifted. Call it every minute, so that
     /// time slots stay those of the other nodes.
     ///

@@ -185,6 +185,10 @@ impl Writer {
         self.pools.remove_unwritten(maps)
     }
 
+    pub(super) fn cookie_slot(&self) -> u32 {
+        self.settings.slot(self.clock.jiffies())
+    }
+
     pub(super) fn refresh_clock(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
         self.clock = Clock::measure()?;
         // Several fields change and a packet may see some of them, so a drift that no one notices is left alone.

@@ -82,8 +82,8 @@ pub enum Change {
     Kill { backend: String, down_for: Option<Duration> },
     /// The token keys that verify from now on.
     TokenKeys { keys: Box<[SipKey; MAX_KEYS]>, mask: u32 },
-    /// A fresh key for SYN cookies; the one before stays good.
-    CookieKey { key: SipKey },
+    /// A fresh key for SYN cookies, from the pair of time slots on that follows the present one; the one before stays good.
+    CookieKey { key: SipKey, slot: u32 },
     /// Nothing lives any more at a backend that is leaving.
     Deserted { slot: u16 },
     /// Somebody wants to be told of these steering decisions, or nobody of any.
@@ -249,13 +249,13 @@ impl Registry {
                 (self.settings.token_keys, self.settings.token_key_mask) = (*keys, mask);
                 outcome.writes.push(self.settings_write());
             }
-            Change::CookieKey { key } => {
+            Change::CookieKey { key, slot } => {
                 // First the key where nobody looks, then the word that says to look there: cookies made between the
                 // two writes verify all the same.
-                let unused = self.settings.cookie_key & 1 ^ 1;
-                self.settings.cookie_keys[unused as usize] = key;
+                let next = self.settings.with_cookie_key(key, slot);
+                self.settings.cookie_keys = next.cookie_keys;
                 outcome.writes.push(self.settings_write());
-                self.settings.cookie_key = unused;
+                self.settings = next;
                 outcome.writes.push(self.settings_write());
             }
             Change::Deserted { slot } => self.leave(slot, &mut outcome),

@@ -345,17 +345,19 @@ fn a_backend_that_is_no_longer_configured_leaves_when_nothing_lives_there() {
 #[test]
 fn cookie_keys_take_turns_and_the_last_one_stays() {
     let mut fixture = Fixture::new();
-    for key in [[1, 1], [2, 2], [3, 3]] {
+    for (key, slot) in [([1, 1], 10), ([2, 2], 20), ([3, 3], 31)] {
         let before = *fixture.maps.settings.last().unwrap();
-        fixture.apply(Change::CookieKey { key });
+        fixture.apply(Change::CookieKey { key, slot });
         let [.., written, flipped] = fixture.maps.settings[..] else { panic!("two writes") };
         assert_eq!(written.cookie_key, before.cookie_key, "first the key, in the place not in use");
-        assert_eq!(written.cookie_keys[flipped.cookie_key as usize], key);
         assert_eq!(
-            flipped.cookie_keys[before.cookie_key as usize],
-            before.cookie_keys[before.cookie_key as usize]
+            (written.cookie_key_of(slot), flipped.cookie_key_of(slot)),
+            (before.cookie_key_of(slot), before.cookie_key_of(slot))
         );
-        assert_ne!(flipped.cookie_key, before.cookie_key);
+        assert_eq!(
+            (flipped.cookie_key_of(slot | 1), flipped.cookie_key_of(slot + 2)),
+            (before.cookie_key_of(slot), key)
+        );
     }
 }
 
@@ -381,7 +383,7 @@ fn change() -> impl Strategy<Value = Change> {
         4 => (slot(), 0u32..9).prop_map(|(slot, epoch)| Change::Epoch { slot, epoch }),
         2 => (name(), admin).prop_map(|(name, admin)| Change::Admin { backend: name.into(), admin }),
         1 => name().prop_map(|name| Change::Restart { backend: name.into() }),
-        1 => any::<SipKey>().prop_map(|key| Change::CookieKey { key }),
+        1 => any::<SipKey>().prop_map(|key| Change::CookieKey { key, slot: 77 }),
     ]
 }
 

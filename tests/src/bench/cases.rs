@@ -12,7 +12,7 @@ use crate::testbed::rule::{DESTINATION, HEADERS, HEADERS_LEN, Image, SOURCE, Und
 use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::flow::GROUP;
-use lb_common::syn_cookie::{Agreed, mss_index};
+use lb_common::syn_cookie::Agreed;
 use std::collections::HashSet;
 use std::net::SocketAddrV4;
 
@@ -132,7 +132,7 @@ pub(super) fn second(
     client: SocketAddrV4,
     payload: &[u8],
 ) -> Segment {
-    let agreed = Agreed { mss_index: mss_index(1460), window_scale: CLIENT_SCALE, sack: true };
+    let agreed = Agreed { mss: 1460, window_scale: CLIENT_SCALE, sack: true, timestamps: true };
     let cookie = rig.setup.cookie(client, service, ISN, agreed);
     Segment::new(client, vip)
         .macs(CLIENT_MAC, LOCAL_MAC)
@@ -140,7 +140,7 @@ pub(super) fn second(
         .ack(cookie.wrapping_add(1))
         .flags(if payload.is_empty() { ACK } else { ACK | PSH })
         .window(501)
-        .timestamps(TS + 1, ISN)
+        .timestamps(TS + 1, rig.setup.stamp(client, service, ISN))
         .payload(payload)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use lb_common::addr::Be16;
 use lb_common::flow::{Flow, FlowState, GROUP, Head, NO_STASH};
 use lb_common::hash::{flow_hash, mix64};
-use lb_common::syn_cookie::{Agreed, mss_index};
+use lb_common::syn_cookie::Agreed;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -105,7 +105,7 @@ pub(super) fn bound(
 
 /// A spliced flow whose backend scales windows by two more than the service promised.
 pub(super) fn spliced(setup: &Setup, client: SocketAddrV4, service: u16) -> Flow {
-    let agreed = Agreed { mss_index: mss_index(1460), window_scale: CLIENT_SCALE, sack: true };
+    let agreed = Agreed { mss: 1460, window_scale: CLIENT_SCALE, sack: true, timestamps: true };
     let isn = u32::from(client.port()) << 16;
     Flow {
         client: addr(*client.ip()),

@@ -51,8 +51,8 @@ fn more_payload_is_stashed() -> Result<()> {
 #[test]
 fn single_bytes_are_joined() -> Result<()> {
     let scene = Scene::new(1)?;
-    scene.bind(b"G")?;
-    for at in 1..600 {
+    scene.bind(REQUEST)?;
+    for at in LEN..600 {
         let outcome = scene.xdp(&scene.segment(at, PSH, b"x"))?;
         assert_eq!(outcome.counted, [(Counter::Stashed, 1)], "byte {at}: {outcome:?}");
     }
@@ -346,7 +346,9 @@ fn the_joint_leaves_other_packets_alone() -> Result<()> {
 fn joined_segments_leave_room_for_timestamps() -> Result<()> {
     for (mut scene, room) in [(Scene::new(1)?, 1448), (Scene::new(1)?.without_timestamps(), 1460)] {
         for second in [room - 1000, room - 999] {
-            scene.bind(&[b'h'; 1000])?;
+            let mut first = REQUEST.to_vec();
+            first.resize(1000, b'b');
+            scene.bind(&first)?;
             scene.xdp(&scene.segment(1000, PSH, &vec![b'b'; second]))?;
             let outcome = scene.joint(&scene.syn_ack(0))?;
             assert_eq!(outcome.counted, [(Counter::Spliced, 1)], "{second}: {outcome:?}");
@@ -388,7 +390,8 @@ fn a_client_begins_anew_while_its_backend_is_asked() -> Result<()> {
         let cookie = scene.runner.setup.cookie(scene.client, tests::scene::SERVICE, isn, scene.agreed);
         let mut first = scene.first(REQUEST).seq(isn + 1).ack(cookie.wrapping_add(1));
         if scene.stamps {
-            first = first.timestamps(tests::scene::TS + 500, isn);
+            let echo = scene.runner.setup.stamp(scene.client, tests::scene::SERVICE, isn);
+            first = first.timestamps(tests::scene::TS + 500, echo);
         }
         let outcome = scene.xdp(&first)?;
         assert!(outcome.counted(Counter::Bound), "{outcome:?}");

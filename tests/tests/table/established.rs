@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lb_common::counter::Counter;
-use lb_common::flow::{Flow, FlowState};
+use lb_common::flow::{FIN_SEEN, Flow, FlowState, NO_STASH};
 use tests::balancer::dial;
 use tests::frame::{ACK, FIN, Opt, PSH, RST, SYN, Segment, URG};
 use tests::runner::Verdict;
@@ -25,7 +25,7 @@ fn at_backend(scene: &Scene, sent: &Segment) -> Segment {
     let (local, next) = macs(0);
     let options = sent.options.iter().map(|option| match option {
         Opt::Timestamps { val, echo } => {
-            Opt::Timestamps { val: *val, echo: echo.wrapping_add(BACKEND_TS).wrapping_sub(ISN) }
+            Opt::Timestamps { val: *val, echo: echo.wrapping_add(BACKEND_TS).wrapping_sub(scene.echo()) }
         }
         Opt::Sack(blocks) => {
             let back = |edge: &u32| edge.wrapping_sub(delta(scene));
@@ -48,7 +48,7 @@ fn on_the_wire(segment: &Segment) -> Segment {
 fn at_client(scene: &Scene, sent: &Segment) -> Segment {
     let options = sent.options.iter().map(|option| match option {
         Opt::Timestamps { val, echo } => {
-            Opt::Timestamps { val: val.wrapping_sub(BACKEND_TS).wrapping_add(ISN), echo: *echo }
+            Opt::Timestamps { val: val.wrapping_sub(BACKEND_TS).wrapping_add(scene.echo()), echo: *echo }
         }
         other => other.clone(),
     });
@@ -127,7 +127,8 @@ fn segments_of_the_backend_reach_its_client() -> Result<()> {
 
 #[test]
 fn sack_blocks_are_shifted_wherever_they_stand() -> Result<()> {
-    let stamps = Opt::Timestamps { val: TS + 9, echo: ISN.wrapping_add(50) };
+    let echo = Scene::new(1)?.echo().wrapping_add(50);
+    let stamps = Opt::Timestamps { val: TS + 9, echo };
     let block = |n: u32| (n * 10_000, n * 10_000 + 1_448);
     let near_wrap = (u32::MAX - 5, 5);
     let orders = [
@@ -203,8 +204,8 @@ fn corruption_is_not_healed() -> Result<()> {
 fn a_corrupt_first_payload_stays_corrupt() -> Result<()> {
     for scene in scenes()? {
         let mut bytes = scene.first(REQUEST).bytes();
-        let last = bytes.len() - 1;
-        bytes[last] ^= 1;
+        let path = bytes.len() - REQUEST.len() + 4;
+        bytes[path] ^= 1;
         scene.runner.xdp(&bytes)?;
         let outcome = scene.joint(&scene.syn_ack(0))?;
         assert_eq!(Segment::parse(&outcome.frame), Err(tests::frame::Malformed::TcpChecksum), "{outcome:?}");
@@ -294,7 +295,8 @@ fn a_new_handshake_replaces_a_closing_flow() -> Result<()> {
         assert_eq!(scene.xdp(&scene.syn().seq(isn))?.segment().seq, cookie);
         let mut ack = scene.segment(0, 0, b"").seq(isn + 1).ack(cookie.wrapping_add(1));
         if scene.stamps {
-            ack = ack.timestamps(TS + 500, isn);
+            ack =
+                ack.timestamps(TS + 500, scene.runner.setup.stamp(scene.client, tests::scene::SERVICE, isn));
         }
         assert_eq!(scene.xdp(&ack)?.counted, [(Counter::HandshakeAck, 1)]);
         let first = Segment { payload: REQUEST.to_vec(), flags: ACK | PSH, ..ack };
@@ -340,27 +342,74 @@ fn answers_go_where_the_client_was_last_seen() -> Result<()> {
     Ok(())
 }
 
-/// Without timestamps any segment proves a new handshake once in a million: that must not end a flow that lives.
+/// A segment in the window of a flow that lives is the flow's, whatever it proves by chance; so one that proves another handshake
+/// is far from it.
 #[test]
 fn one_lucky_segment_does_not_end_a_flow() -> Result<()> {
-    let lucky = |scene: &Scene, payload: &[u8]| {
-        let isn = 0x7777_0000;
-        let cookie = scene.runner.setup.cookie(scene.client, tests::scene::SERVICE, isn, scene.agreed);
-        scene.segment(0, PSH, payload).seq(isn + 1).ack(cookie.wrapping_add(1))
-    };
-    for bare_first in [false, true] {
+    for isn in [ISN.wrapping_add(LEN), ISN.wrapping_add(200_000), 0x7777_0000] {
         let mut scene = Scene::new(1)?.without_timestamps();
         scene.runner.change(|setup| setup.settings.flow_group_mask = 0)?;
         scene.splice()?;
-        // Seen last in another tick.
-        let flow = Flow { last_seen: 0, ..scene.runner.maps.flows()?[0] };
+        // Seen last in another tick, and its stash is no more.
+        let flow = Flow { last_seen: 0, stash: NO_STASH, ..scene.runner.maps.flows()?[0] };
         (0..8).try_for_each(|index| scene.runner.maps.set_flow(index, &flow))?;
-        if bare_first {
-            assert_eq!(scene.xdp(&lucky(&scene, b""))?.counted, [(Counter::HandshakeAck, 1)]);
-            assert!(scene.xdp(&lucky(&scene, REQUEST))?.counted(Counter::Bound));
-        } else {
-            assert_eq!(scene.xdp(&lucky(&scene, REQUEST))?.counted, [(Counter::FromClient, 1)]);
-        }
+        let cookie = scene.runner.setup.cookie(scene.client, tests::scene::SERVICE, isn, scene.agreed);
+        let lucky = scene.segment(0, PSH, REQUEST).seq(isn.wrapping_add(1)).ack(cookie.wrapping_add(1));
+        let outcome = scene.xdp(&lucky)?;
+        let begins_anew = isn == 0x7777_0000;
+        assert_eq!(outcome.counted(Counter::Bound), begins_anew, "{isn}: {outcome:?}");
+        assert_eq!(outcome.counted(Counter::FromClient), !begins_anew, "{isn}: {outcome:?}");
     }
+    Ok(())
+}
+
+/// RFC 5961 §3: a stranger does not know the numbers of a connection. What he sends reaches the backend, which does, and changes
+/// nothing here: neither the flow's life nor where its answers go.
+#[test]
+fn what_a_stranger_makes_up_shortens_no_life_and_moves_no_way_back() -> Result<()> {
+    for settled in [false, true] {
+        let scene = Scene::new(1)?;
+        scene.splice()?;
+        if settled {
+            scene.xdp(&scene.response(0, 0, PSH, b"response"))?;
+        }
+        for far in [1 << 19, 1 << 24, 1 << 31, (1_u32 << 20).wrapping_neg()] {
+            for flags in [RST, FIN, 0] {
+                let segment = scene.next(flags, b"");
+                let seq = segment.seq.wrapping_add(far);
+                let strange = segment.seq(seq).macs([2, 0, 0, 0, 7, 7], [2, 0, 0, 0, 7, 8]);
+                let outcome = scene.xdp(&strange)?;
+                assert_eq!(
+                    outcome.counted,
+                    [(Counter::OutOfWindow, 1), (Counter::FromClient, 1)],
+                    "{outcome:?}"
+                );
+                let flow = scene.runner.maps.flows()?[0];
+                assert_eq!(flow.head.state, FlowState::Established as u8, "{far} {flags}");
+                assert_eq!((flow.client_mac, flow.client_flags & FIN_SEEN), (CLIENT_MAC, 0), "{far} {flags}");
+            }
+        }
+        scene.xdp(&scene.next(RST, b""))?;
+        assert_eq!(state(&scene)?, Some(FlowState::Closing), "its client knows them");
+    }
+    Ok(())
+}
+
+/// What its backend acknowledges says where a client is, however much it has sent.
+#[test]
+fn a_client_is_known_after_a_long_upload() -> Result<()> {
+    let scene = Scene::new(1)?;
+    scene.splice()?;
+    scene.xdp(&scene.response(0, 0, PSH, b"100"))?;
+    for upload in (0_u32..3 << 20).step_by(100_000) {
+        let acknowledges = scene.response(0, 3, 0, b"");
+        let ack = acknowledges.ack.wrapping_add(upload);
+        scene.xdp(&acknowledges.ack(ack))?;
+        let flow = scene.runner.maps.flows()?[0];
+        let here = ISN.wrapping_add(1 + LEN + upload);
+        assert!(flow.is_near(here) && flow.is_near(here.wrapping_add(150_000)), "{upload}");
+    }
+    let far = scene.next(RST, b"");
+    assert!(scene.xdp(&far)?.counted(Counter::OutOfWindow), "where it was at first");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lb_common::counter::Counter;
-use lb_common::syn_cookie::{Agreed, MAX_AGE};
+use lb_common::syn_cookie::{Agreed, MAX_AGE, MAX_AGE_BARE};
 use lb_common::tcp::NO_WINDOW_SCALE;
 use tests::frame::{ACK, FIN, Opt, PSH, RST, Segment};
 use tests::runner::Verdict;
@@ -54,7 +54,7 @@ fn a_fin_without_data_is_answered_with_a_fin() -> Result<()> {
         let mut expected =
             fin.reply().seq(fin.ack).ack(fin.seq.wrapping_add(1)).flags(ACK | FIN).window(2920 >> 7);
         if scene.stamps {
-            expected = expected.timestamps(ISN, TS + 1);
+            expected = expected.timestamps(scene.echo(), TS + 1);
         }
         assert_eq!(essence(&outcome.segment()), essence(&expected));
     }
@@ -71,7 +71,7 @@ fn a_keep_alive_is_answered() -> Result<()> {
             assert_eq!(outcome.counted, [(Counter::KeepAliveAnswered, 1)], "{outcome:?}");
             let mut expected = probe.reply().seq(probe.ack).ack(ISN.wrapping_add(1)).window(2920 >> 7);
             if scene.stamps {
-                expected = expected.timestamps(ISN, TS + 1);
+                expected = expected.timestamps(scene.echo(), TS + 1);
             }
             assert_eq!(essence(&outcome.segment()), essence(&expected));
         }
@@ -84,8 +84,8 @@ fn a_keep_alive_is_answered() -> Result<()> {
 fn segments_of_connections_that_do_not_exist_are_reset() -> Result<()> {
     for scene in scenes()? {
         let cookie = scene.cookie();
-        // A cookie's top three bits are its time slot; of another time even a full segment proves nothing.
-        let old = cookie ^ 0x8000_0000;
+        // Of another time even a full segment proves nothing.
+        let old = cookie ^ if scene.stamps { 4 << 24 } else { 1 << 31 };
         let strange = [
             ("an ACK with a wrong cookie", scene.segment(0, 0, b"").ack(cookie.wrapping_add(2))),
             ("payload with an old cookie", scene.first(REQUEST).ack(old.wrapping_add(1))),
@@ -127,10 +127,15 @@ fn what_may_be_a_reordered_first_flight_is_never_reset() -> Result<()> {
 fn cookies_live_for_their_time() -> Result<()> {
     for scene in scenes()? {
         for age in 0..=MAX_AGE {
-            let setup = &scene.runner.setup;
-            let cookie = setup.cookie_of_slot(scene.client, SERVICE, ISN, scene.agreed, SLOT - age);
-            let ack = scene.segment(0, 0, b"").ack(cookie.wrapping_add(1));
-            let expected = if age < MAX_AGE { Counter::HandshakeAck } else { Counter::ResetUnknownFlow };
+            let (setup, slot) = (&scene.runner.setup, SLOT - age);
+            let cookie = setup.cookie_of_slot(scene.client, SERVICE, ISN, scene.agreed, slot);
+            let mut ack = scene.segment(0, 0, b"").ack(cookie.wrapping_add(1));
+            if scene.stamps {
+                let echo = setup.stamp_of_slot(scene.client, SERVICE, ISN, slot);
+                ack = Segment { options: Vec::new(), ..ack }.timestamps(TS + 1, echo);
+            }
+            let lives = if scene.stamps { age < MAX_AGE } else { SLOT / 2 - slot / 2 < MAX_AGE_BARE };
+            let expected = if lives { Counter::HandshakeAck } else { Counter::ResetUnknownFlow };
             let outcome = scene.xdp(&ack)?;
             assert_eq!(outcome.counted, [(expected, 1)], "age {age}: {outcome:?}");
         }
@@ -142,13 +147,24 @@ fn cookies_live_for_their_time() -> Result<()> {
 fn a_cookie_survives_the_rotation_of_keys_once() -> Result<()> {
     let mut scene = Scene::new(1)?;
     let ack = scene.segment(0, 0, b"").bytes();
-    scene.runner.change(|setup| {
-        setup.settings.cookie_keys[1] = [5, 6];
-        setup.settings.cookie_key = 1;
-    })?;
-    check_rows(&scene, [Row::new("the former key", ack.clone(), Verdict::Drop, Counter::HandshakeAck)])?;
-    let answer = scene.xdp(&scene.syn())?.segment();
-    assert_eq!(answer.seq, scene.cookie(), "new cookies are made with the new key");
+    let before = scene.runner.setup.settings;
+    // What began with the former key in this pair of slots goes on with it; from the next one on there is the new one.
+    for later in [0, 2] {
+        scene.runner.change(|setup| {
+            setup.settings = before.with_cookie_key([5, 6], SLOT);
+            setup.settings.slot_base = SLOT + later;
+        })?;
+        let former = Row::new("the former key", ack.clone(), Verdict::Drop, Counter::HandshakeAck);
+        check_rows(&scene, [former])?;
+        let answer = scene.xdp(&scene.syn())?.segment();
+        let setup = &scene.runner.setup;
+        let made = setup.cookie_of_slot(scene.client, SERVICE, ISN, scene.agreed, SLOT + later);
+        assert_eq!(answer.seq, made, "the key of the slot, {later} later");
+        let mut other = scene.runner.setup.clone();
+        other.settings.cookie_keys[usize::from(later != 0)] = [7, 8];
+        let other = other.cookie_of_slot(scene.client, SERVICE, ISN, scene.agreed, SLOT + later);
+        assert_ne!(other, made, "the other key, {later} later");
+    }
     scene.runner.change(|setup| setup.settings.cookie_keys[0] = [7, 8])?;
     assert!(scene.runner.xdp(&ack)?.counted(Counter::ResetUnknownFlow), "the key is gone");
     Ok(())
@@ -158,7 +174,7 @@ fn a_cookie_survives_the_rotation_of_keys_once() -> Result<()> {
 #[test]
 fn a_cookies_options_cannot_be_changed() -> Result<()> {
     let scene = Scene::new(1)?;
-    for bit in 20..29 {
+    for bit in 16..32 {
         let ack = scene.segment(0, 0, b"").ack((scene.cookie() ^ 1 << bit).wrapping_add(1));
         let outcome = scene.xdp(&ack)?;
         assert!(outcome.counted(Counter::ResetUnknownFlow), "bit {bit}: {outcome:?}");
@@ -170,7 +186,7 @@ fn a_cookies_options_cannot_be_changed() -> Result<()> {
 #[test]
 fn timestamps_are_found_anywhere_among_the_options() -> Result<()> {
     let scene = Scene::new(1)?;
-    let stamps = Opt::Timestamps { val: TS + 1, echo: ISN };
+    let stamps = Opt::Timestamps { val: TS + 1, echo: scene.echo() };
     let orders = [
         vec![stamps.clone(), Opt::Nop, Opt::Nop],
         vec![Opt::Nop, stamps.clone(), Opt::Nop],

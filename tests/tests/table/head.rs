@@ -65,6 +65,7 @@ fn deliver(scene: &Scene, slot: u16) -> Result<u32> {
     Ok(last.end().wrapping_sub(tests::scene::ISN).wrapping_sub(1))
 }
 
+/// Two full segments fill a stash: what stands behind them is not waited for.
 #[test]
 fn a_head_that_goes_on_behind_both_is_a_new_session() -> Result<()> {
     let scene = Scene::new(4)?;
@@ -76,35 +77,200 @@ fn a_head_that_goes_on_behind_both_is_a_new_session() -> Result<()> {
     Ok(())
 }
 
+/// What acknowledges a head up to an offset.
+fn acknowledged(scene: &Scene, segment: &Segment, end: usize) -> Segment {
+    let window = ((2920 - end) >> 7) as u16;
+    let reply =
+        segment.reply().seq(segment.ack).ack(tests::scene::ISN.wrapping_add(1 + end as u32)).flags(ACK);
+    let reply = reply.window(window.max(1));
+    if scene.stamps { reply.timestamps(scene.echo(), tests::scene::TS + 1) } else { reply }
+}
+
 /// A client that sends the rest only when the first segment is acknowledged sends that one again.
 #[test]
-fn a_client_that_waits_is_not_waited_for_twice() -> Result<()> {
+fn a_client_that_waits_is_told_to_go_on() -> Result<()> {
     let scene = Scene::new(4)?;
     let token = scene.runner.setup.token(3, 77);
     let head = long_request(&token, 2000);
     begin(&scene, &head)?;
-    let outcome = scene.xdp(&scene.first(&head[..FULL]))?;
-    assert_eq!(counted(&outcome), [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete]);
-    assert_eq!(state(&scene)?, Some(FlowState::Binding));
-    // From there on it is a flow like any other.
-    let second = scene.segment(FULL as u32, PSH, &head[FULL..]);
-    check_rows(&scene, [Row::new("second", second.bytes(), Verdict::Drop, Counter::Stashed)])
+    let again = scene.first(&head[..FULL]);
+    for _ in 0..2 {
+        let outcome = scene.xdp(&again)?;
+        assert_eq!((outcome.verdict, counted(&outcome)), (Verdict::Redirect, vec![Counter::HeadAwaited]));
+        assert_eq!(essence(&outcome.segment()), essence(&acknowledged(&scene, &again, FULL)));
+    }
+    let outcome = scene.xdp(&scene.segment(FULL as u32, PSH, &head[FULL..]))?;
+    assert_eq!(counted(&outcome), [Counter::AffinityHit, Counter::Bound]);
+    Ok(())
+}
+
+/// RFC 9293 §3.4: a byte stream is one however it is cut. A client with Nagle's algorithm (RFC 896) sends the next piece when the
+/// one before is acknowledged.
+#[test]
+fn a_head_is_awaited_however_it_is_cut() -> Result<()> {
+    for mut scene in [Scene::new(4)?, Scene::new(4)?.without_timestamps()] {
+        let token = scene.runner.setup.token(3, 77);
+        for (size, len) in [(1, 120), (4, 120), (16, 300), (88, 700), (216, 1400), (536, 2600), (1012, 2000)]
+        {
+            let head = long_request(&token, len);
+            let mut at = 0;
+            // The token is whole before the head is.
+            while at + size < len - 4 {
+                let piece = scene.segment(at as u32, PSH, &head[at..at + size]);
+                let outcome = scene.xdp(&piece)?;
+                assert_eq!(counted(&outcome), [Counter::HeadAwaited], "{size} bytes at {at}: {outcome:?}");
+                at += size;
+                assert_eq!(
+                    essence(&outcome.segment()),
+                    essence(&acknowledged(&scene, &piece, at)),
+                    "{size} {at}"
+                );
+            }
+            let last = scene.segment(at as u32, PSH, &head[at..]);
+            let outcome = scene.xdp(&last)?;
+            assert_eq!(counted(&outcome), [Counter::AffinityHit, Counter::Bound], "{size}: {outcome:?}");
+            assert_eq!(essence(&outcome.segment()), essence(&scene.offered(3)), "{size}");
+            // It comes again: its backend may have missed its SYN.
+            assert!(scene.xdp(&last)?.counted(Counter::SynRepeated));
+            assert_eq!(deliver(&scene, 3)?, len as u32);
+            scene.runner.maps.forget()?;
+        }
+    }
+    Ok(())
+}
+
+/// What a client was told had arrived it will not send again, so what its backend may not have is sent from the stash.
+#[test]
+fn what_was_acknowledged_is_sent_until_the_backend_has_it() -> Result<()> {
+    let scene = Scene::new(4)?;
+    let token = scene.runner.setup.token(3, 77);
+    let head = long_request(&token, 200);
+    scene.xdp(&scene.first(&head[..100]))?;
+    let rest = scene.segment(100, PSH, &head[100..]);
+    assert!(scene.xdp(&rest)?.counted(Counter::Bound));
+    assert_eq!(deliver(&scene, 3)?, 200);
+    // That was lost: the client repeats the rest alone.
+    let up = scene.xdp(&rest)?;
+    assert_eq!((up.verdict, counted(&up)), (Verdict::Pass, vec![Counter::PassedToJoint]));
+    let outcome = scene.joint(&rest)?;
+    assert!(outcome.counted(Counter::StashRepeated), "{outcome:?}");
+    let sent = outcome.segment();
+    assert_eq!((sent.payload.len(), sent.ack), (200, BACKEND_ISN.wrapping_add(1)), "{sent}");
+    assert_eq!(sent.timestamp(), Some((tests::scene::TS + 1, tests::scene::BACKEND_TS)));
+    // More of the client goes its own way, and takes nothing away before the backend has it all.
+    let body = scene.segment(200, PSH, b"body");
+    assert_eq!(counted(&scene.xdp(&body)?), [Counter::FromClient]);
+    assert_eq!(scene.runner.maps.stashes()?.len(), 1);
+    assert_eq!(counted(&scene.xdp(&rest)?), [Counter::PassedToJoint]);
+    let ack = |end: u32| scene.response(3, 0, 0, b"").ack(tests::scene::ISN.wrapping_add(1 + end));
+    scene.xdp(&ack(0))?;
+    assert_eq!(scene.runner.maps.stashes()?.len(), 1);
+    scene.xdp(&ack(204))?;
+    assert_eq!(scene.runner.maps.stashes()?.len(), 0);
+    assert_eq!(counted(&scene.xdp(&rest)?), [Counter::FromClient]);
+    Ok(())
+}
+
+/// What is not HTTP has no head to wait for: its client may have said all that it says before it hears something.
+#[test]
+fn what_begins_as_no_request_is_not_waited_for() -> Result<()> {
+    let mut scene = Scene::new(4)?;
+    let others: [&[u8]; 8] = [
+        b"hello backend",
+        b"PING\r\n",
+        b"EHLO shop.example\n",
+        b"GET /\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"G\r\n",
+        b"\0",
+        b"GET / HTTP/2.0\r\nx",
+    ];
+    for other in others {
+        let outcome = scene.xdp(&scene.first(other))?;
+        assert_eq!(counted(&outcome), [Counter::NewSession, Counter::Bound], "{outcome:?}");
+        scene.runner.maps.forget()?;
+    }
+    for begun in ["G", "GET", "GET /", "OPTIONS * HTTP/1.1\r", "GET / HTTP/1.1\r\n"] {
+        let outcome = scene.xdp(&scene.first(begun.as_bytes()))?;
+        assert_eq!(counted(&outcome), [Counter::HeadAwaited], "{begun}: {outcome:?}");
+        scene.runner.maps.forget()?;
+    }
+    Ok(())
+}
+
+/// What has been acknowledged never comes again, so nothing corrupt is.
+#[test]
+fn a_corrupt_piece_is_not_acknowledged() -> Result<()> {
+    let scene = Scene::new(4)?;
+    let head = long_request("x", 1400);
+    for len in [1, 2, 3, 4, 5, 511, 512, 513, 1025, 1300] {
+        let mut bytes = scene.first(&head[..len]).bytes();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        let outcome = scene.runner.xdp(&bytes)?;
+        assert_eq!(
+            (outcome.verdict, counted(&outcome)),
+            (Verdict::Drop, vec![Counter::DropChecksum]),
+            "{len}"
+        );
+        assert_eq!((scene.runner.maps.flows()?.len(), scene.runner.maps.stashes()?.len()), (0, 0));
+        let outcome = scene.xdp(&scene.first(&head[..len]))?;
+        assert_eq!(
+            (outcome.verdict, counted(&outcome)),
+            (Verdict::Redirect, vec![Counter::HeadAwaited]),
+            "{len}"
+        );
+        // Behind what was acknowledged: the client cannot be asked for that again.
+        let mut bytes = scene.segment(len as u32, PSH, &head[len..len + 7]).bytes();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        assert_eq!(counted(&scene.runner.xdp(&bytes)?), [Counter::ResetUnknownFlow], "{len}");
+        assert_eq!((scene.runner.maps.flows()?.len(), scene.runner.maps.stashes()?.len()), (0, 0));
+    }
+    Ok(())
+}
+
+/// RFC 5961 §5: whoever has not seen our SYN-ACK adds nothing to a request.
+#[test]
+fn a_stranger_adds_nothing_to_a_head() -> Result<()> {
+    let scene = Scene::new(4)?;
+    let head = long_request("x", 200);
+    scene.xdp(&scene.first(&head[..100]))?;
+    let strange = scene.segment(100, PSH, b"\r\n\r\n");
+    let ack = strange.ack.wrapping_add(1);
+    check_rows(&scene, [Row::new("ack", strange.ack(ack).bytes(), Verdict::Drop, Counter::DropBadClientAck)])
+}
+
+/// The time for a head is bounded: then it is steered by what there is.
+#[test]
+fn a_head_that_takes_too_long_is_not_awaited() -> Result<()> {
+    for what in ["more", "the same again", "a bare ACK"] {
+        let mut scene = Scene::new(4)?;
+        let head = long_request("x", 200);
+        scene.xdp(&scene.first(&head[..100]))?;
+        scene.runner.change(|setup| setup.settings.head_ticks = u32::MAX)?;
+        let next = match what {
+            "more" => scene.segment(100, PSH, &head[100..150]),
+            "the same again" => scene.first(&head[..100]),
+            _ => scene.segment(100, 0, b""),
+        };
+        let outcome = scene.xdp(&next)?;
+        assert_eq!(
+            counted(&outcome),
+            [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete],
+            "{what}: {outcome:?}"
+        );
+    }
+    Ok(())
 }
 
 #[test]
-fn whole_heads_and_short_segments_wait_for_nothing() -> Result<()> {
+fn whole_heads_and_finished_clients_are_not_waited_for() -> Result<()> {
     let mut scene = Scene::new(4)?;
     let mut whole = b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n".to_vec();
     whole.resize(FULL, b'b');
-    let short = &long_request("x", 3000)[..FULL - 1];
-    let rows: [(&[u8], &[Counter]); 2] = [
-        (&whole, &[Counter::NewSession, Counter::Bound]),
-        (short, &[Counter::NewSession, Counter::Bound, Counter::HeadIncomplete]),
-    ];
-    for (payload, expected) in rows {
-        assert_eq!(counted(&scene.xdp(&scene.first(payload))?), expected);
-        scene.runner.maps.forget()?;
-    }
+    assert_eq!(counted(&scene.xdp(&scene.first(&whole))?), [Counter::NewSession, Counter::Bound]);
+    scene.runner.maps.forget()?;
     // A FIN says that nothing follows.
     let last = scene.segment(0, PSH | FIN, &long_request("x", 3000)[..FULL]);
     let expected = [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete];

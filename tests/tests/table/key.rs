@@ -5,7 +5,7 @@ use lb_common::counter::Counter;
 use lb_common::service::{Affinity, Service};
 use std::collections::BTreeMap;
 use tests::scene::Scene;
-use tests::table::steer;
+use tests::table::{steer, steer_all};
 
 fn scene(set: impl FnOnce(&mut Service) -> bool) -> Result<Scene> {
     let mut scene = Scene::new(4)?;
@@ -168,7 +168,7 @@ fn a_value_at_the_very_end_is_no_trouble() -> Result<()> {
         let whole = build("0123456789");
         let ends = whole.windows(10).position(|w| w == b"0123456789").expect("it is there") + 10;
         for cut in 1..10 {
-            let counted = steer(&mut scene, &whole[..ends - cut])?.counted;
+            let counted = steer_all(&mut scene, &whole[..ends - cut])?.counted;
             // Half a value is none.
             let incomplete = [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete];
             assert_eq!(counted, incomplete, "{place} {cut}");

@@ -11,7 +11,7 @@ use tests::frame::{PSH, RST};
 use tests::runner::Verdict;
 use tests::scene::{SERVICE, Scene};
 use tests::setup::Setup;
-use tests::table::{Row, check_rows, steer};
+use tests::table::{Row, check_rows, steer, steer_all};
 
 fn scene() -> Result<Scene> {
     scene_with(Affinity::Hashed, |_| {})
@@ -143,7 +143,7 @@ fn what_has_no_name_is_balanced() -> Result<()> {
     let mut cut = hello(32, &[grease(50), server_name("shop.example.org")]);
     for len in [1, 5, 6, 43, 44, 80, cut.len() - 1] {
         cut.truncate(len);
-        let counted = steer(&mut scene, &cut)?.counted;
+        let counted = steer_all(&mut scene, &cut)?.counted;
         let expected = [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete];
         assert_eq!(counted, expected, "cut after {len}");
         cut = hello(32, &[grease(50), server_name("shop.example.org")]);

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
-use lb_common::syn_cookie::{Agreed, MSS_TABLE, mss_index};
+use lb_common::stash::STASH_BYTES;
+use lb_common::syn_cookie::{Agreed, MSS_TABLE};
 use tests::balancer::dial;
 use tests::frame::{ACK, Opt, SYN, Segment};
 use tests::runner::Verdict;
@@ -26,15 +27,16 @@ fn answer(scene: &Scene, options: Vec<Opt>) -> Result<Segment> {
     assert_eq!(essence(&answer), essence(&expected));
     assert_eq!(answer.ttl, 64);
     let agreed = Agreed {
-        mss_index: mss_index(syn.mss().unwrap_or(536).min(1460)),
+        mss: syn.mss().unwrap_or(536).min(1460),
         window_scale: match answer.window_scale() {
             Some(_) => syn.window_scale().unwrap_or(15).min(14),
             None => 15,
         },
         sack: answer.sack_permitted(),
+        timestamps: answer.timestamp().is_some(),
     };
     assert_eq!(answer.seq, scene.runner.setup.cookie(scene.client, SERVICE, ISN, agreed), "{answer}");
-    assert_eq!(u32::from(answer.window), 2 * u32::from(agreed.mss()), "room for two segments");
+    assert_eq!(usize::from(answer.window), STASH_BYTES, "room for what a stash holds");
     assert_eq!(scene.runner.maps.flows()?, [], "a SYN leaves no trace");
     Ok(answer)
 }
@@ -50,7 +52,7 @@ fn what_is_offered_is_agreed() -> Result<()> {
         assert_eq!(answer.window_scale(), scale.map(|_| 7), "the service's own scale");
         assert_eq!(answer.sack_permitted(), sack);
         // Its own sequence number comes back in every later segment, which proves where that stands.
-        assert_eq!(answer.timestamp(), stamps.map(|(val, _)| (ISN, val)));
+        assert_eq!(answer.timestamp(), stamps.map(|(val, _)| (scene.echo(), val)));
     }
     Ok(())
 }
@@ -76,7 +78,7 @@ fn any_mss_is_rounded_down() -> Result<()> {
         answer(&scene, vec![Opt::Mss(mss)])?;
     }
     // RFC 9293 §3.7.1: without the option it is 536.
-    assert_eq!(answer(&scene, vec![])?.window, 2 * 536);
+    answer(&scene, vec![])?;
     Ok(())
 }
 
@@ -100,7 +102,7 @@ fn options_are_found_in_any_order() -> Result<()> {
     ];
     let found = answer(&scene, macos)?;
     assert!(found.sack_permitted() && found.window_scale().is_some());
-    assert_eq!(found.timestamp(), Some((ISN, 9)));
+    assert_eq!(found.timestamp(), Some((scene.echo(), 9)));
     let odd = vec![
         Opt::Nop,
         Opt::Timestamps { val: 5, echo: 0 },
@@ -108,7 +110,7 @@ fn options_are_found_in_any_order() -> Result<()> {
         Opt::WindowScale(200),
         Opt::Mss(1300),
     ];
-    assert_eq!(answer(&scene, odd)?.timestamp(), Some((ISN, 5)));
+    assert_eq!(answer(&scene, odd)?.timestamp(), Some((scene.echo(), 5)));
     let all =
         vec![Opt::Raw([vec![30, 32], vec![7; 30]].concat()), Opt::Mss(1400), Opt::WindowScale(3), Opt::Nop];
     assert_eq!(answer(&scene, all)?.window_scale(), Some(7));

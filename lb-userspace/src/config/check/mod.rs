@@ -185,11 +185,24 @@ impl Checker<'_, '_> {
     fn timeouts(&mut self, raw: &RawTimeouts) -> Timeouts {
         let default = Timeouts::default();
         let day = Duration::from_secs(86_400);
+        let binding = self.duration(&raw.binding, "binding", SECOND..=day, default.binding);
+        let head = self.duration(&raw.head, "head", SECOND..=day, default.head.min(binding));
+        if let Some(raw) = &raw.head
+            && head > binding
+        {
+            let reason = "`head` is longer than `binding`";
+            let help = format!(
+                "what waits for {} is forgotten: make `binding` longer too",
+                crate::config::show_duration(binding)
+            );
+            self.faults.push(raw.span(), reason, help);
+        }
         Timeouts {
             idle: self.duration(&raw.idle, "idle", SECOND..=30 * day, default.idle),
             udp_idle: self.duration(&raw.udp_idle, "udp_idle", SECOND..=30 * day, default.udp_idle),
             closing: self.duration(&raw.closing, "closing", SECOND..=day, default.closing),
-            binding: self.duration(&raw.binding, "binding", SECOND..=day, default.binding),
+            binding,
+            head,
             drain: self.duration(&raw.drain, "drain", Duration::ZERO..=day, default.drain),
         }
     }
