@@ -35,8 +35,8 @@ pub(crate) fn begin(ctx: &XdpContext, service: u16) -> Verdict {
 }
 
 /// Chooses a backend for a flow whose first payload [`stashed`] says where it is, in a stash that this processor has locked,
-/// and turns the packet into the SYN that it gets; or into an acknowledgement, when the key may stand in what is to come. `size` is the payload
-/// that came last, in bytes, or [`ALL`].
+/// and turns the packet into the SYN that it gets; or into an acknowledgement, when the key may stand in what is to come.
+/// `size` is the payload that came last, in bytes, or [`ALL`].
 #[inline(always)]
 pub(crate) fn place(ctx: &XdpContext, service: u16, stashed: u64, size: u32) -> Verdict {
     let flow = stashed as u32;
