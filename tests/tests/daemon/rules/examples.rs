@@ -233,7 +233,8 @@ fn every_example_with_redis_starts() -> Result<()> {
         let place = Place { netns: Some(town.balancer.clone()), ..Place::default() };
         let servers = match nodes.split(',').count() {
             1 => Redis::start(place, usize::from(text.contains("replicas = 1")), &[])?,
-            _ => Redis::start_cluster(place, &[])?,
+            // On an emulated machine a node is silent for longer than the usual bound while programs are loaded.
+            _ => Redis::start_cluster(place, &[("cluster-node-timeout", "60000")])?,
         };
         let count = if nodes.contains(',') { servers.nodes() } else { 1 };
         let text = format!("{before}nodes = {:?}{behind}", &servers.urls()[..count]);
