@@ -15,6 +15,7 @@ mod tests;
 
 pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
+pub use crate::web::Cookie;
 pub use affinity::{Affinity, Anchor, Place};
 pub use fault::{ConfigError, Fault};
 pub use name::{Pool, ServerName};
@@ -131,6 +132,8 @@ pub struct Service {
     /// A GET or HEAD that its backend left unanswered goes to another one.
     pub replay: bool,
     pub health: Health,
+    /// In which its managed servers hand out tokens over HTTP.
+    pub cookie: Cookie,
     /// Of the sessions that its managed servers keep.
     pub session: SessionLimits,
     pub backends: Vec<Backend>,

@@ -78,6 +78,7 @@ table!(RawService "[[service]]" {
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {
     kind: String, cookie: String, header: String, query: String, sni: bool, offset: u64, end: u64, marker: String,
     encoding: String, bytes: u64, idle: String, configs: Vec<Spanned<RawQuic>>,
+    secure: bool, domain: String, path: String, max_age: String, same_site: String,
 });
 table!(RawQuic "configs = [{ rotation = 0, server_id_bytes = 2, nonce_bytes = 6 }]" {
     rotation: u64, server_id_bytes: u64, nonce_bytes: u64, key: String, key_file: String,

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::server::{self, ServerContext};
 use crate::session::{Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
 use crate::supervisor::{ManagedSpec, Server, ServerSocket};
+use crate::web::Cookie;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use futures::FutureExt;
@@ -19,7 +20,7 @@ pub(super) struct SessionServers {
     keys: Arc<ArcSwap<TokenKeys>>,
     peers: Arc<Peers>,
     /// Limits and cookie of each service, by its name.
-    services: HashMap<String, (Limits, String)>,
+    services: HashMap<String, (Limits, Cookie)>,
     runtime: Handle,
 }
 
@@ -31,9 +32,10 @@ impl SessionServers {
         keys: Arc<ArcSwap<TokenKeys>>,
         peers: Arc<Peers>,
     ) -> Self {
-        let services = config.services.iter().map(|service| {
-            (service.name.clone(), (service.session.clone(), service.affinity.cookie().to_owned()))
-        });
+        let services = config
+            .services
+            .iter()
+            .map(|service| (service.name.clone(), (service.session.clone(), service.cookie.clone())));
         Self { store, keys, peers, services: services.collect(), runtime: Handle::current() }
     }
 }
@@ -53,7 +55,7 @@ impl Server for SessionServers {
         socket: ServerSocket,
         mut shutdown: watch::Receiver<bool>,
     ) -> LocalBoxFuture<'static, anyhow::Result<()>> {
-        let (limits, cookie_name) = self.services[&spec.service].clone();
+        let (limits, cookie) = self.services[&spec.service].clone();
         let instance = Instance { service: spec.service_id, slot: spec.slot, epoch, name: spec.name.clone() };
         let (held, instance) = watch::channel(instance);
         let context = ServerContext {
@@ -62,7 +64,7 @@ impl Server for SessionServers {
             keys: self.keys.clone(),
             peers: self.peers.clone(),
             limits,
-            cookie_name,
+            cookie,
             clock: Arc::new(unix_millis),
         };
         async move {

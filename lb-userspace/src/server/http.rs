@@ -7,7 +7,7 @@ use crate::session::{
     Changed, Instance, Keyring, Once, Preconditions, Refusal, Seen, SessionError, Sessions, Source,
     State as SessionState, Target, Terms, TokenKeys, TooLarge, Unmet,
 };
-use crate::web::{self, CookieOptions};
+use crate::web::{self, Cookie};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
@@ -35,19 +35,15 @@ const MAX_DISCARDED: usize = 4 << 20;
 pub(super) struct App {
     pub(super) sessions: Arc<Sessions>,
     keys: Keyring,
-    cookie: CookieOptions,
+    cookie: Cookie,
 }
 
 pub(super) type Shared = State<Arc<App>>;
 type Reply = Result<Response, Fault>;
 
 impl App {
-    pub(super) fn new(
-        sessions: Arc<Sessions>,
-        keys: Arc<ArcSwap<TokenKeys>>,
-        cookie_name: &str,
-    ) -> Arc<Self> {
-        Arc::new(Self { sessions, keys: keys.into(), cookie: CookieOptions::named(cookie_name) })
+    pub(super) fn new(sessions: Arc<Sessions>, keys: Arc<ArcSwap<TokenKeys>>, cookie: Cookie) -> Arc<Self> {
+        Arc::new(Self { sessions, keys: keys.into(), cookie })
     }
 
     /// The first token among the cookies that verifies; what does not verify is as good as absent.
@@ -126,7 +122,7 @@ impl App {
         let keys = self.keys.keys();
         let token = keys.token(seen.record.service, seen.owner, seen.id);
         let changed = presented != Some(token);
-        let text = changed.then(|| keys.sign(&token)).flatten()?;
+        let text = (changed || self.cookie.ages()).then(|| keys.sign(&token)).flatten()?;
         self.cookie.set(&text)
     }
 }

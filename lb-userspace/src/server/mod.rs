@@ -11,6 +11,7 @@ mod reply;
 mod tests;
 
 use crate::session::{Clock, Instance, Limits, Peers, SessionStore, Sessions, TokenKeys};
+use crate::web::Cookie;
 use arc_swap::ArcSwap;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -46,8 +47,8 @@ pub struct ServerContext {
     /// Shared by all servers of the process: taking a session over voids it at the others.
     pub peers: Arc<Peers>,
     pub limits: Limits,
-    /// Name of the cookie that carries the token.
-    pub cookie_name: String,
+    /// The cookie that carries the token over HTTP.
+    pub cookie: Cookie,
     /// [`crate::session::unix_millis`], unless a test has a better idea.
     pub clock: Clock,
 }
@@ -64,9 +65,9 @@ pub async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let ServerContext { instance, store, keys, peers, limits, cookie_name, clock } = context;
+    let ServerContext { instance, store, keys, peers, limits, cookie, clock } = context;
     let sessions = Sessions::new(instance, store, limits, peers, clock);
-    let app = http::router(http::App::new(sessions, keys, &cookie_name));
+    let app = http::router(http::App::new(sessions, keys, cookie));
     let stop = watch::Sender::new(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);

@@ -2,6 +2,8 @@
 
 mod conditions;
 mod connection;
+#[cfg(feature = "daemon")]
+mod cookies;
 mod once;
 
 use super::*;
@@ -41,7 +43,7 @@ impl Shop {
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
             limits,
-            cookie_name: "lb".into(),
+            cookie: Cookie::default(),
             clock: Arc::new(unix_millis),
         };
         Self { context, store, _directory: directory }

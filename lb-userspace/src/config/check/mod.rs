@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backend;
+mod cookie;
 mod name;
 mod quic;
 mod scalar;

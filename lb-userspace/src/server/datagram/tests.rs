@@ -37,7 +37,7 @@ impl Town {
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
             limits,
-            cookie_name: String::new(),
+            cookie: crate::web::Cookie::default(),
             clock: Arc::new(unix_millis),
         };
         Self { context, store, _directory: directory }
