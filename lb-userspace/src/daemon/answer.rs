@@ -250,6 +250,13 @@ impl Daemon {
         let only = service.map(|name| self.registry.find_service(name)).transpose()?;
         let counters = self.datapath.counters().map_err(|error| Refused::new(chain(&error)))?;
         let mut view = StatsView::default();
+        if only.is_none() {
+            view.counters.push(CounterView {
+                of: "-".to_owned(),
+                counter: "health_local_errors".to_owned(),
+                value: self.health.local_errors(),
+            });
+        }
         for (id, row) in counters.services.iter().enumerate() {
             let id = id as u16;
             let of = match self.registry.service_name(id) {
