@@ -33,6 +33,8 @@ use std::time::Duration;
 pub struct Config {
     pub lbd: Lbd,
     pub limits: Limits,
+    /// Connections that one client's address may have to one managed server.
+    pub client_connections: usize,
     pub timeouts: Timeouts,
     pub managed: Managed,
     pub services: Vec<Service>,

@@ -67,7 +67,7 @@ table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
 });
 table!(RawLimits "[limits]" {
     services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, names: u64, pools: u64, pool_maglev_size: u64,
-    learned: u64, trace_bytes: Size,
+    learned: u64, trace_bytes: Size, client_connections: u64,
 });
 table!(RawTimeouts "[timeouts]" { idle: String, udp_idle: String, closing: String, binding: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });

@@ -265,6 +265,12 @@ impl Daemon {
                 None if id == 0 => "-".to_owned(),
                 None => continue,
             };
+            let connections = self.connections.get(&of).map(|counters| counters.values());
+            view.counters.extend(connections.into_iter().flatten().map(|(name, value)| CounterView {
+                of: of.clone(),
+                counter: name.to_owned(),
+                value,
+            }));
             let named = Counter::ALL.iter().zip(row);
             view.counters.extend(named.map(|(counter, value)| CounterView {
                 of: of.clone(),

@@ -39,6 +39,7 @@ impl Daemon {
             nix::unistd::geteuid().is_root(),
             "lbd loads programs into the kernel and makes network namespaces: start it as root"
         );
+        let descriptors = super::descriptors::raise();
         let object = object::find(options.object.as_deref(), config.lbd.object.as_deref())?;
         // First, so that a second lbd ends before it touches anything.
         let control = ControlSocket::bind(&config.lbd.socket)?;
@@ -68,7 +69,14 @@ impl Daemon {
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         let next_hops = NextHops::spawn(reports.next_hops)?;
         let peers: Arc<Peers> = Arc::default();
-        let session_servers = SessionServers::new(&config, store.clone(), keys.clone(), peers.clone());
+        let session_servers = SessionServers::new(
+            &config,
+            store.clone(),
+            keys.clone(),
+            peers.clone(),
+            super::descriptors::places(&config, descriptors),
+        );
+        let connections = session_servers.counters();
         let known = known(&config, &ids, &registry);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
         let decisions = datapath.decisions()?.context("nobody has taken the decisions yet")?;
@@ -85,6 +93,7 @@ impl Daemon {
             health: Health::new(reports.health),
             next_hops,
             store: store.clone(),
+            connections,
             peers,
             keys,
             backends: known,

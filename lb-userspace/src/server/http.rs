@@ -151,12 +151,14 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/", get(shop))
         .route("/healthz", get(healthz))
         .route("/session", get(show).delete(end))
+        .route("/renew", post(renew))
         .route("/session/{key}", get(value).put(set).delete(unset))
         .route("/cart", get(cart::show))
         .route("/cart/items", post(cart::add))
         .route("/cart/items/{sku}", delete(cart::remove))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(super::origin::own))
         .layer(middleware::map_response_with_state(app.clone(), sign))
         .with_state(app)
 }
@@ -266,6 +268,21 @@ async fn unset(
     Ok(app.changed(token, &changed, view(&app, &changed.seen)))
 }
 
+/// The same state under a new id: whoever knew the old one gains nothing.
+async fn renew(State(app): Shared, headers: HeaderMap) -> Reply {
+    let token = app.token(&headers);
+    let renewed = app.sessions.renew_on(token, condition::preconditions(&headers)?).await;
+    let renewed = renewed.map_err(|error| app.fault(token, error))?;
+    let seen = renewed.ok_or_else(|| {
+        Fault::new(
+            StatusCode::NOT_FOUND,
+            "there is no session to renew",
+            "the first write begins one, with a new id",
+        )
+    })?;
+    Ok(app.state(token, &seen, view(&app, &seen)))
+}
+
 async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
     let token = app.token(&headers);
     let ended = app.sessions.end_on(token, condition::preconditions(&headers)?).await;
@@ -317,7 +334,7 @@ async fn no_such_path(uri: Uri) -> Fault {
     Fault::new(
         StatusCode::NOT_FOUND,
         format!("there is no {}", uri.path()),
-        "there is /, /session, /session/{key}, /cart, /cart/items, /cart/items/{sku} and /healthz",
+        "there is /, /session, /session/{key}, /renew, /cart, /cart/items, /cart/items/{sku} and /healthz",
     )
 }
 

@@ -57,6 +57,8 @@ impl Site {
             keys: keys.clone(),
             peers: peers.clone(),
             limits: Limits::default(),
+            connections: Default::default(),
+            counters: Default::default(),
             cookie: Cookie::default(),
             clock: Arc::new(unix_millis),
         };

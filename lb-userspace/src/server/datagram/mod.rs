@@ -43,7 +43,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let socket = Arc::new(UdpSocket::from_std(socket)?);
-    let ServerContext { instance, store, keys, peers, limits, clock, cookie: _ } = context;
+    let ServerContext { instance, store, keys, peers, limits, clock, .. } = context;
     let sessions = Sessions::new(instance, store, limits, peers, clock);
     let server = Arc::new(Server { sessions, keys: keys.into(), socket });
     let mut under_way = JoinSet::new();

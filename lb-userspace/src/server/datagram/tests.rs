@@ -37,6 +37,8 @@ impl Town {
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
             limits,
+            connections: Default::default(),
+            counters: Default::default(),
             cookie: crate::web::Cookie::default(),
             clock: Arc::new(unix_millis),
         };
