@@ -2,6 +2,7 @@
 //! the maps, the servers, the checks, and whoever asked.
 
 mod answer;
+mod descriptors;
 mod detach;
 mod devices;
 mod epochs;
@@ -28,6 +29,7 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::health::{Health, HealthEvent, Policy, Probe};
 use crate::net::{NextHopEvent, NextHops};
 use crate::registry::{Change, Effect, Outcome, Registry, Transition};
+use crate::server::ConnectionCounters;
 use crate::session::{Peers, SessionStore, TokenKeys};
 use crate::supervisor::{Exit, ServerEvent, Supervisor};
 use anyhow::Context;
@@ -85,6 +87,8 @@ struct Daemon {
     health: Health,
     next_hops: NextHops,
     store: Arc<dyn SessionStore>,
+    /// What became of connections to managed servers, by service.
+    connections: BTreeMap<String, Arc<ConnectionCounters>>,
     /// The caches of all servers that lbd runs.
     peers: Arc<Peers>,
     keys: Arc<ArcSwap<TokenKeys>>,

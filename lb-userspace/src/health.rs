@@ -1,14 +1,17 @@
 //! Asks each backend for a sign of life now and then: for a TCP connection, which tells what TCP options the backend has, or
 //! for an answer to a datagram.
 
+mod failure;
 mod tcp;
 mod udp;
 
+use failure::Failure;
 use lb_common::backend::Abilities;
 use lb_common::hash::mix64;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -59,6 +62,15 @@ pub struct Health {
     connections: Arc<Semaphore>,
     datagrams: Arc<Semaphore>,
     watched: BTreeMap<u16, AbortHandle>,
+    local: Arc<LocalErrors>,
+}
+
+/// Probes that this host could not make.
+#[derive(Debug, Default)]
+struct LocalErrors {
+    count: AtomicU64,
+    /// It was logged since the last probe that could be made.
+    told: AtomicBool,
 }
 
 impl Health {
@@ -71,7 +83,13 @@ impl Health {
             connections: Arc::new(Semaphore::new(CONNECTIONS_AT_ONCE)),
             datagrams: Arc::new(Semaphore::new(DATAGRAMS_AT_ONCE)),
             watched: BTreeMap::new(),
+            local: Arc::default(),
         }
+    }
+
+    /// How many probes this host could not make: for want of descriptors, ports or memory. They change no opinion.
+    pub fn local_errors(&self) -> u64 {
+        self.local.count.load(Ordering::Relaxed)
     }
 
     /// Checks a backend from now on, in place of what was checked for that slot. The first check decides at once.
@@ -79,7 +97,8 @@ impl Health {
         self.forget(slot);
         let at_once = if probe == Probe::Tcp { &self.connections } else { &self.datagrams };
         let prober = Prober { addr, probe, knocker: None, doubted: None };
-        let check = check(slot, prober, policy, Arc::clone(at_once), self.events.clone());
+        let check =
+            check(slot, prober, policy, Arc::clone(at_once), self.events.clone(), Arc::clone(&self.local));
         self.watched.insert(slot, tokio::spawn(check).abort_handle());
     }
 
@@ -103,6 +122,7 @@ async fn check(
     policy: Policy,
     at_once: Arc<Semaphore>,
     events: mpsc::UnboundedSender<HealthEvent>,
+    local: Arc<LocalErrors>,
 ) {
     let mut opinion = Opinion::default();
     let mut abilities = Abilities::default();
@@ -114,14 +134,26 @@ async fn check(
             prober.probe(policy.timeout).await
         };
         let before = abilities;
-        let reason = match &outcome {
+        let reason = match outcome {
             Ok(found) => {
-                abilities = *found;
+                abilities = found;
                 None
             }
-            Err(reason) => Some(reason.clone()),
+            Err(Failure::Backend(reason)) => Some(reason),
+            Err(Failure::Local(error)) => {
+                local.count.fetch_add(1, Ordering::Relaxed);
+                if !local.told.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        slot, addr = %prober.addr, %error,
+                        "this host cannot ask backends how they are; they stay as they were"
+                    );
+                }
+                due = next_check(due, Instant::now(), policy.interval, u64::from(slot) << 32 | round);
+                continue;
+            }
         };
-        let changed = opinion.observe(outcome.is_ok(), &policy);
+        local.told.store(false, Ordering::Relaxed);
+        let changed = opinion.observe(reason.is_none(), &policy);
         if let Some(up) = opinion.up
             && (changed || (up && abilities != before))
         {
@@ -150,7 +182,7 @@ struct Prober {
 const DOUBT: Duration = Duration::from_secs(8);
 
 impl Prober {
-    async fn probe(&mut self, timeout: Duration) -> Result<Abilities, String> {
+    async fn probe(&mut self, timeout: Duration) -> Result<Abilities, Failure> {
         match &self.probe {
             Probe::Tcp => return tcp::probe(self.addr, timeout).await,
             Probe::Ask { send, expect } => udp::ask(self.addr, send, expect, timeout).await?,
@@ -159,13 +191,16 @@ impl Prober {
                     Some(knocker) => knocker,
                     None => udp::Knocker::new(self.addr).await?,
                 };
-                let heard =
-                    knocker.knock(timeout).await.inspect_err(|_| self.doubted = Some(Instant::now()))?;
+                let heard = knocker.knock(timeout).await.inspect_err(|failure| {
+                    if let Failure::Backend(_) = failure {
+                        self.doubted = Some(Instant::now());
+                    }
+                })?;
                 self.knocker = Some(knocker);
                 if heard {
                     self.doubted = None;
                 } else if self.doubted.is_some_and(|since| since.elapsed() < DOUBT) {
-                    return Err("silent since it could not be reached".to_owned());
+                    return Err(Failure::Backend("silent since it could not be reached".to_owned()));
                 }
             }
         }

@@ -15,6 +15,7 @@ mod tests;
 
 pub use crate::datapath::{Limits, Mode};
 pub use crate::session::Limits as SessionLimits;
+pub use crate::web::Cookie;
 pub use affinity::{Affinity, Anchor, Place};
 pub use fault::{ConfigError, Fault};
 pub use name::{Pool, ServerName};
@@ -32,6 +33,8 @@ use std::time::Duration;
 pub struct Config {
     pub lbd: Lbd,
     pub limits: Limits,
+    /// Connections that one client's address may have to one managed server.
+    pub client_connections: usize,
     pub timeouts: Timeouts,
     pub managed: Managed,
     pub services: Vec<Service>,
@@ -136,6 +139,8 @@ pub struct Service {
     /// A GET or HEAD that its backend left unanswered goes to another one.
     pub replay: bool,
     pub health: Health,
+    /// In which its managed servers hand out tokens over HTTP.
+    pub cookie: Cookie,
     /// Of the sessions that its managed servers keep.
     pub session: SessionLimits,
     pub backends: Vec<Backend>,

@@ -67,7 +67,7 @@ table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
 });
 table!(RawLimits "[limits]" {
     services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, names: u64, pools: u64, pool_maglev_size: u64,
-    learned: u64, trace_bytes: Size,
+    learned: u64, trace_bytes: Size, client_connections: u64,
 });
 table!(RawTimeouts "[timeouts]" { idle: String, udp_idle: String, closing: String, binding: String, head: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
@@ -78,6 +78,7 @@ table!(RawService "[[service]]" {
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {
     kind: String, cookie: String, header: String, query: String, sni: bool, offset: u64, end: u64, marker: String,
     encoding: String, bytes: u64, idle: String, configs: Vec<Spanned<RawQuic>>,
+    secure: bool, domain: String, path: String, max_age: String, same_site: String,
 });
 table!(RawQuic "configs = [{ rotation = 0, server_id_bytes = 2, nonce_bytes = 6 }]" {
     rotation: u64, server_id_bytes: u64, nonce_bytes: u64, key: String, key_file: String,

@@ -1,4 +1,5 @@
 mod affinity;
+mod cookie;
 mod faults;
 mod name;
 mod quic;

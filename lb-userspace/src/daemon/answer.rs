@@ -261,6 +261,13 @@ impl Daemon {
         let only = service.map(|name| self.registry.find_service(name)).transpose()?;
         let counters = self.datapath.counters().map_err(|error| Refused::new(chain(&error)))?;
         let mut view = StatsView::default();
+        if only.is_none() {
+            view.counters.push(CounterView {
+                of: "-".to_owned(),
+                counter: "health_local_errors".to_owned(),
+                value: self.health.local_errors(),
+            });
+        }
         for (id, row) in counters.services.iter().enumerate() {
             let id = id as u16;
             let of = match self.registry.service_name(id) {
@@ -269,6 +276,12 @@ impl Daemon {
                 None if id == 0 => "-".to_owned(),
                 None => continue,
             };
+            let connections = self.connections.get(&of).map(|counters| counters.values());
+            view.counters.extend(connections.into_iter().flatten().map(|(name, value)| CounterView {
+                of: of.clone(),
+                counter: name.to_owned(),
+                value,
+            }));
             let named = Counter::ALL.iter().zip(row);
             view.counters.extend(named.map(|(counter, value)| CounterView {
                 of: of.clone(),

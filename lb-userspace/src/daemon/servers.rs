@@ -1,14 +1,15 @@
 //! What the supervisor runs: session servers over the one database.
 
 use crate::config::Config;
-use crate::server::{self, ServerContext};
+use crate::server::{self, ConnectionCounters, Connections, ServerContext};
 use crate::session::{Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
 use crate::supervisor::{ManagedSpec, Server, ServerSocket};
+use crate::web::Cookie;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -18,8 +19,9 @@ pub(super) struct SessionServers {
     store: Arc<dyn SessionStore>,
     keys: Arc<ArcSwap<TokenKeys>>,
     peers: Arc<Peers>,
-    /// Limits and cookie of each service, by its name.
-    services: HashMap<String, (Limits, String)>,
+    /// Limits, cookie and counters of each service, by its name.
+    services: HashMap<String, (Limits, Cookie, Arc<ConnectionCounters>)>,
+    connections: Connections,
     runtime: Handle,
 }
 
@@ -30,11 +32,17 @@ impl SessionServers {
         store: Arc<dyn SessionStore>,
         keys: Arc<ArcSwap<TokenKeys>>,
         peers: Arc<Peers>,
+        connections: Connections,
     ) -> Self {
         let services = config.services.iter().map(|service| {
-            (service.name.clone(), (service.session.clone(), service.affinity.cookie().to_owned()))
+            (service.name.clone(), (service.session.clone(), service.cookie.clone(), Arc::default()))
         });
-        Self { store, keys, peers, services: services.collect(), runtime: Handle::current() }
+        Self { store, keys, peers, services: services.collect(), connections, runtime: Handle::current() }
+    }
+
+    /// Of connections to the servers of each service.
+    pub(super) fn counters(&self) -> BTreeMap<String, Arc<ConnectionCounters>> {
+        self.services.iter().map(|(name, (.., counters))| (name.clone(), counters.clone())).collect()
     }
 }
 
@@ -53,7 +61,7 @@ impl Server for SessionServers {
         socket: ServerSocket,
         mut shutdown: watch::Receiver<bool>,
     ) -> LocalBoxFuture<'static, anyhow::Result<()>> {
-        let (limits, cookie_name) = self.services[&spec.service].clone();
+        let (limits, cookie, counters) = self.services[&spec.service].clone();
         let instance = Instance { service: spec.service_id, slot: spec.slot, epoch, name: spec.name.clone() };
         let (held, instance) = watch::channel(instance);
         let context = ServerContext {
@@ -62,7 +70,9 @@ impl Server for SessionServers {
             keys: self.keys.clone(),
             peers: self.peers.clone(),
             limits,
-            cookie_name,
+            connections: self.connections,
+            counters,
+            cookie,
             clock: Arc::new(unix_millis),
         };
         async move {

@@ -6,7 +6,7 @@ use super::lost::Losses;
 use super::phase::Starting;
 use super::servers::SessionServers;
 use super::trace::Trace;
-use super::{Daemon, Known, Options, epochs, object, slots, vips};
+use super::{Daemon, Known, Options, descriptors, epochs, object, slots, vips};
 use crate::config::{self, Config, Managed, Protocol};
 use crate::control::server::ControlSocket;
 use crate::datapath::{Clock, Datapath, DatapathOptions};
@@ -78,6 +78,7 @@ impl Daemon {
         reports: Reports,
         starting: Starting,
     ) -> anyhow::Result<Self> {
+        let descriptors = descriptors::raise();
         starting.waits_for(format!("the session store {} to open", config.lbd.store.place()));
         let store = stores::open(&config.lbd.store).await?;
         let keys = TokenKeys::load_or_create(&config.lbd.keys)?;
@@ -109,7 +110,14 @@ impl Daemon {
         let keys = Arc::new(ArcSwap::from_pointee(keys));
         let next_hops = NextHops::spawn(reports.next_hops)?;
         let peers: Arc<Peers> = Arc::default();
-        let session_servers = SessionServers::new(&config, store.clone(), keys.clone(), peers.clone());
+        let session_servers = SessionServers::new(
+            &config,
+            store.clone(),
+            keys.clone(),
+            peers.clone(),
+            descriptors::places(&config, descriptors),
+        );
+        let connections = session_servers.counters();
         let known = known(&config, &ids, &registry);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
         let decisions = datapath.decisions()?.context("nobody has taken the decisions yet")?;
@@ -131,6 +139,7 @@ impl Daemon {
             health: Health::new(reports.health),
             next_hops,
             store: store.clone(),
+            connections,
             peers,
             keys,
             backends: known,

@@ -1,5 +1,6 @@
 //! A connection to a backend, and what it tells of the TCP at its other end.
 
+use super::failure::Failure;
 use lb_common::backend::Abilities;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE};
 use std::io;
@@ -9,14 +10,15 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// Connects, looks at what was agreed, and hangs up.
-pub(super) async fn probe(addr: SocketAddr, timeout: Duration) -> Result<Abilities, String> {
+pub(super) async fn probe(addr: SocketAddr, timeout: Duration) -> Result<Abilities, Failure> {
     let connected = tokio::time::timeout(timeout, TcpStream::connect(addr)).await;
     let stream = match connected {
-        Err(_) => return Err(format!("no answer within {timeout:?}")),
-        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(Failure::Backend(format!("no answer within {timeout:?}"))),
+        Ok(Err(error)) => return Err(error.into()),
         Ok(Ok(stream)) => stream,
     };
-    let abilities = learn(&stream).map_err(|error| format!("connection without TCP_INFO: {error}"))?;
+    let abilities =
+        learn(&stream).map_err(|error| Failure::Backend(format!("connection without TCP_INFO: {error}")))?;
     // With RST: thousands of checks must not leave thousands of sockets in TIME_WAIT.
     if let Err(error) = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "health check closes slowly");

@@ -1,5 +1,6 @@
 //! A datagram to a backend, and what comes of it.
 
+use super::failure::Failure;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -18,10 +19,9 @@ pub(super) async fn ask(
     send: &[u8],
     expect: &[u8],
     timeout: Duration,
-) -> Result<(), String> {
-    let told = |error: io::Error| error.to_string();
-    let socket = connected(addr).await.map_err(told)?;
-    socket.send(send).await.map_err(told)?;
+) -> Result<(), Failure> {
+    let socket = connected(addr).await?;
+    socket.send(send).await?;
     let until = Instant::now() + timeout;
     let mut answer = [0; MAX_ANSWER];
     let mut wrong = None;
@@ -29,12 +29,12 @@ pub(super) async fn ask(
         match timeout_at(until, socket.recv(&mut answer)).await {
             Ok(Ok(length)) if contains(&answer[..length], expect) => return Ok(()),
             Ok(Ok(length)) => wrong = Some(answer[..length.min(TOLD)].escape_ascii().to_string()),
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => return Err(error.into()),
             Err(_) => {
-                return Err(match wrong {
+                return Err(Failure::Backend(match wrong {
                     Some(wrong) => format!("its answer does not contain what is expected: {wrong}"),
                     None => format!("no answer within {timeout:?}"),
-                });
+                }));
             }
         }
     }
@@ -49,17 +49,16 @@ fn contains(answer: &[u8], expect: &[u8]) -> bool {
 pub(super) struct Knocker(UdpSocket);
 
 impl Knocker {
-    pub(super) async fn new(addr: SocketAddr) -> Result<Self, String> {
-        let told = |error: io::Error| error.to_string();
-        let socket = connected(addr).await.map_err(told)?;
-        tell_every_error(&socket).map_err(told)?;
+    pub(super) async fn new(addr: SocketAddr) -> Result<Self, Failure> {
+        let socket = connected(addr).await?;
+        tell_every_error(&socket)?;
         Ok(Self(socket))
     }
 
     /// Sends an empty datagram. Returns whether anything was heard of the backend. Fails when somebody says that it did not
     /// arrive, within the timeout or since the last time; throw the socket away then.
-    pub(super) async fn knock(&self, timeout: Duration) -> Result<bool, String> {
-        self.0.send(&[]).await.map_err(|error| error.to_string())?;
+    pub(super) async fn knock(&self, timeout: Duration) -> Result<bool, Failure> {
+        self.0.send(&[]).await?;
         let until = Instant::now() + timeout;
         let mut answer = [0; 1];
         let mut heard = false;
@@ -67,7 +66,7 @@ impl Knocker {
             match timeout_at(until, self.0.recv(&mut answer)).await {
                 // Whatever it says: somebody is there. The rest of the time is for those who are not.
                 Ok(Ok(_)) => heard = true,
-                Ok(Err(error)) => return Err(error.to_string()),
+                Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Ok(heard),
             }
         }

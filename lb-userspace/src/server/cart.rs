@@ -105,6 +105,7 @@ pub(super) async fn add(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Fault> {
+    super::origin::json(&headers)?;
     let token = app.token(&headers);
     let text = read(body, app.sessions.limits().max_value_bytes, "max_value_bytes").await?;
     let order: Order = serde_json::from_slice(&text).map_err(|error| {

@@ -7,7 +7,7 @@ use crate::session::{
     Changed, Instance, Keyring, Once, Preconditions, Refusal, Seen, SessionError, Sessions, Source,
     State as SessionState, Target, Terms, TokenKeys, TooLarge, Unmet,
 };
-use crate::web::{self, CookieOptions};
+use crate::web::{self, Cookie};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
@@ -35,19 +35,15 @@ const MAX_DISCARDED: usize = 4 << 20;
 pub(super) struct App {
     pub(super) sessions: Arc<Sessions>,
     keys: Keyring,
-    cookie: CookieOptions,
+    cookie: Cookie,
 }
 
 pub(super) type Shared = State<Arc<App>>;
 type Reply = Result<Response, Fault>;
 
 impl App {
-    pub(super) fn new(
-        sessions: Arc<Sessions>,
-        keys: Arc<ArcSwap<TokenKeys>>,
-        cookie_name: &str,
-    ) -> Arc<Self> {
-        Arc::new(Self { sessions, keys: keys.into(), cookie: CookieOptions::named(cookie_name) })
+    pub(super) fn new(sessions: Arc<Sessions>, keys: Arc<ArcSwap<TokenKeys>>, cookie: Cookie) -> Arc<Self> {
+        Arc::new(Self { sessions, keys: keys.into(), cookie })
     }
 
     /// The first token among the cookies that verifies; what does not verify is as good as absent.
@@ -126,7 +122,7 @@ impl App {
         let keys = self.keys.keys();
         let token = keys.token(seen.record.service, seen.owner, seen.id);
         let changed = presented != Some(token);
-        let text = changed.then(|| keys.sign(&token)).flatten()?;
+        let text = (changed || self.cookie.ages()).then(|| keys.sign(&token)).flatten()?;
         self.cookie.set(&text)
     }
 }
@@ -155,12 +151,14 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/", get(shop))
         .route("/healthz", get(healthz))
         .route("/session", get(show).delete(end))
+        .route("/renew", post(renew))
         .route("/session/{key}", get(value).put(set).delete(unset))
         .route("/cart", get(cart::show))
         .route("/cart/items", post(cart::add))
         .route("/cart/items/{sku}", delete(cart::remove))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(super::origin::own))
         .layer(middleware::map_response_with_state(app.clone(), sign))
         .with_state(app)
 }
@@ -270,6 +268,21 @@ async fn unset(
     Ok(app.changed(token, &changed, view(&app, &changed.seen)))
 }
 
+/// The same state under a new id: whoever knew the old one gains nothing.
+async fn renew(State(app): Shared, headers: HeaderMap) -> Reply {
+    let token = app.token(&headers);
+    let renewed = app.sessions.renew_on(token, condition::preconditions(&headers)?).await;
+    let renewed = renewed.map_err(|error| app.fault(token, error))?;
+    let seen = renewed.ok_or_else(|| {
+        Fault::new(
+            StatusCode::NOT_FOUND,
+            "there is no session to renew",
+            "the first write begins one, with a new id",
+        )
+    })?;
+    Ok(app.state(token, &seen, view(&app, &seen)))
+}
+
 async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
     let token = app.token(&headers);
     let ended = app.sessions.end_on(token, condition::preconditions(&headers)?).await;
@@ -321,7 +334,7 @@ async fn no_such_path(uri: Uri) -> Fault {
     Fault::new(
         StatusCode::NOT_FOUND,
         format!("there is no {}", uri.path()),
-        "there is /, /session, /session/{key}, /cart, /cart/items, /cart/items/{sku} and /healthz",
+        "there is /, /session, /session/{key}, /renew, /cart, /cart/items, /cart/items/{sku} and /healthz",
     )
 }
 

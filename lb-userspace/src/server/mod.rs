@@ -6,26 +6,42 @@ mod condition;
 pub mod datagram;
 mod http;
 mod once;
+mod origin;
+mod places;
 mod reply;
 #[cfg(test)]
 mod tests;
 
+pub use places::{ConnectionCounters, Connections};
+
 use crate::session::{Clock, Instance, Limits, Peers, SessionStore, Sessions, TokenKeys};
+use crate::web::Cookie;
 use arc_swap::ArcSwap;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use places::{Place, Places};
+use socket2::TcpKeepalive;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Connections that one server keeps open; more wait in the listener's queue.
-const MAX_CONNECTIONS: usize = 8192;
+/// Bytes of one request's head. What is longer is answered with 431.
+const MAX_HEAD: usize = 16 << 10;
+/// A client that takes nothing of its answer for so long is gone, whether it acknowledges segments or not.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// So long after the last segment the kernel asks whether a client is there, and so often before it gives up.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+/// What a client is told that has more connections than it may have.
+const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
+    Connection: close\r\nContent-Length: 106\r\n\r\n\
+    {\"error\":\"this address has too many connections\",\"hint\":\"close some, or keep them and ask on those again\"}";
 /// A connection is closed when no whole request head came for so long, be it slow or just idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a server that stops waits for the first byte of a connection that it has accepted.
@@ -46,8 +62,11 @@ pub struct ServerContext {
     /// Shared by all servers of the process: taking a session over voids it at the others.
     pub peers: Arc<Peers>,
     pub limits: Limits,
-    /// Name of the cookie that carries the token.
-    pub cookie_name: String,
+    /// How many connections it keeps, and where it counts those that it does not.
+    pub connections: Connections,
+    pub counters: Arc<ConnectionCounters>,
+    /// The cookie that carries the token over HTTP.
+    pub cookie: Cookie,
     /// [`crate::session::unix_millis`], unless a test has a better idea.
     pub clock: Clock,
 }
@@ -64,20 +83,34 @@ pub async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let ServerContext { instance, store, keys, peers, limits, cookie_name, clock } = context;
+    let ServerContext { instance, store, keys, peers, limits, connections: most, counters, cookie, clock } =
+        context;
     let sessions = Sessions::new(instance, store, limits, peers, clock);
-    let app = http::router(http::App::new(sessions, keys, &cookie_name));
+    let app = http::router(http::App::new(sessions, keys, cookie));
     let stop = watch::Sender::new(false);
+    let places = Places::default();
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, app.clone(), stop.subscribe()));
-                }
+            accepted = listener.accept(), if connections.len() < most.total => match accepted {
+                Ok((stream, client)) => match places.take(client.ip(), most.per_client) {
+                    Some(place) => {
+                        connections.spawn(connection(stream, place, app.clone(), stop.subscribe()));
+                        if connections.len() == most.total {
+                            counters.full.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    None => {
+                        counters.client_refused.fetch_add(1, Ordering::Relaxed);
+                        // As much as is possible without waiting for such a client.
+                        if let Err(error) = stream.try_write(TOO_MANY) {
+                            tracing::debug!(%error, %client, "not told that it has too many connections");
+                        }
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -87,9 +120,13 @@ pub async fn serve(
     }
     // Clients in the queue are connected, for all they know: they get their answers, too.
     let queue = listener.into_std()?;
-    while let Ok((stream, _)) = queue.accept() {
+    while let Ok((stream, client)) = queue.accept() {
+        let Some(place) = places.take(client.ip(), most.per_client) else {
+            counters.client_refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
         stream.set_nonblocking(true)?;
-        connections.spawn(connection(TcpStream::from_std(stream)?, app.clone(), stop.subscribe()));
+        connections.spawn(connection(TcpStream::from_std(stream)?, place, app.clone(), stop.subscribe()));
     }
     drop(queue);
     stop.send_replace(true);
@@ -100,10 +137,13 @@ pub async fn serve(
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: TcpStream, app: Router, mut stop: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, _place: Place, app: Router, mut stop: watch::Receiver<bool>) {
     // Answers are whole when they are written; waiting for more would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
+    }
+    if let Err(error) = end_with_the_client(&stream) {
+        tracing::debug!(%error, "a client that is gone is noticed late");
     }
     // hyper would close a connection on which nothing has come yet as soon as the server stops; this one may have
     // sent its request already.
@@ -123,7 +163,7 @@ async fn connection(stream: TcpStream, app: Router, mut stop: watch::Receiver<bo
     }
     let mut http = hyper::server::conn::http1::Builder::new();
     // A client that has closed its half still wants its answer.
-    http.half_close(true).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    http.half_close(true).max_buf_size(MAX_HEAD).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     let mut served = pin!(served);
     let result = tokio::select! {
@@ -137,6 +177,15 @@ async fn connection(stream: TcpStream, app: Router, mut stop: watch::Receiver<bo
     if let Err(error) = result {
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// Has the kernel end a connection whose client takes no data (RFC 5482), or is not there any more.
+fn end_with_the_client(stream: &TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    let (idle, interval, retries) = KEEPALIVE;
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(WRITE_TIMEOUT))
 }
 
 /// Ready when the server stops.

@@ -2,7 +2,10 @@
 
 mod conditions;
 mod connection;
+#[cfg(feature = "daemon")]
+mod cookies;
 mod once;
+mod origin;
 
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
@@ -41,7 +44,9 @@ impl Shop {
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
             limits,
-            cookie_name: "lb".into(),
+            connections: Default::default(),
+            counters: Default::default(),
+            cookie: Cookie::default(),
             clock: Arc::new(unix_millis),
         };
         Self { context, store, _directory: directory }
@@ -144,6 +149,9 @@ impl Client {
         }
         if let Some(body) = body {
             head += &format!("Content-Length: {}\r\n", body.len());
+            if path.starts_with("/cart") && more.iter().all(|(name, _)| *name != "Content-Type") {
+                head += "Content-Type: application/json\r\n";
+            }
         }
         self.send(&format!("{head}\r\n{}", body.unwrap_or_default())).await;
         self.answer(method).await

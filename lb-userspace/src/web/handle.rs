@@ -1,6 +1,6 @@
 //! What a handler holds: the session of its request, loaded when it is first asked for.
 
-use super::CookieOptions;
+use super::Cookie;
 use super::cookie;
 use crate::session::{
     Changed, Keyring, Refusal, Seen, SessionError, SessionId, Sessions, Source, State, Terms, Token,
@@ -28,7 +28,7 @@ pub struct Session(Arc<Inner>);
 pub(super) struct Context {
     pub(super) sessions: Arc<Sessions>,
     pub(super) keys: Arc<Keyring>,
-    pub(super) cookie: CookieOptions,
+    pub(super) cookie: Cookie,
 }
 
 struct Inner {
@@ -278,7 +278,7 @@ impl Session {
         let Inner { context, presented, now, .. } = &*self.0;
         let now = now.lock();
         let cookie = match now.token {
-            Some(token) if now.seen && *presented != Some(token) => {
+            Some(token) if now.seen && (*presented != Some(token) || context.cookie.ages()) => {
                 context.keys.keys().sign(&token).and_then(|text| context.cookie.set(&text))
             }
             None if now.ended => context.cookie.clear(),

@@ -39,7 +39,7 @@ mod tests;
 #[cfg(feature = "tower-sessions")]
 pub mod tower_sessions;
 
-pub use cookie::{CookieOptions, SameSite};
+pub use cookie::{Cookie, CookieError, CookieOptions, SameSite};
 pub use handle::Session;
 #[cfg(feature = "server")]
 pub(crate) use handle::token;

@@ -1,7 +1,7 @@
 //! The tower middleware: it gives each request its [`Session`] and each response the cookie that follows from it.
 
 use super::handle::Context;
-use super::{CookieOptions, Session};
+use super::{Cookie, CookieError, CookieOptions, Session};
 use crate::session::{Keyring, Sessions};
 use http::{Request, Response};
 use pin_project_lite::pin_project;
@@ -20,16 +20,20 @@ pub struct SessionLayer(Arc<Context>);
 impl SessionLayer {
     /// With the cookie `lb`.
     pub fn new(sessions: Arc<Sessions>, keys: impl Into<Arc<Keyring>>) -> Self {
-        Self::with_cookie(sessions, keys, CookieOptions::default())
+        Self(Arc::new(Context { sessions, keys: keys.into(), cookie: Cookie::default() }))
     }
 
     /// With another cookie.
+    ///
+    /// # Errors
+    /// Those of [`CookieOptions::build`].
     pub fn with_cookie(
         sessions: Arc<Sessions>,
         keys: impl Into<Arc<Keyring>>,
         cookie: CookieOptions,
-    ) -> Self {
-        Self(Arc::new(Context { sessions, keys: keys.into(), cookie }))
+    ) -> Result<Self, CookieError> {
+        let cookie = cookie.build()?;
+        Ok(Self(Arc::new(Context { sessions, keys: keys.into(), cookie })))
     }
 }
 

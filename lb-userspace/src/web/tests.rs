@@ -312,7 +312,8 @@ async fn any_tower_service_will_do() {
         member.sessions(Limits::default()),
         Keyring::from(town.keys.clone()),
         CookieOptions::named("t").with_secure(true),
-    );
+    )
+    .unwrap();
     let service = tower::service_fn(async |request: Request<u8>| {
         let session = request.extensions().get::<Session>().unwrap();
         session.set("body", request.body()).await?;

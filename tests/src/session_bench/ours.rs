@@ -11,6 +11,7 @@ use lb_userspace::server::{ServerContext, serve};
 use lb_userspace::session::{
     Instance, Limits, Peers, Refusal, SessionStore, Sessions, Source, State, TokenKeys, unix_millis,
 };
+use lb_userspace::web::Cookie;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -56,7 +57,9 @@ impl Site {
             keys: keys.clone(),
             peers: peers.clone(),
             limits: Limits::default(),
-            cookie_name: COOKIE.into(),
+            connections: Default::default(),
+            counters: Default::default(),
+            cookie: Cookie::default(),
             clock: Arc::new(unix_millis),
         };
         let server = |instance| {

@@ -47,7 +47,8 @@ impl Asked {
             Call::Add { sku, quantity, order } => {
                 let order = order.map(|order| format!("Idempotency-Key: \"order-{order}\"\r\n"));
                 let body = format!(r#"{{"sku":"{sku}","quantity":{quantity}}}"#);
-                ("POST /cart/items".to_owned(), order.unwrap_or_default(), body)
+                let headers = order.unwrap_or_default() + "Content-Type: application/json\r\n";
+                ("POST /cart/items".to_owned(), headers, body)
             }
             Call::End => ("DELETE /session".to_owned(), String::new(), String::new()),
         };

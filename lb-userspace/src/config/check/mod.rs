@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backend;
+mod cookie;
 mod name;
 mod quic;
 mod scalar;
@@ -42,6 +43,9 @@ pub(super) fn config(path: &Path, text: &str) -> Result<Config, ConfigError> {
     faults.into_result(config)
 }
 
+/// Of one client's address, to one managed server.
+const CLIENT_CONNECTIONS: u32 = 512;
+
 struct Checker<'a, 'b> {
     faults: &'a mut Faults<'b>,
     /// Directory of the file.
@@ -51,12 +55,19 @@ struct Checker<'a, 'b> {
 impl Checker<'_, '_> {
     fn config(&mut self, raw: RawConfig) -> Config {
         let managed = self.managed(inner(raw.managed));
-        let limits = self.limits(inner(raw.limits));
+        let mut raw_limits = inner(raw.limits);
+        let client_connections = self.number(
+            raw_limits.client_connections.take(),
+            "client_connections",
+            1..=65_536_u32,
+            CLIENT_CONNECTIONS,
+        ) as usize;
+        let limits = self.limits(raw_limits);
         let lbd = self.lbd(raw.lbd, raw.mistyped);
         let timeouts = self.timeouts(&inner(raw.timeouts));
         let services = self.services(raw.service, raw.mistyped, &managed, &limits);
         self.room_for_names(&services, &limits);
-        Config { lbd, limits, timeouts, managed, services }
+        Config { lbd, limits, client_connections, timeouts, managed, services }
     }
 
     fn lbd(&mut self, raw: Option<Spanned<RawLbd>>, mistyped: bool) -> Lbd {

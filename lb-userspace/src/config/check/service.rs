@@ -1,12 +1,13 @@
 //! Services: names, VIPs, affinity, and the bounds of their sessions.
 
 use super::backend::{Context, Taken};
+use super::cookie::Attributes;
 use super::{Checker, SECOND, inner};
 use crate::config::fault::{Span, suggest};
 use crate::config::raw::{RawHealth, RawService, RawSession};
 use crate::config::values::parse_bytes;
 use crate::config::{
-    Affinity, Balance, Health, Limits, Managed, OnUnavailable, Protocol, Service, SessionLimits,
+    Affinity, Balance, Cookie, Health, Limits, Managed, OnUnavailable, Protocol, Service, SessionLimits,
     show_duration,
 };
 use crate::session::store::MAX_STATE_BYTES;
@@ -71,15 +72,22 @@ impl Checker<'_, '_> {
             let (backends, server_ids, listed) =
                 self.backends(raw.backend, (&span, raw.mistyped), &context, &mut taken);
             let affinity_span = raw.affinity.as_ref().map_or(span.clone(), Spanned::span);
+            let attributes = Attributes::of(raw.affinity.as_ref());
             let faults = self.faults.len();
             let affinity = self.affinity(raw.affinity, protocol, &span);
+            let managed = backends.iter().any(|backend| backend.managed);
+            let mut cookie = Cookie::default();
             // What stands in the place of a faulty rule is nothing to judge names by.
             if self.faults.len() == faults {
                 self.names_are_read(&affinity, protocol, &affinity_span, &listed);
+                cookie = match managed && protocol == Protocol::Tcp {
+                    true => self.cookie(attributes, affinity.cookie()),
+                    false => self.no_cookie(&attributes),
+                };
             }
             self.quic_backends(&affinity, &server_ids);
             self.takers(&backends, &listed, &span);
-            if backends.iter().any(|backend| backend.managed) {
+            if managed {
                 self.managed_affinity(&affinity, protocol, affinity_span);
             }
             services.push(Service {
@@ -87,6 +95,7 @@ impl Checker<'_, '_> {
                 balance: self.balance(raw.balance, &affinity),
                 on_unavailable: self.on_unavailable(raw.on_unavailable, &affinity),
                 affinity,
+                cookie,
                 window_scale: self.number(raw.window_scale, "window_scale", 0..=14, 7),
                 max_tries: self.number(raw.max_tries, "max_tries", 1..=TRIED as u8, 3),
                 replay: raw.replay.is_none_or(Spanned::into_inner),

@@ -104,11 +104,17 @@ fn the_rules_of_the_example_are_right() {
     let examples = EXAMPLE.lines().filter_map(|line| line.strip_prefix("# affinity = "));
     // That of QUIC has a test of its own: its backends need more.
     let examples: Vec<_> = examples.filter(|rule| !rule.contains("quic")).collect();
-    assert_eq!(examples.len(), 8);
+    assert_eq!(examples.len(), 9);
     for rule in examples {
         let udp = ["offset", "end", "marker"].iter().any(|place| rule.contains(place));
         let protocol = if udp { "udp" } else { "tcp" };
-        if let Err(error) = parse(&with(&format!("protocol = \"{protocol}\"\naffinity = {rule}"))) {
+        let lines = format!("protocol = \"{protocol}\"\naffinity = {rule}");
+        // Attributes belong to the cookie of servers that lbd runs.
+        let text = match rule.contains("secure") {
+            true => MINIMAL.replace("name = \"shop\"", &format!("name = \"shop\"\n{lines}")),
+            false => with(&lines),
+        };
+        if let Err(error) = parse(&text) {
             panic!("{error}");
         }
     }

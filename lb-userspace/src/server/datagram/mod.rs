@@ -32,7 +32,7 @@ const MAX_WAITING: usize = 1024;
 const MAX_DATAGRAM: usize = 65_535;
 
 /// Serves until `shutdown` is ready, then answers what has arrived by then, and returns. Dropping the future instead ends
-/// everything at once, as a crash would. Of the context, the name of the cookie is not used.
+/// everything at once, as a crash would. Of the context, the cookie is not used.
 ///
 /// # Errors
 /// The socket cannot be used.
@@ -43,7 +43,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let socket = Arc::new(UdpSocket::from_std(socket)?);
-    let ServerContext { instance, store, keys, peers, limits, clock, cookie_name: _ } = context;
+    let ServerContext { instance, store, keys, peers, limits, clock, .. } = context;
     let sessions = Sessions::new(instance, store, limits, peers, clock);
     let server = Arc::new(Server { sessions, keys: keys.into(), socket });
     let mut under_way = JoinSet::new();

@@ -37,7 +37,9 @@ impl Town {
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
             limits,
-            cookie_name: String::new(),
+            connections: Default::default(),
+            counters: Default::default(),
+            cookie: crate::web::Cookie::default(),
             clock: Arc::new(unix_millis),
         };
         Self { context, store, _directory: directory }

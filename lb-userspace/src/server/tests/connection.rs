@@ -69,3 +69,36 @@ async fn a_connection_on_which_nothing_comes_is_closed() {
         assert_eq!(closed, Ok(true));
     }
 }
+
+#[tokio::test]
+async fn half_sent_requests_of_one_address_leave_places_for_others() {
+    let mut shop = Shop::new();
+    shop.context.connections = Connections { total: 8, per_client: 4 };
+    let server = shop.start(3, 1);
+    let mut half = Vec::new();
+    for _ in 0..4 {
+        let mut client = server.client().await;
+        client.send("GET /session HTTP/1.1\r\nX: ").await;
+        half.push(client);
+    }
+    let refused = server.client().await.answer("GET").await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert!(refused.json()["hint"].is_string());
+    assert_eq!(shop.context.counters.client_refused.load(Ordering::Relaxed), 1);
+    let other = tokio::net::TcpSocket::new_v4().unwrap();
+    other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = Client(BufReader::new(other.connect(server.addr).await.unwrap()));
+    assert_eq!(other.ask("GET", "/healthz", None, None).await.status, 200);
+    half.pop().unwrap().send("1\r\n\r\n").await;
+    // Its place is free as soon as the server has noticed.
+    while server.client().await.ask("GET", "/healthz", None, None).await.status == 429 {}
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_not_kept() {
+    let shop = Shop::new();
+    let server = shop.start(3, 1);
+    let mut client = server.client().await;
+    client.send(&format!("GET /session HTTP/1.1\r\nX: {}", "x".repeat(MAX_HEAD))).await;
+    assert_eq!(client.answer("GET").await.status, 431);
+}

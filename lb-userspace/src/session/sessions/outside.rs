@@ -3,7 +3,7 @@
 
 use super::change::{Terms, pause};
 use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, to_the_end};
-use crate::session::{Preconditions, State, StoreError};
+use crate::session::{Preconditions, State, StoreError, Tag};
 use lb_common::token::Token;
 use std::sync::Arc;
 
@@ -62,6 +62,18 @@ impl Sessions {
     /// # Errors
     /// [`SessionError`] of the store. It is not certain then whether the old id still lives; the new one is not used.
     pub async fn renew(self: &Arc<Self>, token: Option<Token>) -> Result<Option<Seen>, SessionError> {
+        self.renew_on(token, Preconditions::default()).await
+    }
+
+    /// [`Sessions::renew`], if the session is as the preconditions ask for.
+    ///
+    /// # Errors
+    /// Also [`SessionError::Precondition`].
+    pub async fn renew_on(
+        self: &Arc<Self>,
+        token: Option<Token>,
+        preconditions: Preconditions,
+    ) -> Result<Option<Seen>, SessionError> {
         let Some(token) = self.ours(token) else { return Ok(None) };
         let sessions = self.clone();
         to_the_end(async move {
@@ -76,6 +88,10 @@ impl Sessions {
                     Err(StoreError::Conflict) => continue,
                     Err(error) => return Err(error.into()),
                 };
+                preconditions.check(Some(Tag::new(token.session, base.version))).map_err(|unmet| {
+                    let seen = sessions.seen(token.session, base.clone(), found.source);
+                    SessionError::Precondition { unmet, seen: Some(Box::new(seen)) }
+                })?;
                 // The new one first: a crash in between leaves a session that nobody has heard of, which expires.
                 // Its versions go on: receipts tell of some, and none of those may come again with another state.
                 let (state, receipts) = (base.state.clone(), base.receipts.clone());

@@ -5,7 +5,7 @@ use super::cookies;
 use super::store::{LbStore, id_of, session_of};
 use super::visit::{VISIT, Visit};
 use crate::session::{Keyring, SessionId};
-use crate::web::{CookieOptions, Problem, handle};
+use crate::web::{CookieError, CookieOptions, Problem, handle};
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, SET_COOKIE};
 use http::{Request, Response, StatusCode};
 use pin_project_lite::pin_project;
@@ -46,22 +46,29 @@ struct Context {
 impl<L> AffinityLayer<L> {
     /// Around `manager`, a `SessionManagerLayer` made with (a clone of) `store`.
     pub fn new(manager: L, store: &LbStore, keys: impl Into<Arc<Keyring>>) -> Self {
-        Self::with_names(manager, store, keys, "lb", "id")
+        Self::named(manager, store, keys.into(), "lb", "id")
     }
 
     /// With other names than `lb` for the token, as in lbd's configuration, and `id` for tower-sessions' cookie.
     ///
-    /// # Panics
-    /// As [`CookieOptions::named`].
+    /// tower-sessions says which attributes the cookie has: one whose name begins with `__Host-` or `__Secure-` must be
+    /// `Secure` there, or browsers refuse it.
+    ///
+    /// # Errors
+    /// `token` cannot name a cookie.
     pub fn with_names(
         manager: L,
         store: &LbStore,
         keys: impl Into<Arc<Keyring>>,
         token: &str,
         id: &str,
-    ) -> Self {
-        let token = CookieOptions::named(token).name().to_owned();
-        let context = Context { store: store.clone(), keys: keys.into(), token, id: id.to_owned() };
+    ) -> Result<Self, CookieError> {
+        let token = CookieOptions::named(token).with_secure(true).build()?;
+        Ok(Self::named(manager, store, keys.into(), token.name(), id))
+    }
+
+    fn named(manager: L, store: &LbStore, keys: Arc<Keyring>, token: &str, id: &str) -> Self {
+        let context = Context { store: store.clone(), keys, token: token.to_owned(), id: id.to_owned() };
         Self { manager, context: Arc::new(context) }
     }
 }

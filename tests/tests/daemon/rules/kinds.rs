@@ -156,6 +156,7 @@ pub(super) fn of(service: &Service) -> BTreeSet<&'static str> {
         max_tries: _,
         replay: replayed,
         health: _,
+        cookie: _,
         session: _,
         backends,
     } = service;
