@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
     match store {
         Store::Sled { path } => Ok(Arc::new(SledStore::open(path)?)),
-        Store::Redis(Redis { nodes, replicas, prefix, lease, deadline, volatile }) => {
+        Store::Redis(Redis { nodes, replicas, prefix, lease, deadline, volatile, waitaof, tls }) => {
             let options = RedisOptions {
                 nodes: nodes.clone(),
                 prefix: prefix.clone(),
@@ -26,6 +26,8 @@ pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
                 lease: *lease,
                 deadline: *deadline,
                 volatile: *volatile,
+                waitaof: *waitaof,
+                tls: tls.clone(),
             };
             Ok(Arc::new(RedisStore::open(options).await?))
         }

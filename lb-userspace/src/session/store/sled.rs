@@ -10,9 +10,11 @@ mod names;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod time;
 mod trees;
 
 use super::{Answer, Copies, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
+use crate::session::clock::{SystemClocks, TimeSource};
 use crate::session::record::{Owner, Record};
 use commit::{Committer, Queue};
 use futures::FutureExt;
@@ -24,6 +26,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use time::SessionTime;
 use trees::Shared;
 
 /// How the store uses memory and disk.
@@ -53,6 +56,7 @@ pub struct CommitStats {
 /// [`SessionStore`] on sled. Shared by all servers of an lbd.
 pub struct SledStore {
     shared: Arc<Shared>,
+    time: SessionTime,
     queue: Option<Queue>,
     committer: Option<JoinHandle<()>>,
     /// Held for as long as the store is open.
@@ -74,7 +78,19 @@ impl SledStore {
     /// # Errors
     /// The same.
     pub fn open_with(path: &Path, options: SledOptions) -> Result<Self, StoreError> {
-        let (mut store, committer) = Self::prepare(path, options)?;
+        Self::open_at(path, options, SystemClocks::shared())
+    }
+
+    /// As [`SledStore::open`], with other clocks than the machine's, for tests.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_at(
+        path: &Path,
+        options: SledOptions,
+        clocks: Arc<dyn TimeSource>,
+    ) -> Result<Self, StoreError> {
+        let (mut store, committer) = Self::prepare_at(path, options, clocks)?;
         store.start(committer)?;
         Ok(store)
     }
@@ -85,14 +101,24 @@ impl SledStore {
     }
 
     /// A store that takes writes but does not do them yet.
+    #[cfg(test)]
     fn prepare(path: &Path, options: SledOptions) -> Result<(Self, Committer), StoreError> {
+        Self::prepare_at(path, options, SystemClocks::shared())
+    }
+
+    fn prepare_at(
+        path: &Path,
+        options: SledOptions,
+        clocks: Arc<dyn TimeSource>,
+    ) -> Result<(Self, Committer), StoreError> {
         let failed =
             |reason: std::io::Error| StoreError::Open { path: path.into(), reason: reason.to_string() };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock = lock(path)?;
         let shared = Arc::new(Shared::open(path, options)?);
+        let time = shared.with(|trees| SessionTime::open(trees, clocks))?;
         let (queue, committer) = commit::pair(shared.clone());
-        Ok((Self { shared, queue: Some(queue), committer: None, _lock: lock }, committer))
+        Ok((Self { shared, time, queue: Some(queue), committer: None, _lock: lock }, committer))
     }
 
     fn start(&mut self, committer: Committer) -> Result<(), StoreError> {
@@ -153,6 +179,12 @@ impl SessionStore for SledStore {
     }
 
     fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept> {
+        if let Some(mark) = self.time.due() {
+            // Nobody waits for it; it only has to happen.
+            drop(self.queue().submit(None, move |trees| mark.save(trees)));
+        }
+        // Whatever the caller's clock says: nothing goes that lives by the store's.
+        let now = now.min(self.time.now());
         let swept = self.shared.with(|trees| sessions::sweep(trees, now, after, slice));
         async move { swept }.boxed()
     }
@@ -204,6 +236,10 @@ impl SessionStore for SledStore {
     fn scan(&self, from: Option<Cursor>, slice: usize) -> Answer<'_, Slice> {
         let found = self.shared.with(|trees| sessions::scan(trees, from.as_ref(), slice));
         async move { found }.boxed()
+    }
+
+    fn now(&self) -> Option<u64> {
+        Some(self.time.now())
     }
 
     fn watch(&self, copies: Weak<dyn Copies>) {
