@@ -3,7 +3,7 @@
 use super::{id, record};
 use anyhow::{Context, Result};
 use lb_userspace::session::{RedisOptions, RedisStore, RedisTls, SessionStore};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::path::{Path, PathBuf};
 use tests::redis::{Place, Redis};
 
@@ -14,12 +14,15 @@ impl Files {
     fn make(server_name: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, dir.path().display().to_string());
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         std::fs::write(dir.path().join("ca.pem"), authority.pem())?;
         for (file, name) in [("server", server_name), ("client", "lbd")] {
             let key = KeyPair::generate()?;
-            let certificate = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &authority)?;
+            let mut params = CertificateParams::new(vec![name.to_owned()])?;
+            params.distinguished_name.push(DnType::CommonName, name);
+            let certificate = params.signed_by(&key, &authority)?;
             std::fs::write(dir.path().join(format!("{file}.pem")), certificate.pem())?;
             std::fs::write(dir.path().join(format!("{file}.key")), key.serialize_pem())?;
         }
@@ -85,8 +88,9 @@ async fn what_is_wrong_with_tls_is_told_with_what_to_do() -> Result<()> {
         (port, RedisTls { ca_file: elsewhere("ca.pem"), ..right() }, "signed its certificate with ca_file"),
         (port, RedisTls { server_name: Some("other.example".into()), ..right() }, "is for with server_name"),
         (port, RedisTls { server_name: None, ..right() }, "is for with server_name"),
-        (port, RedisTls { cert_file: None, key_file: None, ..right() }, "TLS"),
-        (redis.addr(0).port(), right(), "TLS"),
+        (port, RedisTls { cert_file: None, key_file: None, ..right() }, "cert_file and key_file"),
+        // It waits for the end of a line.
+        (redis.addr(0).port(), right(), "does not answer"),
     ] {
         let error = open(port, tls.clone()).await.err().context("it was not refused")?.to_string();
         assert!(error.contains(told), "{tls:?}: {error}");

@@ -91,7 +91,10 @@ async fn first_answer(addrs: &[Addr], dialer: &Dialer) -> Result<(Addr, String),
             let mut pipeline = Pipeline::new();
             pipeline.add_command(cmd("INFO"));
             let info = connection.ask(&pipeline).await.map(|mut answers| answers.pop().unwrap_or(Value::Nil));
-            info.map_err(|error| format!("redis node {addr}: {error}"))
+            info.map_err(|error| {
+                let tls = "; it may ask for a client's certificate: name one with cert_file and key_file";
+                format!("redis node {addr}: {error}{}", if dialer.tls.is_some() { tls } else { "" })
+            })
         };
         match tokio::time::timeout(dialer.answer, asked).await {
             Ok(Ok(Value::ServerError(error))) => reasons.push(format!("redis node {addr}: {error}")),

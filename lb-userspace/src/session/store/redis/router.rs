@@ -80,8 +80,6 @@ pub(super) struct Refused {
     pub(super) queue_full: AtomicU64,
     /// The deadline passed, waiting included.
     pub(super) deadline: AtomicU64,
-    /// Those before it for the same session took too long.
-    pub(super) session_busy: AtomicU64,
 }
 
 /// Lives in the store's runtime.
@@ -192,6 +190,7 @@ impl Router {
     ) -> Result<Outcome, Failure> {
         let give_up = Instant::now() + deadline;
         let mut pauses = Pauses::new();
+        let mut before: Option<String> = None;
         let mut state = Try { addr: None, asking: false, whole: false, repeated: false };
         loop {
             let target = state.addr.clone().or_else(|| self.primary(request.slot));
@@ -202,6 +201,7 @@ impl Router {
                     Next::Never(why) => return Err(Failure(why)),
                     Next::AtOnce if Instant::now() < give_up => continue,
                     Next::AtOnce => format!("redis node {addr} sends from one node to another"),
+                    Next::Late(why) => before.take().unwrap_or(why),
                     Next::Later(why) => why,
                 },
             };
@@ -212,6 +212,7 @@ impl Router {
                 return Err(Failure(format!("{why} (tried for {deadline:?})")));
             }
             tokio::time::sleep(pause).await;
+            before = Some(why);
             (state.addr, state.asking) = (None, false);
         }
     }
@@ -255,6 +256,9 @@ impl Router {
                     Trouble::Lost(_) | Trouble::Late(_) | Trouble::Replicas { .. } | Trouble::Disk { .. }
                 );
                 state.repeated |= done;
+                if matches!(trouble, Trouble::Late(_)) {
+                    return Next::Late(trouble.to_string());
+                }
                 Next::Later(trouble.to_string())
             }
         }
@@ -405,6 +409,8 @@ enum Next {
     Done(Value),
     AtOnce,
     Later(String),
+    /// The deadline passed; what was wrong before says more.
+    Late(String),
     Never(String),
 }
 

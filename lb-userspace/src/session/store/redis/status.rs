@@ -102,11 +102,9 @@ pub(super) fn state(core: &Core) -> StoreState {
     details.extend(core.clock.note());
     details.extend(core.findings.lines());
     let refused = &core.router.refused;
-    for (what, count) in [
-        ("for a full queue", &refused.queue_full),
-        ("for their deadline", &refused.deadline),
-        ("for others of the same session", &refused.session_busy),
-    ] {
+    for (what, count) in
+        [("for a full queue", &refused.queue_full), ("for their deadline", &refused.deadline)]
+    {
         match count.load(Ordering::Relaxed) {
             0 => {}
             count => details.push(format!("{count} requests refused {what}")),
