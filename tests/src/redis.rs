@@ -130,7 +130,7 @@ impl Redis {
         let Node { addr, bus, .. } = self.nodes[node];
         let mut command = match &self.place.netns {
             Some(netns) => netns.command("redis-server"),
-            None => mortal("redis-server"),
+            None => mortal(&server()),
         };
         command.current_dir(&dir).stdout(log.try_clone()?).stderr(log);
         for (name, value) in [
@@ -290,6 +290,11 @@ fn free_port(place: &Place) -> Result<u16> {
         }
     }
     anyhow::bail!("no free port on {} between {} and {}", place.ip, PORTS.start, PORTS.end)
+}
+
+/// The server's program: `REDIS_SERVER`, to try the tests on another version, or the one that is installed.
+fn server() -> String {
+    std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
 }
 
 /// A command that dies with the thread that starts it.

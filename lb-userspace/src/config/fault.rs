@@ -1,8 +1,7 @@
 //! What is wrong with a configuration, told so that it can be put right: file, line, column, the line itself, the
 //! reason, and what to do.
 
-use super::quic::without_key;
-use super::store::without_password;
+use super::secret;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -70,12 +69,26 @@ pub(super) type Span = Range<usize>;
 pub(super) struct Faults<'a> {
     file: &'a str,
     text: &'a str,
+    /// Parts of the text that are not to be shown.
+    hidden: Vec<Span>,
+    /// It is not TOML.
+    broken: bool,
     found: Vec<(usize, Fault)>,
 }
 
 impl<'a> Faults<'a> {
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
-        Self { file, text, found: Vec::new() }
+        Self { file, text, hidden: Vec::new(), broken: false, found: Vec::new() }
+    }
+
+    /// These parts of the text are shown in no line.
+    pub(super) fn hide(&mut self, hidden: Vec<Span>) {
+        self.hidden = hidden;
+    }
+
+    /// The file is not TOML, so that it is not known which parts of it are to be hidden.
+    pub(super) fn is_broken(&mut self) {
+        self.broken = true;
     }
 
     pub(super) fn push(&mut self, span: Span, reason: impl Into<String>, help: impl Into<String>) {
@@ -87,10 +100,14 @@ impl<'a> Faults<'a> {
             file: self.file.to_owned(),
             line: self.text[..start].matches('\n').count() + 1,
             column: self.text[line_start..start].chars().count() + 1,
-            // It may go into a log, or on a screen that others see.
-            text: without_key(&without_password(self.text[line_start..line_end].trim_end_matches('\r'))),
+            text: secret::line(
+                self.text[line_start..line_end].trim_end_matches('\r'),
+                line_start,
+                &self.hidden,
+                self.broken,
+            ),
             width: self.text[start..end].chars().count(),
-            reason: reason.into(),
+            reason: secret::words(&reason.into()),
             help: help.into(),
         };
         self.found.push((start, fault));

@@ -7,6 +7,7 @@ mod fault;
 mod name;
 mod quic;
 mod raw;
+mod secret;
 mod store;
 mod values;
 

@@ -14,7 +14,8 @@ pub(super) trait FromToml: Sized {
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident $title:literal { $($key:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Default)]
+        // No Debug: some of the values are secret.
+        #[derive(Default)]
         pub(super) struct $name {
             /// A key of it, or its value, was not understood: whatever is missing may have been meant by it.
             pub(super) mistyped: bool,
@@ -63,7 +64,8 @@ table!(RawLbd "[lbd]" {
 });
 table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
     kind: String, path: String, nodes: Vec<Spanned<String>>, replicas: u64, prefix: String,
-    lease: String, deadline: String, volatile: bool,
+    lease: String, deadline: String, volatile: bool, waitaof: bool,
+    ca_file: String, cert_file: String, key_file: String, server_name: String,
 });
 table!(RawLimits "[limits]" {
     services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, names: u64, pools: u64, pool_maglev_size: u64,
@@ -106,7 +108,6 @@ pub(super) enum Size {
 pub(super) struct ServerIds(pub(super) Vec<Spanned<String>>);
 
 /// Where sessions are: a directory, or a table that says what kind of store.
-#[derive(Debug)]
 pub(super) enum RawStore {
     Path(String),
     Table(Box<StoreTable>),

@@ -18,7 +18,7 @@ impl Daemon {
                 let owner = self.owner_names();
                 let store = self.store.clone();
                 tokio::spawn(async move {
-                    let response = with_record(view, store.load(id).await, &owner);
+                    let response = with_record(view, store.load(id).await, &owner, store.now());
                     let _ = reply.send(response);
                 });
             }
@@ -161,9 +161,10 @@ fn with_record(
     mut view: SessionView,
     loaded: Result<Option<Record>, StoreError>,
     names: &[(u16, String)],
+    now: Option<u64>,
 ) -> Response {
     match loaded {
-        Ok(Some(record)) if !record.is_expired(unix_millis()) => {
+        Ok(Some(record)) if !record.is_expired(now.unwrap_or_else(unix_millis)) => {
             let slot = record.owner.slot;
             let name = names.iter().find(|(known, _)| *known == slot).map(|(_, name)| name.clone());
             let name = name.unwrap_or_else(|| format!("slot {slot}"));

@@ -12,6 +12,8 @@
 //! * [`Keyring`] turns a session and its instance into a token's text and back.
 
 pub mod cache;
+#[cfg(any(feature = "redis", feature = "sled"))]
+pub mod clock;
 pub mod condition;
 pub mod fault;
 pub mod keyring;
@@ -38,7 +40,7 @@ pub use shelf::Peers;
 pub use state::State;
 pub use store::memory::MemoryStore;
 #[cfg(feature = "redis")]
-pub use store::redis::{RedisOptions, RedisStore};
+pub use store::redis::{RedisOptions, RedisStore, RedisTls};
 #[cfg(feature = "sled")]
 pub use store::sled::SledStore;
 pub use store::{Copies, Given, SessionStore, StoreError, StoreState};

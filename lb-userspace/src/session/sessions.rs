@@ -303,7 +303,7 @@ impl Sessions {
     }
 
     fn now(&self) -> u64 {
-        (self.clock)()
+        self.store.now().unwrap_or_else(|| (self.clock)())
     }
 
     fn lives(&self, record: &Record) -> bool {

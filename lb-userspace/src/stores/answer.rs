@@ -21,17 +21,18 @@ pub async fn answer(
     copies: Option<&dyn Copies>,
     request: StoreRequest,
 ) -> Response {
+    let now = || store.now().unwrap_or_else(unix_millis);
     let answered = match request {
         StoreRequest::Look {} => look(store).await.map(|view| Response::Store(Box::new(view))),
         StoreRequest::Check { from } => archive::check(store, from).await.map(Response::StoreChecked),
         StoreRequest::Export { from } => {
-            archive::export(store, from, unix_millis()).await.map(Response::StoreExported)
+            archive::export(store, from, now()).await.map(Response::StoreExported)
         }
         StoreRequest::Adopt { given } => {
             store.adopt(given).await.map(|()| Response::Done { message: String::new() })
         }
         StoreRequest::Import { lines, how } => {
-            Ok(Response::StoreImported(archive::import(store, copies, lines, &how, unix_millis()).await))
+            Ok(Response::StoreImported(archive::import(store, copies, lines, &how, now()).await))
         }
     };
     answered.unwrap_or_else(|error| Response::Refused(refused(&error)))

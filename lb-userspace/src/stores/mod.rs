@@ -27,7 +27,7 @@ pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
             };
             Ok(Arc::new(opened.map_err(failed)??))
         }
-        Store::Redis(Redis { nodes, replicas, prefix, lease, deadline, volatile }) => {
+        Store::Redis(Redis { nodes, replicas, prefix, lease, deadline, volatile, waitaof, tls }) => {
             let options = RedisOptions {
                 nodes: nodes.clone(),
                 prefix: prefix.clone(),
@@ -35,6 +35,8 @@ pub async fn open(store: &Store) -> Result<Arc<dyn SessionStore>, StoreError> {
                 lease: *lease,
                 deadline: *deadline,
                 volatile: *volatile,
+                waitaof: *waitaof,
+                tls: tls.clone(),
             };
             Ok(Arc::new(RedisStore::open(options).await?))
         }

@@ -4,6 +4,7 @@ mod cluster;
 mod fixture;
 mod shared;
 mod store;
+mod tls;
 
 use lb_common::token::SessionId;
 use lb_userspace::session::{Owner, Receipts, Record, State};

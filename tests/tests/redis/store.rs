@@ -5,8 +5,10 @@ mod lease;
 use crate::{ME, id, record};
 use futures::future::join_all;
 use lb_common::token::SessionId;
+use lb_userspace::session::clock::TimeSource;
 use lb_userspace::session::{Copies, Owner, Record, RedisOptions, RedisStore, SessionStore, StoreError};
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tests::redis::Redis;
@@ -201,13 +203,14 @@ fn it_outlives_the_runtime_that_it_was_opened_in() {
 async fn sessions_expire_by_themselves() {
     let redis = Redis::single().unwrap();
     let store = open(&redis).await;
-    let now = lb_userspace::session::unix_millis();
-    // A minute longer than the session, for clocks differ.
-    for (n, expires) in [(1, now - 61_000), (2, now + 1000)] {
+    let now = store.now().unwrap();
+    // A minute longer than the session, and from now on at least that long, whatever clock its writer went by.
+    for (n, expires) in [(1, now - (365 << 32)), (2, now + 1000)] {
         store.save(id(n), &Record { expires, ..record(1, "a") }, None).await.unwrap();
+        assert!(store.load(id(n)).await.unwrap().unwrap().is_expired(now + 1000));
     }
-    assert_eq!(store.load(id(1)).await.unwrap(), None);
-    assert!(store.load(id(2)).await.unwrap().unwrap().is_expired(now + 1000));
+    let late: u64 = redis.ask(0, &["PTTL", &format!("lb:s:{{{}}}", id(1))]).unwrap().parse().unwrap();
+    assert!((50_000..=60_000).contains(&late), "an acknowledged write is there for a while: {late}");
     let ttl: u64 = redis.ask(0, &["PTTL", &format!("lb:s:{{{}}}", id(2))]).unwrap().parse().unwrap();
     assert!((50_000..=61_000).contains(&ttl), "{ttl}");
 }
@@ -381,4 +384,67 @@ async fn without_a_server_there_is_a_reason_and_no_end_of_waiting() {
     assert_eq!(store.load(id(1)).await.unwrap().unwrap().state, record(1, "a").state);
     store.save(id(1), &record(2, "b"), Some(1)).await.unwrap();
     until("it is available", || store.state().available).await;
+}
+
+#[tokio::test]
+async fn replicas_are_judged_as_primaries_are() {
+    let redis = Redis::start(Default::default(), 1, &[]).unwrap();
+    let none = || RedisOptions { nodes: vec![redis.urls()[0].clone()], ..options(&redis) };
+    let one = || RedisOptions { replicas: Some(1), ..none() };
+    let store = RedisStore::open(one()).await.unwrap();
+    let detail = store.state().detail.unwrap();
+    assert!(detail.contains("acknowledged is what is on the disk of the primary and"), "{detail}");
+    redis.ask(1, &["CONFIG", "SET", "appendonly", "no"]).unwrap();
+    let error = RedisStore::open(one()).await.err().unwrap().to_string();
+    assert!(error.contains(&redis.addr(1).to_string()) && error.contains("set appendonly to yes"), "{error}");
+    redis.ask(1, &["CONFIG", "SET", "appendonly", "yes"]).unwrap();
+    // With none awaited the replica may be promoted without the last changes.
+    let told = RedisStore::open(none()).await.unwrap().state().detail.unwrap();
+    assert!(told.contains("may elect one without the last acknowledged changes"), "{told}");
+}
+
+/// Clocks of a host that somebody has set wrong.
+struct Wrong {
+    by: AtomicI64,
+}
+
+impl TimeSource for Wrong {
+    fn wall(&self) -> u64 {
+        lb_userspace::session::unix_millis().saturating_add_signed(self.by.load(Ordering::SeqCst))
+    }
+
+    fn boot(&self) -> u64 {
+        lb_userspace::session::clock::SystemClocks.boot()
+    }
+
+    fn boot_id(&self) -> Option<u128> {
+        None
+    }
+
+    fn is_synchronized(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn a_host_whose_clock_is_years_wrong_is_refused_and_one_that_jumps_ends_no_session() {
+    const YEARS: i64 = 3 * 365 * 86_400_000;
+    let redis = Redis::single().unwrap();
+    let clocks = Arc::new(Wrong { by: 0.into() });
+    let store = RedisStore::open_at(options(&redis), clocks.clone()).await.unwrap();
+    let here = open(&redis).await;
+    for (n, by) in [(1, YEARS), (2, -YEARS)] {
+        clocks.by.store(by, Ordering::SeqCst);
+        let error = RedisStore::open_at(options(&redis), clocks.clone()).await.err().unwrap().to_string();
+        assert!(error.contains("the clock of this host is") && error.contains("set it right"), "{error}");
+        // What was open already goes by the time of the servers.
+        let now = store.now().unwrap();
+        assert!(now.abs_diff(here.now().unwrap()) < 1000);
+        store.save(id(n), &Record { expires: now + 60_000, ..record(1, "a") }, None).await.unwrap();
+        let there = here.load(id(n)).await.unwrap().unwrap();
+        assert!(!there.is_expired(here.now().unwrap()) && !there.is_expired(store.now().unwrap()));
+    }
+    clocks.by.store(5_000, Ordering::SeqCst);
+    let told = RedisStore::open_at(options(&redis), clocks).await.unwrap().state();
+    assert!(told.available && told.detail.unwrap().contains("s ahead of that of the redis servers"));
 }

@@ -11,6 +11,7 @@ mod store;
 
 use super::fault::{ConfigError, Faults, Span, suggest};
 use super::raw::{FromToml, RawConfig, RawLbd, RawLimits, RawManaged, RawTimeouts, Size};
+use super::secret;
 use super::values::Subnet;
 use super::{Config, Lbd, Limits, Managed, Mode, Timeouts};
 use lb_common::maglev::is_prime;
@@ -23,6 +24,14 @@ pub(super) fn config(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let file = path.display().to_string();
     let mut faults = Faults::new(&file, text);
     let (table, errors) = DeTable::parse_recoverable(text);
+    let mut hidden = Vec::new();
+    for (key, value) in table.get_ref() {
+        secret::places(key.get_ref(), value.get_ref(), value.span(), &mut hidden);
+    }
+    faults.hide(hidden);
+    if !errors.is_empty() {
+        faults.is_broken();
+    }
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
         faults.push(

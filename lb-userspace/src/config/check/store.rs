@@ -3,10 +3,12 @@
 use super::Checker;
 use crate::config::fault::{Span, suggest};
 use crate::config::raw::{RawStore, StoreTable};
-use crate::config::store::without_password;
 use crate::config::{Redis, Store};
+use crate::session::RedisTls;
+use crate::session::store::redis::url::{NodeUrl, PERCENT};
 use serde_spanned::Spanned;
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 const SLED: &str = "write store = { kind = \"sled\", path = \"/var/lib/lb/sessions\" }";
@@ -29,12 +31,18 @@ impl Checker<'_, '_> {
                         ("lease", span_of(&table.lease)),
                         ("deadline", span_of(&table.deadline)),
                         ("volatile", span_of(&table.volatile)),
+                        ("waitaof", span_of(&table.waitaof)),
+                        ("ca_file", span_of(&table.ca_file)),
+                        ("cert_file", span_of(&table.cert_file)),
+                        ("key_file", span_of(&table.key_file)),
+                        ("server_name", span_of(&table.server_name)),
                     ];
                     self.foreign("sled", foreign, "it has `path` alone");
                     self.sled(table.path, &span, table.mistyped)
                 }
                 Some(kind) if kind.get_ref() == "redis" => {
-                    let help = "it has `nodes`, `replicas`, `prefix`, `lease`, `deadline` and `volatile`";
+                    let help = "it has `nodes`, `replicas`, `prefix`, `lease`, `deadline`, `volatile`, `waitaof`, `ca_file`, `cert_file`, \
+                                `key_file` and `server_name`";
                     self.foreign("redis", [("path", span_of(&table.path))], help);
                     Store::Redis(self.redis(*table, &span))
                 }
@@ -63,6 +71,12 @@ impl Checker<'_, '_> {
                 self.faults.push(path.span(), "the store is a URL, but must be a directory", REDIS);
                 Store::default()
             }
+            Some(path) if is_node(path.get_ref()) => {
+                // Else it would be made as a directory, with a password for a name.
+                let reason = "the store is a node of Redis, but must be a directory";
+                self.faults.push(path.span(), reason, REDIS);
+                Store::default()
+            }
             Some(path) => Store::Sled { path: self.base.join(path.into_inner()) },
             None => {
                 self.missing(mistyped, span.clone(), "a sled store has no `path`", SLED);
@@ -75,6 +89,7 @@ impl Checker<'_, '_> {
         let mut nodes = Vec::new();
         let mut addresses = BTreeSet::new();
         let mut logins = BTreeSet::new();
+        let mut tls = None;
         let raw = table.nodes.map(|nodes| (nodes.span(), nodes.into_inner()));
         if raw.as_ref().is_none_or(|(_, nodes)| nodes.is_empty()) {
             let span = raw.as_ref().map_or(span.clone(), |(span, _)| span.clone());
@@ -83,14 +98,16 @@ impl Checker<'_, '_> {
         let raw = raw.map_or_else(Vec::new, |(_, nodes)| nodes);
         let several = raw.len() > 1;
         for node in raw {
-            let Node { address, login, database } = match parse_node(node.get_ref()) {
-                Ok(node) => node,
-                Err((reason, help)) => {
-                    self.faults.push(node.span(), reason, help);
+            let url = match NodeUrl::parse(node.get_ref()) {
+                Ok(url) => url,
+                Err(reason) => {
+                    // Which one it is shows the mark, and not what is in it.
+                    self.faults.push(node.span(), format!("the node {reason}"), format!("{NODE}; {PERCENT}"));
                     continue;
                 }
             };
-            logins.insert(login.to_owned());
+            let (address, database) = (url.address(), url.database);
+            logins.insert(url.login.to_owned());
             let (reason, help) = if several && database > 0 {
                 let reason =
                     format!("several nodes are a cluster, which has database 0 alone, not {database}");
@@ -98,6 +115,11 @@ impl Checker<'_, '_> {
             } else if logins.len() > 1 {
                 let reason = format!("node {address} has another user or password than the first");
                 (reason, "all nodes of a cluster have the same")
+            } else if *tls.get_or_insert(url.tls) != url.tls {
+                (
+                    format!("node {address} has another scheme than the first"),
+                    "all have TLS, rediss://, or none",
+                )
             } else if !addresses.insert(address.clone()) {
                 (format!("node {address} is named twice"), "name each once")
             } else {
@@ -115,7 +137,81 @@ impl Checker<'_, '_> {
             lease: self.duration(&table.lease, "lease", shortest..=longest, default.lease),
             deadline: self.duration(&table.deadline, "deadline", shortest..=longest, default.deadline),
             volatile: table.volatile.is_some_and(Spanned::into_inner),
+            waitaof: table.waitaof.is_none_or(Spanned::into_inner),
+            tls: self.redis_tls(
+                tls,
+                [("ca_file", table.ca_file), ("cert_file", table.cert_file), ("key_file", table.key_file)],
+                table.server_name,
+            ),
         }
+    }
+
+    /// `used`: whether the nodes have TLS, if there is one.
+    fn redis_tls(
+        &mut self,
+        used: Option<bool>,
+        files: [(&str, Option<Spanned<String>>); 3],
+        name: Option<Spanned<String>>,
+    ) -> RedisTls {
+        let before = self.faults.len();
+        let given =
+            files.iter().map(|(key, file)| (*key, span_of(file))).chain([("server_name", span_of(&name))]);
+        let given: Vec<_> = given.filter_map(|(key, span)| Some((key, span?))).collect();
+        if used == Some(false) {
+            for (key, span) in &given {
+                let reason = format!("`{key}` is for TLS, and the nodes have none");
+                self.faults.push(
+                    span.clone(),
+                    reason,
+                    "write the nodes as rediss://host:port, or leave it away",
+                );
+            }
+        }
+        let [ca, cert, key] = files.map(|(_, file)| file);
+        match (&cert, &key) {
+            (Some(cert), None) => {
+                self.faults.push(
+                    cert.span(),
+                    "`cert_file` has no `key_file`",
+                    "name the file of its key, too",
+                );
+            }
+            (None, Some(key)) => {
+                self.faults.push(
+                    key.span(),
+                    "`key_file` has no `cert_file`",
+                    "name its certificate's file, too",
+                );
+            }
+            _ => {}
+        }
+        let named = |file: Option<Spanned<String>>| file.map(|file| self.base.join(file.into_inner()));
+        let key_span = key.as_ref().map(Spanned::span);
+        let tls = RedisTls {
+            ca_file: named(ca),
+            cert_file: named(cert),
+            key_file: named(key),
+            server_name: name.map(Spanned::into_inner),
+        };
+        if let (Some(path), Some(span)) = (&tls.key_file, key_span)
+            && std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
+        {
+            let reason = format!("others than its owner can read the key file {}", path.display());
+            self.faults.push(span, reason, "run chmod 600 on it");
+        }
+        if used == Some(true)
+            && self.faults.len() == before
+            && let Err(reason) = tls.check(true)
+        {
+            // The reason begins with the option that it is about.
+            let at = given.iter().find(|(key, _)| reason.starts_with(key)).map(|(_, span)| span.clone());
+            self.faults.push(
+                at.unwrap_or(0..0),
+                reason,
+                "the files are PEM; the name is a host's or an IP address",
+            );
+        }
+        tls
     }
 
     fn replicas(&mut self, raw: Option<Spanned<u64>>) -> Option<u32> {
@@ -152,50 +248,12 @@ impl Checker<'_, '_> {
     }
 }
 
+/// Whether a path is more likely a node whose scheme was forgotten, for it begins with user and password.
+fn is_node(path: &str) -> bool {
+    let url = format!("redis://{path}");
+    !path.contains('/') && NodeUrl::parse(&url).is_ok_and(|url| url.login.contains(':'))
+}
+
 fn span_of<T>(value: &Option<Spanned<T>>) -> Option<Span> {
     value.as_ref().map(Spanned::span)
-}
-
-/// A node, as its URL names it.
-struct Node<'a> {
-    /// Host and port.
-    address: String,
-    /// User and password.
-    login: &'a str,
-    database: u32,
-}
-
-/// The node, or what is wrong with its URL, and what to do.
-fn parse_node(url: &str) -> Result<Node<'_>, (String, String)> {
-    let wrong = |what: &str| (format!("node `{}` {what}", without_password(url)), NODE.to_owned());
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err((format!("node `{url}` is no URL"), format!("write redis://{url}")));
-    };
-    match scheme {
-        "redis" | "valkey" => {}
-        "rediss" | "valkeys" => {
-            let help = "TLS is not there yet: put a tunnel such as stunnel before it, and name the tunnel's end here";
-            return Err((wrong("wants TLS").0, help.to_owned()));
-        }
-        _ => return Err(wrong("is no URL of Redis")),
-    }
-    let (login, place) = rest.rsplit_once('@').unwrap_or(("", rest));
-    let (address, database) = place.split_once('/').unwrap_or((place, ""));
-    let database = match database {
-        "" => 0,
-        number => number.parse().map_err(|_| wrong("has no number of a database at its end"))?,
-    };
-    // The colons of an IPv6 address stand in brackets.
-    let port_at = address.rfind(']').unwrap_or(0);
-    let (host, port) = match address[port_at..].rfind(':') {
-        Some(colon) => (&address[..port_at + colon], &address[port_at + colon + 1..]),
-        None => (address, "6379"),
-    };
-    if host.is_empty() || host.contains(char::is_whitespace) {
-        return Err(wrong("names no host"));
-    }
-    match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(Node { address: format!("{host}:{port}"), login, database }),
-        _ => Err(wrong("has no port from 1 to 65535")),
-    }
 }

@@ -1,6 +1,7 @@
 //! Where sessions are kept.
 
 use super::*;
+use proptest::prelude::*;
 
 #[test]
 fn a_store_is_written_in_one_of_three_ways() {
@@ -47,7 +48,8 @@ fn a_store_is_written_in_one_of_three_ways() {
 fn what_is_wrong_with_a_store_is_told() {
     /// Column, reason, help.
     type Told<'a> = &'a [(usize, &'a str, &'a str)];
-    const NODE: &str = "write it like redis://10.0.0.5:6379 or redis://user:password@host:6379/0";
+    const NODE: &str = "write it like redis://10.0.0.5:6379 or redis://user:password@host:6379/0; in a user or password write the \
+                        signs / ? # and \\ in percent form, such as %2F for /";
     let rows: &[(&str, Told<'_>)] = &[
         (
             "\"\"",
@@ -107,7 +109,8 @@ fn what_is_wrong_with_a_store_is_told() {
             &[(
                 57,
                 "a redis store has no `path`",
-                "it has `nodes`, `replicas`, `prefix`, `lease`, `deadline` and `volatile`",
+                "it has `nodes`, `replicas`, `prefix`, `lease`, `deadline`, `volatile`, `waitaof`, `ca_file`, `cert_file`, `key_file` \
+                 and `server_name`",
             )],
         ),
         (
@@ -126,30 +129,61 @@ fn what_is_wrong_with_a_store_is_told() {
                 "write store = { kind = \"redis\", nodes = [\"redis://10.0.0.5:6379\"] }",
             )],
         ),
+        ("{ kind = \"redis\", nodes = [\"h:6379\"] }", &[(36, "the node is no URL", NODE)]),
+        ("{ kind = \"redis\", nodes = [\"lb:geheim@h:6379\"] }", &[(36, "the node is no URL", NODE)]),
+        ("{ kind = \"redis\", nodes = [\"http://geheim@h\"] }", &[(36, "the node is no URL of Redis", NODE)]),
+        ("{ kind = \"redis\", nodes = [\"redis://:geheim@\"] }", &[(36, "the node names no host", NODE)]),
         (
-            "{ kind = \"redis\", nodes = [\"h:6379\"] }",
-            &[(36, "node `h:6379` is no URL", "write redis://h:6379")],
+            "{ kind = \"redis\", nodes = [\"redis://lb:geheim\"] }",
+            &[(36, "the node has no port from 1 to 65535", NODE)],
         ),
         (
-            "{ kind = \"redis\", nodes = [\"rediss://:geheim@h\"] }",
+            "{ kind = \"redis\", nodes = [\"redis://h/geheim\"] }",
+            &[(36, "the node has no number of a database at its end", NODE)],
+        ),
+        (
+            "{ kind = \"redis\", nodes = [\"redis://geheim/7@h\"] }",
+            &[(36, "the node has a sign in its user or password that has a meaning in a URL", NODE)],
+        ),
+        (
+            "\"lb:geheim@10.0.0.5:6379\"",
             &[(
-                36,
-                "node `rediss://:******@h` wants TLS",
-                "TLS is not there yet: put a tunnel such as stunnel before it, and name the tunnel's end here",
+                9,
+                "the store is a node of Redis, but must be a directory",
+                "write store = { kind = \"redis\", nodes = [\"redis://10.0.0.5:6379\"] }",
             )],
         ),
-        ("{ kind = \"redis\", nodes = [\"http://h\"] }", &[(36, "node `http://h` is no URL of Redis", NODE)]),
         (
-            "{ kind = \"redis\", nodes = [\"redis://:geheim@\"] }",
-            &[(36, "node `redis://:******@` names no host", NODE)],
+            "{ kind = \"redis://:geheim@h\", path = \"s\" }",
+            &[(18, "`redis://*******@h` is no kind of store", "known here: sled, redis")],
         ),
         (
-            "{ kind = \"redis\", nodes = [\"redis://h:0\"] }",
-            &[(36, "node `redis://h:0` has no port from 1 to 65535", NODE)],
+            "{ kind = \"redis\", nodes = [\"redis://h\", \"rediss://i\"] }",
+            &[(49, "node i:6379 has another scheme than the first", "all have TLS, rediss://, or none")],
         ),
         (
-            "{ kind = \"redis\", nodes = [\"redis://h/x\"] }",
-            &[(36, "node `redis://h/x` has no number of a database at its end", NODE)],
+            "{ kind = \"redis\", nodes = [\"redis://h\"], server_name = \"h\" }",
+            &[(
+                64,
+                "`server_name` is for TLS, and the nodes have none",
+                "write the nodes as rediss://host:port, or leave it away",
+            )],
+        ),
+        (
+            "{ kind = \"redis\", nodes = [\"rediss://h\"], cert_file = \"c\" }",
+            &[(63, "`cert_file` has no `key_file`", "name the file of its key, too")],
+        ),
+        (
+            "{ kind = \"redis\", nodes = [\"rediss://h\"], key_file = \"k\" }",
+            &[(62, "`key_file` has no `cert_file`", "name its certificate's file, too")],
+        ),
+        (
+            "{ kind = \"redis\", nodes = [\"rediss://h\"], ca_file = \"/nowhere/ca.pem\" }",
+            &[(
+                61,
+                "ca_file /nowhere/ca.pem: No such file or directory (os error 2)",
+                "the files are PEM; the name is a host's or an IP address",
+            )],
         ),
         (
             "{ kind = \"redis\", nodes = [\"redis://h\", \"redis://h:6379\"] }",
@@ -198,5 +232,40 @@ fn what_is_wrong_with_a_store_is_told() {
     // Nor when the file cannot be read at all.
     let broken = MINIMAL.replace("[lbd]", "[lbd]\nstore = { nodes = [\"redis://:geheim@h\" 7] }");
     let error = parse(&broken).unwrap_err().to_string();
-    assert!(error.contains("redis://:******@h") && !error.contains("geheim"), "{error}");
+    assert!(error.contains("lb.toml:3:") && !error.contains("geheim"), "{error}");
+}
+
+proptest! {
+    /// Whatever is wrong with a file: the password of a node is in no message.
+    #[test]
+    fn a_password_in_any_place_is_in_no_message(
+        before in "(redis|rediss|http|)(://|:/|:|//|)(lb|)(:|)",
+        after in "(@|\\\\u0040|:|/|\\?|#|)(host|)(:6379|:x|)(/0|/x|)",
+        form in 0usize..8, quote in "(\"|')", noise in "[a-z@:/?#%\\[\\]=,{} ]{0,6}",
+    ) {
+        const PASSWORD: &str = "7Geh3im";
+        let node = format!("{before}{PASSWORD}{noise}{after}");
+        let store = match form {
+            0 => format!("store = {quote}{node}{quote}"),
+            1 => format!("store = {{ kind = \"redis\", nodes = [{quote}{node}{quote}], relicas = 1 }}"),
+            2 => format!("store = {{ kind = \"redis\", nodes = [\"redis://one\", {quote}{node}{quote}] }}"),
+            3 => format!("store.kind = \"redis\"\nstore.nodes = [\n  \"redis://one\",\n  {quote}{node}{quote},\n]\nstore.replicas = 9"),
+            4 => format!("store = {{ kind = \"redis\", nodes = {quote}{node}{quote} }}"),
+            5 => format!("store = {{ kind = \"redis\", nodes = [{quote}{node}] }}"),
+            6 => format!("store = {{ kind = \"redis\", nodes = [{node}] }}"),
+            _ => format!("store = {{ kind = \"redis\", nodes = [\n{quote}{node}{quote}\n7] }}"),
+        };
+        // `redis://7Geh3im` names a host, and a directory is no password either.
+        let plain = node.replace("\\u0040", "@");
+        let host = crate::session::store::redis::url::NodeUrl::parse(&plain);
+        prop_assume!(form != 0 || plain.contains("://") || plain.contains('@'));
+        prop_assume!(host.is_ok_and(|url| !url.host.contains(PASSWORD)) || host.is_err());
+        match parse(&MINIMAL.replace("[lbd]", &format!("[lbd]\n{store}"))) {
+            Ok(config) => prop_assert!(form == 0 || !format!("{config:?}").contains(PASSWORD), "{config:?}"),
+            Err(error) => {
+                let text = format!("{error}\n{error:?}");
+                prop_assert!(!text.contains(PASSWORD), "{}\n{}", store, text);
+            }
+        }
+    }
 }

@@ -111,6 +111,12 @@ pub trait SessionStore: Send + Sync + 'static {
         true
     }
 
+    /// The time by which sessions expire, in milliseconds since 1970, where the store has one of its own: a clock that does
+    /// not jump with that of the machine.
+    fn now(&self) -> Option<u64> {
+        None
+    }
+
     /// Epochs that other processes gave out for a slot, as they come, where there can be other processes.
     fn epochs(&self) -> Option<broadcast::Receiver<(u16, u32)>> {
         None

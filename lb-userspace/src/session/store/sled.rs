@@ -13,10 +13,12 @@ mod open;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod time;
 mod trees;
 
 use super::{Answer, Copies, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
 use crate::lock_file::{self, LockError};
+use crate::session::clock::{SystemClocks, TimeSource};
 use crate::session::record::{Owner, Record};
 use commit::{Committer, Queue, Touches};
 use futures::FutureExt;
@@ -27,6 +29,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use time::SessionTime;
 use trees::Shared;
 
 /// Of everything in the directory; grows with any change that this version could not read.
@@ -64,6 +67,7 @@ pub struct CommitStats {
 /// [`SessionStore`] on sled. Shared by all servers of an lbd.
 pub struct SledStore {
     shared: Arc<Shared>,
+    time: SessionTime,
     queue: Option<Queue>,
     committer: Option<JoinHandle<()>>,
     /// Held for as long as the store is open.
@@ -85,7 +89,19 @@ impl SledStore {
     /// # Errors
     /// The same.
     pub fn open_with(path: &Path, options: SledOptions) -> Result<Self, StoreError> {
-        let (mut store, committer) = Self::prepare(path, options)?;
+        Self::open_at(path, options, SystemClocks::shared())
+    }
+
+    /// As [`SledStore::open`], with other clocks than the machine's, for tests.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_at(
+        path: &Path,
+        options: SledOptions,
+        clocks: Arc<dyn TimeSource>,
+    ) -> Result<Self, StoreError> {
+        let (mut store, committer) = Self::prepare_at(path, options, clocks)?;
         store.start(committer)?;
         Ok(store)
     }
@@ -96,12 +112,22 @@ impl SledStore {
     }
 
     /// A store that takes writes but does not do them yet.
+    #[cfg(test)]
     fn prepare(path: &Path, options: SledOptions) -> Result<(Self, Committer), StoreError> {
+        Self::prepare_at(path, options, SystemClocks::shared())
+    }
+
+    fn prepare_at(
+        path: &Path,
+        options: SledOptions,
+        clocks: Arc<dyn TimeSource>,
+    ) -> Result<(Self, Committer), StoreError> {
         open::directory(path)?;
         let lock = lock(path)?;
         let shared = Arc::new(Shared::open(path, options)?);
+        let time = shared.with(|trees| SessionTime::open(trees, clocks))?;
         let (queue, committer) = commit::pair(shared.clone());
-        Ok((Self { shared, queue: Some(queue), committer: None, _lock: lock }, committer))
+        Ok((Self { shared, time, queue: Some(queue), committer: None, _lock: lock }, committer))
     }
 
     fn start(&mut self, committer: Committer) -> Result<(), StoreError> {
@@ -173,6 +199,12 @@ impl SessionStore for SledStore {
     }
 
     fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept> {
+        if let Some(mark) = self.time.due() {
+            // Nobody waits for it; it only has to happen.
+            drop(self.queue().submit(Touches::default(), move |trees| mark.save(trees)));
+        }
+        // Whatever the caller's clock says: nothing goes that lives by the store's.
+        let now = now.min(self.time.now());
         let find = move |shared: &Shared| shared.with(|trees| sessions::expired(trees, now, after, slice));
         async move {
             let (mut swept, expired) = self.shared.read(find).await?;
@@ -259,6 +291,10 @@ impl SessionStore for SledStore {
 
     fn stops(&self) -> BoxFuture<'static, StoreError> {
         self.shared.stops().boxed()
+    }
+
+    fn now(&self) -> Option<u64> {
+        Some(self.time.now())
     }
 
     fn watch(&self, copies: Weak<dyn Copies>) {

@@ -77,7 +77,7 @@ async fn tell(core: &Core, node: Node, when: Option<&str>, within: Duration) -> 
     let mut set = cmd("SET");
     let key = core.keys.node(node);
     set.arg(&key).arg(1).arg("PX").arg((core.options.lease * BELIEVED).as_millis() as u64).arg(when);
-    let request = Request { slot: slot(&key), need: core.durable(), ask: What::Plain(set) };
+    let request = Request { slot: slot(&key), need: core.shared(), ask: What::Plain(set) };
     let told = core.router.ask_within(request, within).await;
     let told =
         told.map_err(|Failure(why)| core.unavailable(Failure(format!("cannot renew the lease: {why}"))))?;
@@ -91,7 +91,7 @@ pub(super) async fn goodbye(core: &Core) {
     core.void_all();
     let node = core.me();
     let bye = Message::Bye(node);
-    let bye = core.send(&bye, &[], core.durable());
+    let bye = core.send(&bye, &[], core.shared());
     // Who misses it finds the name missing soon.
     let _ = tokio::time::timeout(GOODBYE, bye).await;
     let mut del = cmd("DEL");

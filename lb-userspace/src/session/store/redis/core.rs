@@ -1,5 +1,8 @@
 //! What all parts of an open store share.
 
+use super::audit::Findings;
+use super::clock::ServerClock;
+use super::judge::Rules;
 use super::keys::{Keys, slot};
 use super::lease::Lease;
 use super::link::Need;
@@ -33,7 +36,8 @@ pub(super) struct Core {
     pub(super) place: String,
     pub(super) keys: Keys,
     pub(super) router: Router,
-    pub(super) replicas: u32,
+    pub(super) rules: Rules,
+    pub(super) findings: Findings,
     pub(super) lease: Lease,
     me: Identity,
     copies: Mutex<Vec<Weak<dyn Copies>>>,
@@ -43,6 +47,7 @@ pub(super) struct Core {
     pub(super) epochs: Mutex<names::Epochs>,
     pub(super) announced: broadcast::Sender<(u16, u32)>,
     pub(super) status: Status,
+    pub(super) clock: ServerClock,
 }
 
 /// A message that is not answered by all yet.
@@ -59,14 +64,21 @@ struct Identity {
 }
 
 impl Core {
-    pub(super) fn new(options: RedisOptions, router: Router, replicas: u32, status: Status) -> Self {
+    pub(super) fn new(
+        options: RedisOptions,
+        router: Router,
+        rules: Rules,
+        findings: Findings,
+        clock: ServerClock,
+    ) -> Self {
         Self {
             place: options.place().display().to_string(),
             keys: Keys::new(&options.prefix),
             lease: Lease::new(options.lease),
             options,
             router,
-            replicas,
+            rules,
+            findings,
             me: Identity::default(),
             copies: Mutex::default(),
             tickets: Mutex::default(),
@@ -74,18 +86,30 @@ impl Core {
             dead: Mutex::default(),
             epochs: Mutex::default(),
             announced: broadcast::Sender::new(1024),
-            status,
+            status: Status::default(),
+            clock,
         }
     }
 
     /// What a change has to wait for.
     pub(super) fn durable(&self) -> Need {
-        Need::Replicas(if armed(Fault::AckBeforeFlush) { 0 } else { self.replicas })
+        match self.shared() {
+            Need::Replicas(replicas) if self.findings.disk() && !armed(Fault::AckBeforeFlush) => {
+                Need::Disk(replicas)
+            }
+            need => need,
+        }
+    }
+
+    /// What has to be waited for where a server that loses its memory loses nothing: for leases and messages, whose loss
+    /// everyone notices by the server's new history, and for reads, which are told once a change behind them is durable.
+    pub(super) fn shared(&self) -> Need {
+        Need::Replicas(if armed(Fault::AckBeforeFlush) { 0 } else { self.rules.replicas })
     }
 
     /// What a read has to wait for.
     pub(super) fn read(&self) -> Need {
-        match self.durable() {
+        match self.shared() {
             // Replicas of a cluster redirect; elsewhere they answer.
             Need::Replicas(0) if self.router.is_cluster() => Need::Nothing,
             Need::Replicas(0) => Need::Primary,
@@ -95,6 +119,11 @@ impl Core {
 
     pub(super) fn unavailable(&self, failure: Failure) -> StoreError {
         StoreError::Unavailable { store: self.place.clone(), reason: failure.0 }
+    }
+
+    /// Whether the clock of this host lets it use the store.
+    pub(super) fn check_clock(&self) -> Result<(), StoreError> {
+        self.clock.refused().map_or(Ok(()), |why| Err(self.unavailable(Failure(why))))
     }
 
     /// Runs a script on one key.

@@ -2,17 +2,23 @@
 //! WAIT for all of it: many writers share a trip to the replicas, as they share a flush elsewhere, and a lone one never
 //! waits for others.
 
-use super::options::{Addr, Login};
+use super::dialer::{Connection, Dialer};
+use super::judge::{self, Judged, Rules};
+use super::options::Addr;
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, Value, cmd};
+use redis::{Cmd, Pipeline, Value, cmd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Requests in one batch at most: bounds the time until the first of them is answered.
 const MAX_BATCH: usize = 256;
+
+/// The same where a batch waits for a disk, which takes as long for many as for one.
+const MAX_DISK_BATCH: usize = QUEUE;
+
+/// Requests that wait for a connection at most. One more is refused at once: it would only come too late.
+pub(super) const QUEUE: usize = 4096;
 
 /// What must be true of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +28,8 @@ pub(super) enum Need {
     Primary,
     /// What it tells, and what it did, is on so many replicas; none is a number, too.
     Replicas(u32),
+    /// What it did is on the disk of the primary and of so many replicas.
+    Disk(u32),
 }
 
 /// Why there is no answer.
@@ -36,6 +44,20 @@ pub(super) enum Trouble {
     /// It was done, and perhaps not everywhere it must be.
     #[error("only {found} of {wanted} replicas of redis node {addr} answer")]
     Replicas { addr: Addr, wanted: u32, found: i64 },
+    /// The same of the disks.
+    #[error(
+        "redis node {addr} has not told in time that the change is on its disk and on that of {wanted} replicas"
+    )]
+    Disk { addr: Addr, wanted: u32 },
+    /// As many wait as may: nothing was done.
+    #[error("the queue of redis node {0} is full: {QUEUE} requests wait for it")]
+    Full(Addr),
+    /// Its time was over before the answer came.
+    #[error("redis node {0} did not answer before the deadline")]
+    Late(Addr),
+    /// The server forgets what it acknowledges: nothing was done.
+    #[error("redis node {0}: {1}")]
+    Unfit(Addr, String),
     /// The server follows another one: nothing was done.
     #[error("redis node {0} is a replica now")]
     NotPrimary(Addr),
@@ -49,76 +71,70 @@ struct Job {
     answer: oneshot::Sender<Answers>,
 }
 
-/// How to connect, and for how long to wait for what.
-#[derive(Clone)]
-pub(super) struct Dialer {
-    pub(super) login: Login,
-    pub(super) connect: Duration,
-    /// Until a batch is answered.
-    pub(super) answer: Duration,
-    /// Until the replicas have it; shorter.
-    pub(super) replicas: Duration,
-}
-
-impl Dialer {
-    pub(super) async fn dial(&self, addr: &Addr) -> Result<MultiplexedConnection, String> {
-        let told = |error: redis::RedisError| format!("cannot connect to redis node {addr}: {error}");
-        let info = ConnectionAddr::Tcp(addr.host.clone(), addr.port).into_connection_info().map_err(told)?;
-        let info = info
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(self.login.info());
-        // A batch has a timeout of its own.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect))
-            .set_response_timeout(None);
-        let client = Client::open(info).map_err(told)?;
-        let connecting = client.get_multiplexed_async_connection_with_config(&config);
-        // The crate's own timeout does not cover logging in.
-        match tokio::time::timeout(self.connect * 2, connecting).await {
-            Ok(connected) => connected.map_err(told),
-            Err(_) => Err(format!("redis node {addr} does not answer")),
-        }
-    }
-}
-
 /// How a server was when it was last asked something.
 #[derive(Default)]
-pub(super) struct Health(Mutex<Option<(Instant, String)>>);
+pub(super) struct Health {
+    failing: Mutex<Option<(Instant, String)>>,
+    /// Why it will not do, whoever connects to it.
+    unfit: Mutex<Option<String>>,
+}
 
 impl Health {
     /// Since when it fails, and how, if it does.
     pub(super) fn failing(&self) -> Option<(Duration, String)> {
-        self.0.lock().as_ref().map(|(since, why)| (since.elapsed(), why.clone()))
+        self.failing.lock().as_ref().map(|(since, why)| (since.elapsed(), why.clone()))
+    }
+
+    /// Why it may not be used, as was seen when it was last judged.
+    pub(super) fn unfit(&self) -> Option<String> {
+        self.unfit.lock().clone()
+    }
+
+    pub(super) fn judged(&self, unfit: Option<String>) {
+        *self.unfit.lock() = unfit;
     }
 
     fn well(&self) {
-        *self.0.lock() = None;
+        *self.failing.lock() = None;
     }
 
     fn ill(&self, why: String) {
-        let mut state = self.0.lock();
+        let mut state = self.failing.lock();
         let since = state.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         *state = Some((since, why));
     }
 }
 
 /// Where requests to a connection are handed in.
-pub(super) struct Link(mpsc::UnboundedSender<Job>);
+pub(super) struct Link {
+    addr: Addr,
+    jobs: mpsc::Sender<Job>,
+}
 
 impl Link {
-    /// Connects when it is first used, and again after each failure. Must be called in the store's runtime.
-    pub(super) fn new(addr: Addr, dialer: Dialer, health: Arc<Health>) -> Self {
-        let (sender, jobs) = mpsc::unbounded_channel();
-        tokio::spawn(Worker { addr, dialer, health, jobs, connection: None }.run());
-        Self(sender)
+    /// Connects when it is first used, and again after each failure. With `rules`, a server is judged by them on each new
+    /// connection, before it is asked for anything. Must be called in the store's runtime.
+    pub(super) fn new(addr: Addr, dialer: Dialer, health: Arc<Health>, rules: Option<Rules>) -> Self {
+        let (sender, jobs) = mpsc::channel(QUEUE);
+        let worker = Worker { addr: addr.clone(), dialer, health, rules, jobs, connection: None };
+        tokio::spawn(worker.run());
+        Self { addr, jobs: sender }
     }
 
-    /// Commands in this order, with nothing of anyone else between them.
-    pub(super) async fn ask(&self, cmds: Vec<Cmd>, need: Need) -> Answers {
+    /// Commands in this order, with nothing of anyone else between them. Waiting for its turn included, it takes until the
+    /// deadline and no longer.
+    pub(super) async fn ask(&self, cmds: Vec<Cmd>, need: Need, deadline: tokio::time::Instant) -> Answers {
         let (answer, answered) = oneshot::channel();
         let gone = || Trouble::Lost("the store is closing".into());
-        self.0.send(Job { cmds, need, answer }).map_err(|_| gone())?;
-        answered.await.unwrap_or_else(|_| Err(gone()))
+        self.jobs.try_send(Job { cmds, need, answer }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Trouble::Full(self.addr.clone()),
+            mpsc::error::TrySendError::Closed(_) => gone(),
+        })?;
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(gone())),
+            // Whether it was sent is not known here.
+            Err(_) => Err(Trouble::Late(self.addr.clone())),
+        }
     }
 }
 
@@ -126,37 +142,86 @@ struct Worker {
     addr: Addr,
     dialer: Dialer,
     health: Arc<Health>,
-    jobs: mpsc::UnboundedReceiver<Job>,
-    connection: Option<MultiplexedConnection>,
+    rules: Option<Rules>,
+    jobs: mpsc::Receiver<Job>,
+    connection: Option<Connection>,
 }
 
 impl Worker {
     async fn run(mut self) {
         let mut batch = Vec::new();
-        while self.jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
-            let outcome = self.exchange(&batch).await;
-            match &outcome {
-                Ok(_) => self.health.well(),
-                Err(Trouble::Unreachable(why) | Trouble::Lost(why)) => self.health.ill(why.clone()),
-                Err(_) => {}
-            }
-            match outcome {
-                Ok(replies) => self.distribute(&mut batch, replies),
-                Err(trouble) => {
-                    batch.drain(..).for_each(|job| drop(job.answer.send(Err(trouble.clone()))));
-                    self.turn_away(&trouble);
+        while self.jobs.recv_many(&mut batch, MAX_DISK_BATCH).await > 0 {
+            let mut rest = Vec::new();
+            loop {
+                // Nobody waits any more for those whose deadline has passed: they are not done.
+                batch.retain(|job| !job.answer.is_closed());
+                let most = match batch.iter().any(|job| matches!(job.need, Need::Disk(_))) {
+                    true => MAX_DISK_BATCH,
+                    false => MAX_BATCH,
+                };
+                if batch.len() > most {
+                    rest = batch.split_off(most);
                 }
+                if !batch.is_empty() {
+                    self.serve(&mut batch, &mut rest).await;
+                }
+                batch = std::mem::take(&mut rest);
+                if batch.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Does a batch; `rest` waits behind it.
+    async fn serve(&mut self, batch: &mut Vec<Job>, rest: &mut Vec<Job>) {
+        let outcome = self.exchange(batch).await;
+        match &outcome {
+            Ok(_) => self.health.well(),
+            Err(Trouble::Unreachable(why) | Trouble::Lost(why)) => self.health.ill(why.clone()),
+            Err(_) => {}
+        }
+        match outcome {
+            Ok(replies) => self.distribute(batch, replies),
+            Err(trouble) => {
+                batch.drain(..).for_each(|job| drop(job.answer.send(Err(trouble.clone()))));
+                self.turn_away(rest, &trouble);
             }
         }
     }
 
     /// Whoever has come meanwhile would wait as long for the same, one batch after the other: they are told now, and decide
     /// themselves whether and when to try again.
-    fn turn_away(&mut self, trouble: &Trouble) {
-        let (Trouble::Unreachable(why) | Trouble::Lost(why)) = trouble else { return };
-        while let Ok(job) = self.jobs.try_recv() {
+    fn turn_away(&mut self, rest: &mut Vec<Job>, trouble: &Trouble) {
+        let trouble = match trouble {
             // Of these nothing was sent.
-            let _ = job.answer.send(Err(Trouble::Unreachable(why.clone())));
+            Trouble::Unreachable(why) | Trouble::Lost(why) => Trouble::Unreachable(why.clone()),
+            Trouble::Unfit(..) => trouble.clone(),
+            _ => return,
+        };
+        rest.drain(..).for_each(|job| drop(job.answer.send(Err(trouble.clone()))));
+        while let Ok(job) = self.jobs.try_recv() {
+            let _ = job.answer.send(Err(trouble.clone()));
+        }
+    }
+
+    /// A connection to a server that will do.
+    async fn connect(&self) -> Result<Connection, Trouble> {
+        let mut connection = self.dialer.dial(&self.addr).await.map_err(Trouble::Unreachable)?;
+        let Some(rules) = self.rules else { return Ok(connection) };
+        let mut pipeline = Pipeline::new();
+        for question in judge::questions() {
+            pipeline.add_command(question);
+        }
+        let unreachable = |why: String| Trouble::Unreachable(format!("redis node {} {why}", self.addr));
+        let answers = tokio::time::timeout(self.dialer.answer, connection.ask(&pipeline)).await;
+        let answers = answers.map_err(|_| unreachable("does not answer".into()))?;
+        let answers = answers.map_err(|error| unreachable(format!("was lost: {error}")))?;
+        let judged = Judged::of(&answers, rules).map_err(unreachable)?;
+        self.health.judged(judged.unfit.clone());
+        match judged.unfit {
+            Some(why) => Err(Trouble::Unfit(self.addr.clone(), why)),
+            None => Ok(connection),
         }
     }
 
@@ -164,12 +229,14 @@ impl Worker {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => {
-                let dialled = self.dialer.dial(&self.addr).await.map_err(Trouble::Unreachable)?;
-                self.connection.insert(dialled)
+                let connected = self.connect().await?;
+                self.connection.insert(connected)
             }
         };
         let role = batch.iter().any(|job| job.need == Need::Primary);
         let wait = batch.iter().filter_map(|job| replicas(job.need)).max();
+        let disk =
+            batch.iter().filter_map(|job| if let Need::Disk(n) = job.need { Some(n) } else { None }).max();
         let mut pipeline = Pipeline::new();
         if role {
             pipeline.add_command(cmd("ROLE"));
@@ -177,19 +244,25 @@ impl Worker {
         for cmd in batch.iter().flat_map(|job| &job.cmds) {
             pipeline.add_command(cmd.clone());
         }
+        if let Some(replicas) = disk {
+            let mut cmd = cmd("WAITAOF");
+            cmd.arg(1).arg(replicas).arg(self.dialer.disk[0].as_millis() as u64);
+            pipeline.add_command(cmd);
+        }
         if let Some(replicas) = wait {
             let mut cmd = cmd("WAIT");
             cmd.arg(replicas).arg(self.dialer.replicas.as_millis() as u64);
             pipeline.add_command(cmd);
         }
         let count = pipeline.len();
-        let exchange = connection.send_packed_commands(&pipeline, 0, count);
+        let patience = if disk.is_some() { self.dialer.disk[1] } else { self.dialer.answer };
+        let exchange = connection.ask(&pipeline);
         let lost = |why: String| Trouble::Lost(format!("redis node {} {why}", self.addr));
-        let values = match tokio::time::timeout(self.dialer.answer, exchange).await {
+        let values = match tokio::time::timeout(patience, exchange).await {
             Ok(Ok(values)) if values.len() == count => Ok(values),
             Ok(Ok(values)) => Err(lost(format!("gave {} answers to {count} commands", values.len()))),
             Ok(Err(error)) => Err(lost(format!("was lost: {error}"))),
-            Err(_) => Err(lost(format!("did not answer within {:?}", self.dialer.answer))),
+            Err(_) => Err(lost(format!("did not answer within {patience:?}"))),
         };
         if values.is_err() {
             // Whatever still comes on it would be taken for the answer to something else.
@@ -198,7 +271,8 @@ impl Worker {
         let mut values = values?.into_iter();
         let primary = !role || values.next().is_some_and(|role| is_primary(&role));
         let found = wait.and_then(|_| values.next_back());
-        Ok(Replies { primary, found, values: values.collect() })
+        let disks = disk.and_then(|_| values.next_back());
+        Ok(Replies { primary, found, disks, values: values.collect() })
     }
 
     fn distribute(&self, batch: &mut Vec<Job>, replies: Replies) {
@@ -212,6 +286,24 @@ impl Worker {
                     short = Some(format!("{found} of {wanted} replicas have the last change"));
                     Err(Trouble::Replicas { addr: self.addr.clone(), wanted, found: *found })
                 }
+                (Need::Disk(wanted), _) => match &replies.disks {
+                    Some(Value::Array(disks))
+                        if matches!(disks.as_slice(), [Value::Int(here), Value::Int(there)]
+                            if *here >= 1 && *there >= i64::from(wanted)) =>
+                    {
+                        Ok(mine)
+                    }
+                    Some(Value::Array(disks)) => {
+                        short = Some(format!(
+                            "the disks that have the last change: {disks:?}, 1 and {wanted} wanted"
+                        ));
+                        Err(Trouble::Disk { addr: self.addr.clone(), wanted })
+                    }
+                    // It became a replica meanwhile, or its append-only file was turned off.
+                    other => {
+                        Err(Trouble::Lost(format!("redis node {} answered to WAITAOF: {other:?}", self.addr)))
+                    }
+                },
                 (Need::Replicas(0) | Need::Nothing | Need::Primary, _)
                 | (Need::Replicas(_), Some(Value::Int(_))) => Ok(mine),
                 // It became a replica meanwhile, for example.
@@ -233,13 +325,15 @@ struct Replies {
     primary: bool,
     /// To WAIT.
     found: Option<Value>,
+    /// To WAITAOF.
+    disks: Option<Value>,
     values: Vec<Value>,
 }
 
 fn replicas(need: Need) -> Option<u32> {
     match need {
         Need::Replicas(wanted) => Some(wanted).filter(|wanted| *wanted > 0),
-        Need::Nothing | Need::Primary => None,
+        Need::Nothing | Need::Primary | Need::Disk(_) => None,
     }
 }
 
@@ -269,12 +363,32 @@ mod tests {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let nodes = vec![format!("redis://{}", silent.local_addr().unwrap())];
         let seeds = RedisOptions { nodes, ..RedisOptions::default() }.seeds().unwrap();
-        let dialer = Dialer { login: seeds.login, connect: ANSWER, answer: ANSWER, replicas: ANSWER };
-        let link = Link::new(seeds.addrs[0].clone(), dialer, Arc::default());
+        let dialer = Dialer { connect: ANSWER, answer: ANSWER, ..Dialer::new(seeds.login, None, ANSWER) };
+        let link = Link::new(seeds.addrs[0].clone(), dialer, Arc::default(), None);
         let began = Instant::now();
-        let asked = (0..MAX_BATCH * 8).map(|_| link.ask(vec![cmd("PING")], Need::Nothing));
+        let deadline = tokio::time::Instant::now() + ANSWER * 40;
+        let asked = (0..MAX_BATCH * 8).map(|_| link.ask(vec![cmd("PING")], Need::Nothing, deadline));
         let answers = futures::future::join_all(asked).await;
         assert!(answers.iter().all(Result::is_err), "{answers:?}");
         assert!(began.elapsed() < ANSWER * 4, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_and_a_passed_deadline_are_told_at_once() {
+        const LONG: Duration = Duration::from_secs(20);
+        const DEADLINE: Duration = Duration::from_millis(300);
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nodes = vec![format!("redis://{}", silent.local_addr().unwrap())];
+        let seeds = RedisOptions { nodes, ..RedisOptions::default() }.seeds().unwrap();
+        let link =
+            Link::new(seeds.addrs[0].clone(), Dialer::new(seeds.login, None, LONG), Arc::default(), None);
+        let began = Instant::now();
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        let asked = (0..QUEUE + 10).map(|_| link.ask(vec![cmd("PING")], Need::Nothing, deadline));
+        let answers = futures::future::join_all(asked).await;
+        let full = answers.iter().filter(|answer| matches!(answer, Err(Trouble::Full(_)))).count();
+        let late = answers.iter().filter(|answer| matches!(answer, Err(Trouble::Late(_)))).count();
+        assert_eq!((full, late), (10, QUEUE));
+        assert!(began.elapsed() < DEADLINE * 5, "{:?}", began.elapsed());
     }
 }

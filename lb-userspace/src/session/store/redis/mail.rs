@@ -1,13 +1,13 @@
 //! The ear of a process: reads what the others tell, obeys it, and only then renews the lease.
 
 use super::core::Core;
+use super::dialer::Connection;
 use super::keys::slot;
 use super::lease;
 use super::link::{Need, text};
 use super::message::Message;
 use super::meta::Node;
 use super::router::{Pauses, field};
-use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value, cmd};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ async fn hear(core: &Arc<Core>, place: &mut Option<Place>) -> Result<Infallible,
 }
 
 /// Begins at the end of the messages there are. Whatever they were about: nothing is in memory that is older.
-async fn arrive(core: &Arc<Core>, connection: &mut MultiplexedConnection) -> Result<Place, String> {
+async fn arrive(core: &Arc<Core>, connection: &mut Connection) -> Result<Place, String> {
     core.lease.deaf();
     let mut info = cmd("INFO");
     info.arg("replication");
@@ -71,11 +71,7 @@ async fn arrive(core: &Arc<Core>, connection: &mut MultiplexedConnection) -> Res
 }
 
 /// Waits for messages and obeys them. False when this is another history than that of the messages read so far.
-async fn read(
-    core: &Arc<Core>,
-    connection: &mut MultiplexedConnection,
-    place: &mut Place,
-) -> Result<bool, String> {
+async fn read(core: &Arc<Core>, connection: &mut Connection, place: &mut Place) -> Result<bool, String> {
     let began = lease::now();
     let block = (core.options.lease / 8).as_millis().max(1) as u64;
     let mut xread = cmd("XREAD");
@@ -211,14 +207,14 @@ fn entries(read: &Value) -> Result<Vec<(u64, Vec<u8>)>, String> {
 
 async fn exchange<const N: usize>(
     core: &Core,
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     cmds: [redis::Cmd; N],
 ) -> Result<[Value; N], String> {
     let mut pipeline = Pipeline::new();
     for cmd in cmds {
         pipeline.add_command(cmd);
     }
-    let asked = connection.send_packed_commands(&pipeline, 0, N);
+    let asked = connection.ask(&pipeline);
     // Reading blocks for a fraction of the lease; after all of it no answer is of any use.
     let timeout = core.options.lease + core.router.dialer().connect;
     let values = match tokio::time::timeout(timeout, asked).await {

@@ -67,7 +67,11 @@
 //! from the servers.
 
 mod alive;
+mod audit;
+mod clock;
 mod core;
+mod dialer;
+mod judge;
 mod keys;
 mod lease;
 mod link;
@@ -83,10 +87,13 @@ mod scripts;
 mod sessions;
 mod status;
 mod takeover;
+mod tls;
 mod topology;
+pub(crate) mod url;
 
 use self::core::Core;
 use super::{Answer, Copies, Cursor, Given, SessionStore, Slice, StoreError, StoreState, Swept};
+use crate::session::clock::{SystemClocks, TimeSource};
 use crate::session::record::{Owner, Record};
 use futures::FutureExt;
 use lb_common::token::SessionId;
@@ -96,6 +103,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+pub use tls::RedisTls;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -123,6 +131,14 @@ impl RedisStore {
     /// [`StoreError::Open`] for options and servers that will not do, [`StoreError::Format`] when another version wrote
     /// what is there, [`StoreError::Unavailable`] when the servers cannot be used now.
     pub async fn open(options: RedisOptions) -> Result<Self, StoreError> {
+        Self::open_at(options, SystemClocks::shared()).await
+    }
+
+    /// As [`RedisStore::open`], with other clocks than the machine's, for tests.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn open_at(options: RedisOptions, clocks: Arc<dyn TimeSource>) -> Result<Self, StoreError> {
         let seeds = options.seeds()?;
         let place = options.place();
         let failed = move |reason: String| StoreError::Open { path: place.clone(), reason };
@@ -136,7 +152,7 @@ impl RedisStore {
                 }
             };
             let handle = runtime.handle().clone();
-            runtime.block_on(live(options, seeds, handle, opened));
+            runtime.block_on(live(options, seeds, clocks, handle, opened));
         };
         let thread = std::thread::Builder::new()
             .name("session-redis".into())
@@ -173,10 +189,11 @@ impl RedisStore {
 async fn live(
     options: RedisOptions,
     seeds: options::Seeds,
+    clocks: Arc<dyn TimeSource>,
     runtime: Handle,
     opened: oneshot::Sender<Result<Opened, StoreError>>,
 ) {
-    let core = match open::open(options, seeds).await {
+    let core = match open::open(options, seeds, clocks).await {
         Ok(core) => core,
         // Whoever asked may have gone away.
         Err(error) => return drop(opened.send(Err(error))),
@@ -196,6 +213,7 @@ async fn serve(core: &Arc<Core>, mut idle: mpsc::Receiver<Infallible>) {
         () = alive::live(core.clone()) => {}
         () = core.router.keep_up() => {}
         () = status::watch(core.clone()) => {}
+        () = audit::watch(core.clone()) => {}
     }
     // Whatever it would still read does not matter once the lease is given up.
     listening.abort();
@@ -288,6 +306,10 @@ impl SessionStore for RedisStore {
 
     fn watch(&self, copies: Weak<dyn Copies>) {
         self.core.watch(copies);
+    }
+
+    fn now(&self) -> Option<u64> {
+        Some(self.core.clock.now())
     }
 
     fn holds(&self) -> bool {

@@ -1,14 +1,18 @@
 //! What an operator can choose about the store, and what of it makes no sense.
 
 use super::StoreError;
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use super::tls::RedisTls;
+use super::url::{self, NodeUrl, PERCENT};
+use redis::{IntoConnectionInfo, RedisConnectionInfo};
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where the store is and how it is used.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RedisOptions {
-    /// `redis://[user:password@]host[:port][/database]`. One server, or some nodes of a cluster: the others are found.
+    /// `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS. One server, or some nodes of a cluster: the
+    /// others are found.
     pub nodes: Vec<String>,
     /// What all keys begin with. Stores with different prefixes can share a server.
     pub prefix: String,
@@ -24,6 +28,27 @@ pub struct RedisOptions {
     /// Accept servers that forget acknowledged writes: without an append-only file, or with replicas that may take over
     /// without having them. For trials only.
     pub volatile: bool,
+    /// Wait until a change is on the disks, of the primary and of its replicas, where all servers have WAITAOF (Redis 7.2,
+    /// Valkey 7.2) and an append-only file. Else only WAIT is used: a change is in the memory of the replicas then.
+    pub waitaof: bool,
+    /// How to know the servers, and how to be known to them, where the nodes are `rediss://`.
+    pub tls: RedisTls,
+}
+
+impl fmt::Debug for RedisOptions {
+    /// Never shows a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisOptions")
+            .field("nodes", &self.nodes.iter().map(|node| url::masked(node)).collect::<Vec<_>>())
+            .field("prefix", &self.prefix)
+            .field("replicas", &self.replicas)
+            .field("lease", &self.lease)
+            .field("deadline", &self.deadline)
+            .field("volatile", &self.volatile)
+            .field("waitaof", &self.waitaof)
+            .field("tls", &self.tls)
+            .finish()
+    }
 }
 
 impl Default for RedisOptions {
@@ -35,6 +60,8 @@ impl Default for RedisOptions {
             lease: Duration::from_secs(1),
             deadline: Duration::from_secs(2),
             volatile: false,
+            waitaof: true,
+            tls: RedisTls::default(),
         }
     }
 }
@@ -73,10 +100,18 @@ impl RedisOptions {
             )));
         }
         let mut seeds: Option<Seeds> = None;
-        for node in &self.nodes {
-            let (addr, login) = parse(node).map_err(refuse)?;
+        for (at, node) in self.nodes.iter().enumerate() {
+            let at = at + 1;
+            let (addr, login, tls) =
+                parse(node).map_err(|reason| refuse(format!("node {at} {reason}; {PERCENT}")))?;
             match &mut seeds {
-                None => seeds = Some(Seeds { addrs: vec![addr], login }),
+                None => seeds = Some(Seeds { addrs: vec![addr], login, tls }),
+                Some(seeds) if seeds.tls != tls => {
+                    return Err(refuse(format!(
+                        "node {addr} {} TLS, unlike the first: all nodes have the same scheme",
+                        if tls { "has" } else { "has no" }
+                    )));
+                }
                 Some(seeds) if seeds.login.same(&login) => seeds.addrs.push(addr),
                 Some(_) => {
                     return Err(refuse(format!(
@@ -86,12 +121,17 @@ impl RedisOptions {
                 }
             }
         }
-        seeds.ok_or_else(|| refuse("no node: name at least one as redis://host:port".into()))
+        let seeds = seeds.ok_or_else(|| refuse("no node: name at least one as redis://host:port".into()))?;
+        self.tls.check(seeds.tls).map_err(refuse)?;
+        Ok(seeds)
     }
 
     /// For messages: the nodes without their passwords.
     pub(super) fn place(&self) -> PathBuf {
-        let nodes: Vec<String> = self.nodes.iter().map(|node| public(node)).collect();
+        let shown = |(at, node): (usize, &String)| {
+            url::public(node).unwrap_or_else(|| format!("node {}, whose URL is not understood", at + 1))
+        };
+        let nodes: Vec<String> = self.nodes.iter().enumerate().map(shown).collect();
         nodes.join(",").into()
     }
 }
@@ -154,38 +194,25 @@ impl RedisLogin {
 pub(super) struct Seeds {
     pub(super) addrs: Vec<Addr>,
     pub(super) login: Login,
+    pub(super) tls: bool,
 }
 
-fn parse(node: &str) -> Result<(Addr, Login), String> {
-    if node.starts_with("rediss://") {
-        return Err(format!(
-            "node {}: this version has no TLS; use redis:// over a network that only the balancers and the store can \
-             reach, or a tunnel",
-            public(node)
-        ));
-    }
-    let info: ConnectionInfo =
-        node.into_connection_info().map_err(|error| format!("node {:?}: {error}", public(node)))?;
-    let ConnectionAddr::Tcp(host, port) = info.addr() else {
-        return Err(format!("node {:?} is not redis://host:port", public(node)));
-    };
-    let addr = Addr { host: host.clone(), port: *port };
-    Ok((addr, Login(info.redis_settings().clone().set_skip_set_lib_name())))
-}
-
-/// A node's URL without what may be secret in it: user, password, and whatever is asked for after the place. Also of what is
-/// no URL, perhaps because only its beginning was forgotten.
-fn public(node: &str) -> String {
-    let (scheme, rest) = node.split_once("://").unwrap_or_default();
-    let (separator, rest) = if scheme.is_empty() { ("", node) } else { ("://", rest) };
-    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
-    let place = place.split_once('?').map_or(place, |(place, _)| place);
-    format!("{scheme}{separator}{place}")
+/// # Errors
+/// What is wrong with it; no part of it.
+fn parse(node: &str) -> Result<(Addr, Login, bool), &'static str> {
+    let url = NodeUrl::parse(node)?;
+    // The crate knows the percent forms, and how to log in. Of its errors nothing is told: they may quote the URL.
+    let at = if url.login.is_empty() { "" } else { "@" };
+    let plain = format!("redis://{}{at}{}/{}", url.login, url.address(), url.database);
+    let info = plain.into_connection_info().map_err(|_| "has a user or password in no valid percent form")?;
+    let addr = Addr { host: url.host.to_owned(), port: url.port };
+    Ok((addr, Login(info.redis_settings().clone().set_skip_set_lib_name()), url.tls))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn options(nodes: &[&str]) -> RedisOptions {
         RedisOptions {
@@ -196,11 +223,15 @@ mod tests {
 
     #[test]
     fn nodes_are_read_as_meant() {
-        let seeds = options(&["redis://u:p@one:7000", "redis://u:p@[::1]"]).seeds().unwrap();
+        let seeds = options(&["redis://u:p%2F@one:7000", "redis://u:p%2F@[::1]"]).seeds().unwrap();
         let text: Vec<String> = seeds.addrs.iter().map(Addr::to_string).collect();
-        assert_eq!(text, ["one:7000", "[::1]:6379"]);
+        assert_eq!(
+            (text.as_slice(), seeds.tls),
+            (["one:7000".to_owned(), "[::1]:6379".into()].as_slice(), false)
+        );
         assert_eq!(seeds.login.info().username(), Some("u"));
-        assert_eq!(seeds.login.info().password(), Some("p"));
+        assert_eq!(seeds.login.info().password(), Some("p/"));
+        assert!(options(&["rediss://one"]).seeds().unwrap().tls);
     }
 
     #[test]
@@ -209,12 +240,13 @@ mod tests {
         let one = || options(&["redis://one"]);
         for (options, why) in [
             (options(&[]), "no node"),
-            (options(&["rediss://u:secret@one"]), "rediss://one: this version has no TLS"),
-            (options(&["http://u:secret@one"]), "http://one"),
-            (options(&["unix:///run/redis"]), "is not redis://host:port"),
-            (options(&["redis+unix:///run/redis?pass=secret"]), "redis+unix:///run/redis"),
-            (options(&["u:secret@one:7000"]), "one:7000"),
-            (options(&["//u:secret@one"]), "one"),
+            (options(&["redis://u:secret@one", "rediss://u:secret@two"]), "node two:6379 has TLS"),
+            (options(&["http://u:secret@one"]), "node 1 is no URL of Redis"),
+            (options(&["unix:///run/redis"]), "node 1 is no URL of Redis"),
+            (options(&["redis://one", "redis+unix:///run/redis?pass=secret"]), "node 2 is no URL of Redis"),
+            (options(&["u:secret@one:7000"]), "node 1 is no URL"),
+            (options(&["//u:secret@one"]), "node 1 is no URL"),
+            (options(&["redis://u:%ffsecret@one"]), "node 1 has a user or password in no valid percent form"),
             (options(&["redis://u:secret@one", "redis://two"]), "node two:6379 has another user"),
             (RedisOptions { prefix: "a{b".into(), ..one() }, "has a brace"),
             (RedisOptions { lease: short, ..one() }, "lease is 1ms"),
@@ -222,6 +254,28 @@ mod tests {
         ] {
             let message = options.check().unwrap_err().to_string();
             assert!(message.contains(why) && !message.contains("secret"), "{message}");
+        }
+    }
+
+    proptest! {
+        /// Wherever somebody puts it: whatever is wrong with the node, the password is in no message.
+        #[test]
+        fn a_password_is_in_no_message_and_no_debug(
+            before in "(redis|rediss|valkey|http|unix|)(://|:/|:|//|)(lb|)(:|)", after in "(@|:|/|\\?|#|)(host|)(:6379|:x|)(/0|/x|)",
+            noise in "[a-z@:/?#%\\[\\]\"' ]{0,6}", first in "(redis://one|)",
+        ) {
+            // No part of any host, and long enough to be no accident.
+            const PASSWORD: &str = "7Geh3im";
+            let node = format!("{before}{PASSWORD}{noise}{after}");
+            // A host is no password: `redis://7Geh3im` names one.
+            let host = NodeUrl::parse(&node).is_ok_and(|url| url.host.contains(PASSWORD));
+            prop_assume!(!host);
+            let nodes: Vec<&str> = [first.as_str(), &node].into_iter().filter(|node| !node.is_empty()).collect();
+            let options = options(&nodes);
+            let error = options.check().err().map(|error| format!("{error} {error:?}"));
+            for text in [format!("{options:?}"), error.unwrap_or_default(), options.place().display().to_string()] {
+                prop_assert!(!text.contains(PASSWORD), "{} tells of {}", text, node);
+            }
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Trying again is safe here because of what is asked: every request can be done twice, or recognises that it was done.
 
-use super::link::{Answers, Dialer, Health, Link, Need, Trouble, text};
+use super::dialer::Dialer;
+use super::judge::Rules;
+use super::link::{Answers, Health, Link, Need, Trouble, text};
 use super::options::Addr;
 use super::scripts::Lua;
 use super::topology::{Shard, Topology, redirection};
@@ -12,6 +14,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, ServerErrorKind, Value, cmd};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -65,7 +68,18 @@ pub(super) struct Failure(pub(super) String);
 struct Node {
     quick: Link,
     lanes: [Link; LANES],
+    /// For what waits for a disk: nothing else shall wait as long.
+    disk: [Link; LANES],
     health: Arc<Health>,
+}
+
+/// Requests that were refused to keep others from waiting, since the store was opened.
+#[derive(Default)]
+pub(super) struct Refused {
+    /// As many waited as may.
+    pub(super) queue_full: AtomicU64,
+    /// The deadline passed, waiting included.
+    pub(super) deadline: AtomicU64,
 }
 
 /// Lives in the store's runtime.
@@ -76,7 +90,12 @@ pub(super) struct Router {
     topology: Mutex<Topology>,
     nodes: Mutex<HashMap<Addr, Arc<Node>>>,
     stale: Notify,
+    /// The servers are others than before.
+    changed: Notify,
     deadline: Duration,
+    /// What servers must be like; `None` until it is known.
+    rules: Mutex<Option<Rules>>,
+    pub(super) refused: Refused,
 }
 
 impl Router {
@@ -90,7 +109,17 @@ impl Router {
 
     fn new(seeds: Option<Vec<Addr>>, topology: Topology, dialer: Dialer, deadline: Duration) -> Self {
         let (topology, nodes) = (Mutex::new(topology), Mutex::default());
-        Self { dialer, seeds, topology, nodes, stale: Notify::new(), deadline }
+        Self {
+            dialer,
+            seeds,
+            topology,
+            nodes,
+            stale: Notify::new(),
+            changed: Notify::new(),
+            deadline,
+            rules: Mutex::default(),
+            refused: Refused::default(),
+        }
     }
 
     pub(super) fn is_cluster(&self) -> bool {
@@ -99,6 +128,34 @@ impl Router {
 
     pub(super) fn dialer(&self) -> &Dialer {
         &self.dialer
+    }
+
+    /// Before anything is asked that waits for replicas or disks.
+    pub(super) fn set_rules(&self, rules: Rules) {
+        *self.rules.lock() = Some(rules);
+    }
+
+    /// All servers that are known, replicas included.
+    pub(super) fn known(&self) -> Vec<Addr> {
+        self.topology.lock().nodes.iter().cloned().collect()
+    }
+
+    /// Replicas that a single server has.
+    pub(super) fn add(&self, replicas: impl IntoIterator<Item = Addr>) {
+        self.topology.lock().nodes.extend(replicas);
+    }
+
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// What became of judging a server.
+    pub(super) fn judged(&self, addr: &Addr, unfit: Option<String>) {
+        self.node(addr).health.judged(unfit);
+    }
+
+    pub(super) fn unfit(&self, addr: &Addr) -> Option<String> {
+        self.nodes.lock().get(addr)?.health.unfit()
     }
 
     pub(super) fn primary(&self, slot: u16) -> Option<Addr> {
@@ -133,30 +190,34 @@ impl Router {
     ) -> Result<Outcome, Failure> {
         let give_up = Instant::now() + deadline;
         let mut pauses = Pauses::new();
+        let mut before: Option<String> = None;
         let mut state = Try { addr: None, asking: false, whole: false, repeated: false };
         loop {
             let target = state.addr.clone().or_else(|| self.primary(request.slot));
             let why = match target {
                 None => format!("no redis node serves slot {}", request.slot),
-                Some(addr) => match self.attempt(&request, &mut state, &addr).await {
+                Some(addr) => match self.attempt(&request, &mut state, &addr, give_up).await {
                     Next::Done(value) => return Ok(Outcome { value, repeated: state.repeated }),
                     Next::Never(why) => return Err(Failure(why)),
                     Next::AtOnce if Instant::now() < give_up => continue,
                     Next::AtOnce => format!("redis node {addr} sends from one node to another"),
+                    Next::Late(why) => before.take().unwrap_or(why),
                     Next::Later(why) => why,
                 },
             };
             self.stale.notify_one();
             let pause = pauses.next();
             if Instant::now() + pause >= give_up {
+                self.refused.deadline.fetch_add(1, Ordering::Relaxed);
                 return Err(Failure(format!("{why} (tried for {deadline:?})")));
             }
             tokio::time::sleep(pause).await;
+            before = Some(why);
             (state.addr, state.asking) = (None, false);
         }
     }
 
-    async fn attempt(&self, request: &Request<'_>, state: &mut Try, addr: &Addr) -> Next {
+    async fn attempt(&self, request: &Request<'_>, state: &mut Try, addr: &Addr, give_up: Instant) -> Next {
         let mut cmds = Vec::with_capacity(2);
         if state.asking {
             cmds.push(cmd("ASKING"));
@@ -165,17 +226,39 @@ impl Router {
         let node = self.node(addr);
         let link = match request.need {
             Need::Replicas(_) => &node.lanes[usize::from(request.slot) % LANES],
+            Need::Disk(_) => &node.disk[usize::from(request.slot) % LANES],
             Need::Nothing | Need::Primary => &node.quick,
         };
-        match link.ask(cmds, request.need).await {
+        if matches!(request.need, Need::Replicas(_) | Need::Disk(_))
+            && let Some(why) = node.health.unfit()
+        {
+            // Whether that is still so is found out beside the requests.
+            self.changed.notify_one();
+            return Next::Never(Trouble::Unfit(addr.clone(), why).to_string());
+        }
+        match link.ask(cmds, request.need, give_up).await {
             Ok(mut values) => match values.pop() {
                 Some(Value::ServerError(error)) => self.obey(request, state, addr, &error),
                 Some(value) => Next::Done(value),
                 None => Next::Never(format!("redis node {addr} gave no answer")),
             },
+            Err(Trouble::Full(addr)) => {
+                self.refused.queue_full.fetch_add(1, Ordering::Relaxed);
+                Next::Never(Trouble::Full(addr).to_string())
+            }
+            Err(trouble @ Trouble::Unfit(..)) => {
+                self.changed.notify_one();
+                Next::Never(trouble.to_string())
+            }
             Err(trouble) => {
-                let done = matches!(trouble, Trouble::Lost(_) | Trouble::Replicas { .. });
+                let done = matches!(
+                    trouble,
+                    Trouble::Lost(_) | Trouble::Late(_) | Trouble::Replicas { .. } | Trouble::Disk { .. }
+                );
                 state.repeated |= done;
+                if matches!(trouble, Trouble::Late(_)) {
+                    return Next::Late(trouble.to_string());
+                }
                 Next::Later(trouble.to_string())
             }
         }
@@ -229,7 +312,7 @@ impl Router {
 
     /// Asks one server, once.
     pub(super) async fn ask_node(&self, addr: &Addr, cmds: Vec<Cmd>, need: Need) -> Answers {
-        self.node(addr).quick.ask(cmds, need).await
+        self.node(addr).quick.ask(cmds, need, Instant::now() + self.deadline).await
     }
 
     fn node(&self, addr: &Addr) -> Arc<Node> {
@@ -238,9 +321,14 @@ impl Router {
             return node.clone();
         }
         let health = Arc::<Health>::default();
-        let link = || Link::new(addr.clone(), self.dialer.clone(), health.clone());
-        let node =
-            Arc::new(Node { quick: link(), lanes: std::array::from_fn(|_| link()), health: health.clone() });
+        let link = |rules| Link::new(addr.clone(), self.dialer.clone(), health.clone(), rules);
+        let rules = *self.rules.lock();
+        let node = Arc::new(Node {
+            quick: link(None),
+            lanes: std::array::from_fn(|_| link(rules)),
+            disk: std::array::from_fn(|_| link(rules)),
+            health: health.clone(),
+        });
         nodes.insert(addr.clone(), node.clone());
         node
     }
@@ -278,7 +366,13 @@ impl Router {
         drop(asked);
         let Some((_, topology)) = best else { return };
         self.nodes.lock().retain(|addr, _| topology.nodes.contains(addr));
-        *self.topology.lock() = topology;
+        let mut known = self.topology.lock();
+        let others = known.nodes != topology.nodes || known.shards != topology.shards;
+        *known = topology;
+        drop(known);
+        if others {
+            self.changed.notify_one();
+        }
     }
 
     /// What one node says, and the latest election that it knows of.
@@ -315,6 +409,8 @@ enum Next {
     Done(Value),
     AtOnce,
     Later(String),
+    /// The deadline passed; what was wrong before says more.
+    Late(String),
     Never(String),
 }
 

@@ -52,7 +52,7 @@ return v";
 lua! {
     /// Saves a session or hands it over.
     ///
-    /// KEYS: session. ARGV: expected revision (8 bytes; empty: no such session), nonce, stamp, node, when the key goes (ms),
+    /// KEYS: session. ARGV: expected revision (8 bytes; empty: no such session), nonce, stamp, node, how long the key stays (ms),
     /// record (empty: stays), '1' to compare nothing. Answer: 0 for a conflict, else 1, former owner, holders.
     CHANGE = "
 local m = redis.call('HGET', KEYS[1], 'm')
@@ -83,7 +83,7 @@ if ARGV[6] == '' then
 else
   redis.call('HSET', KEYS[1], 'm', meta, 'r', ARGV[6])
 end
-redis.call('PEXPIREAT', KEYS[1], ARGV[5])
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return {1, former, holders}";
 }
 

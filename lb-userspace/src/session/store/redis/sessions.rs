@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// How much longer a key stays than its session: clocks differ, and an early end would be one that not everybody sees.
 const SLACK_MS: u64 = 60_000;
 
-/// The latest time that every server takes for one: in the year 9999.
+/// The longest life that every server takes for one: some thousand years.
 const LATEST_MS: u64 = 253_402_300_799_000;
 
 /// How long it is remembered that a session was ended, once nobody has a copy: a repeated or late request finds out.
@@ -32,6 +32,7 @@ struct Unsettled {
 
 impl Core {
     pub(super) async fn load(self: &Arc<Self>, id: SessionId) -> Result<Option<Record>, StoreError> {
+        self.check_clock()?;
         // Before the database is asked: a name taken later is not that of a holder yet.
         let me = self.me();
         let Some((meta, record)) = self.fetch(id).await? else { return Ok(None) };
@@ -55,7 +56,7 @@ impl Core {
         let key = self.keys.session(id);
         let need = self.read();
         let ask = match need {
-            Need::Replicas(_) => What::Script(&LOAD, vec![key.clone()], Vec::new()),
+            Need::Replicas(_) | Need::Disk(_) => What::Script(&LOAD, vec![key.clone()], Vec::new()),
             Need::Nothing | Need::Primary => {
                 let mut get = cmd("HMGET");
                 get.arg(&key).arg("m").arg("r");
@@ -104,6 +105,7 @@ impl Core {
     }
 
     pub(super) async fn delete(self: &Arc<Self>, id: SessionId, expected: u64) -> Result<(), StoreError> {
+        self.check_clock()?;
         let stamp = Stamp { revision: expected + 1, owner: Owner::UNSETTLED, expires: 0 };
         let (me, nonce) = (self.me(), nonce()?);
         let args = vec![
@@ -136,8 +138,10 @@ impl Core {
         record: Vec<u8>,
         expected: Option<u64>,
     ) -> Result<(Option<Owner>, bool), StoreError> {
+        self.check_clock()?;
         let (me, nonce) = (self.me(), nonce()?);
-        let goes = stamp.expires.saturating_add(SLACK_MS).min(LATEST_MS);
+        // Counted from now on, whatever clock anybody has: never over before it was acknowledged.
+        let goes = stamp.expires.saturating_sub(self.clock.now()).saturating_add(SLACK_MS).min(LATEST_MS);
         let args = vec![
             expected.map(|revision| revision.to_be_bytes().to_vec()).unwrap_or_default(),
             nonce.to_vec(),

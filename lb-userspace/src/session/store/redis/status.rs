@@ -9,23 +9,17 @@ use parking_lot::Mutex;
 use redis::{Value, cmd};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Between two looks at all servers.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What was seen when last looked.
+#[derive(Default)]
 pub(super) struct Status {
-    /// What was noticed when the store was opened.
-    notes: Vec<String>,
     /// Replicas that each primary has, or that it is none.
     replicas: Mutex<HashMap<Addr, Result<usize, String>>>,
-}
-
-impl Status {
-    pub(super) fn new(notes: Vec<String>) -> Self {
-        Self { notes, replicas: Mutex::default() }
-    }
 }
 
 /// Looks at all servers for as long as it is polled.
@@ -65,7 +59,7 @@ fn count_replicas(info: &Value) -> Result<usize, String> {
 
 pub(super) fn state(core: &Core) -> StoreState {
     let shards = core.router.shards();
-    let mut problems = Vec::new();
+    let mut problems: Vec<String> = core.clock.refused().into_iter().collect();
     if !core.router.is_covered() {
         problems.push("some slots of the cluster have no primary".to_owned());
     }
@@ -73,13 +67,18 @@ pub(super) fn state(core: &Core) -> StoreState {
     let mut fewest = usize::MAX;
     for shard in &shards {
         let addr = &shard.primary;
+        if let Some(why) = core.router.unfit(addr) {
+            problems.push(format!("redis node {addr}: {why}"));
+            continue;
+        }
         if let Some((since, why)) = core.router.failing(addr) {
             problems.push(format!("{why}, for {} s", since.as_secs()));
             continue;
         }
         match seen.get(addr) {
-            Some(Ok(replicas)) if *replicas < core.replicas as usize => {
-                problems.push(format!("redis node {addr} has {replicas} of {} replicas", core.replicas));
+            Some(Ok(replicas)) if *replicas < core.rules.replicas as usize => {
+                problems
+                    .push(format!("redis node {addr} has {replicas} of {} replicas", core.rules.replicas));
             }
             Some(Ok(replicas)) => fewest = fewest.min(*replicas),
             Some(Err(why)) => problems.push(format!("redis node {addr} {why}")),
@@ -93,12 +92,23 @@ pub(super) fn state(core: &Core) -> StoreState {
         let servers =
             if shards.len() == 1 { "one server".into() } else { format!("{} primaries", shards.len()) };
         let replicas = if fewest == usize::MAX { 0 } else { fewest };
-        details.push(format!("{servers}, {replicas} replicas or more, {} of them awaited", core.replicas));
+        details
+            .push(format!("{servers}, {replicas} replicas or more, {} of them awaited", core.rules.replicas));
     }
     if !core.lease.holds() {
         let why = core.lease.why().map(|why| format!(": {why}")).unwrap_or_default();
         details.push(format!("copies in memory are not used{why}"));
     }
-    details.extend(core.status.notes.iter().cloned());
+    details.extend(core.clock.note());
+    details.extend(core.findings.lines());
+    let refused = &core.router.refused;
+    for (what, count) in
+        [("for a full queue", &refused.queue_full), ("for their deadline", &refused.deadline)]
+    {
+        match count.load(Ordering::Relaxed) {
+            0 => {}
+            count => details.push(format!("{count} requests refused {what}")),
+        }
+    }
     StoreState { place: format!("redis {}", core.place), available, detail: Some(details.join("; ")) }
 }

@@ -31,7 +31,7 @@ impl Core {
         let answered = Arc::new(Notify::new());
         let ticket = Ticket { waiting: nodes.iter().copied().collect(), answered: answered.clone() };
         self.tickets.lock().insert(receipt, ticket);
-        let told = self.send(&Message::Void { id, receipt, at: nodes.clone() }, &nodes, self.durable()).await;
+        let told = self.send(&Message::Void { id, receipt, at: nodes.clone() }, &nodes, self.shared()).await;
         let told = match told {
             Ok(alive) => {
                 self.outlast(receipt, &self.ends(&nodes, &alive), &answered).await;

@@ -36,7 +36,8 @@ async fn after_a_failed_sync_nothing_is_acknowledged() {
     let shared = Arc::new(shared.with_log(File::from(std::os::fd::OwnedFd::from(reader))));
     let (queue, committer) = commit::pair(shared.clone());
     let lock = lock(&place.path()).unwrap();
-    let mut store = SledStore { shared, queue: Some(queue), committer: None, _lock: lock };
+    let time = shared.with(|trees| SessionTime::open(trees, SystemClocks::shared())).unwrap();
+    let mut store = SledStore { shared, time, queue: Some(queue), committer: None, _lock: lock };
     store.start(committer).unwrap();
     let error = store.save(id(2), &record(1, "lost"), None).await.unwrap_err();
     assert!(error.to_string().contains("cannot sync"), "{error}");
