@@ -165,11 +165,20 @@ impl Redis {
         })
     }
 
-    /// Waits until a replica has all that its primary has, and follows it.
+    /// Waits until a replica has all that its primary has, also in its append-only file, and follows it.
     pub fn await_replica(&self, node: usize) -> Result<()> {
         eventually("a replica follows its primary", || {
-            Ok(self.ask(node, &["INFO", "replication"])?.contains("master_link_status:up"))
+            let follows = self.ask(node, &["INFO", "replication"])?.contains("master_link_status:up");
+            Ok(follows && self.has_its_file(node)?)
         })
+    }
+
+    /// Until the first rewrite has ended, a replica does not tell what its file has.
+    fn has_its_file(&self, node: usize) -> Result<bool> {
+        let info = self.ask(node, &["INFO", "persistence"])?;
+        Ok(["aof_enabled:1", "aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0"]
+            .iter()
+            .all(|field| info.contains(field)))
     }
 
     /// Waits until the cluster serves every slot, all running nodes agree on that, and each replica that runs follows.
@@ -179,7 +188,7 @@ impl Redis {
                 let well = self.ask(node, &["CLUSTER", "INFO"])?.contains("cluster_state:ok");
                 let info = self.ask(node, &["INFO", "replication"])?;
                 let synced = info.contains("role:master") || info.contains("master_link_status:up");
-                Ok(well && synced)
+                Ok(well && synced && self.has_its_file(node)?)
             })?;
         }
         eventually("each primary sees its replicas", || {

@@ -21,7 +21,8 @@ pub(super) struct Dialer {
     pub(super) answer: Duration,
     /// Until the replicas have it; shorter.
     pub(super) replicas: Duration,
-    /// Until the disks have it, and then a batch is answered. Servers with `appendfsync everysec` take more than a second.
+    /// Until the disks have it, and then a batch is answered. The first begins when the replicas have
+    /// it; servers with `appendfsync everysec` take up to two seconds.
     pub(super) disk: [Duration; 2],
 }
 
@@ -32,8 +33,8 @@ impl Dialer {
             tls,
             connect: deadline / 4,
             answer: deadline / 2,
-            replicas: deadline / 4,
-            disk: [deadline * 3 / 4, deadline * 7 / 8],
+            replicas: deadline / 5,
+            disk: [deadline * 5 / 8, deadline * 7 / 8],
         }
     }
 

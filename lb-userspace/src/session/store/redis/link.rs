@@ -244,14 +244,16 @@ impl Worker {
         for cmd in batch.iter().flat_map(|job| &job.cmds) {
             pipeline.add_command(cmd.clone());
         }
-        if let Some(replicas) = disk {
-            let mut cmd = cmd("WAITAOF");
-            cmd.arg(1).arg(replicas).arg(self.dialer.disk[0].as_millis() as u64);
-            pipeline.add_command(cmd);
-        }
         if let Some(replicas) = wait {
             let mut cmd = cmd("WAIT");
             cmd.arg(replicas).arg(self.dialer.replicas.as_millis() as u64);
+            pipeline.add_command(cmd);
+        }
+        // Behind WAIT: a replica that gets a change and the question for its disk at once answers the question before its
+        // file has the change, and then tells nothing for a second.
+        if let Some(replicas) = disk {
+            let mut cmd = cmd("WAITAOF");
+            cmd.arg(1).arg(replicas).arg(self.dialer.disk[0].as_millis() as u64);
             pipeline.add_command(cmd);
         }
         let count = pipeline.len();
@@ -270,8 +272,8 @@ impl Worker {
         }
         let mut values = values?.into_iter();
         let primary = !role || values.next().is_some_and(|role| is_primary(&role));
-        let found = wait.and_then(|_| values.next_back());
         let disks = disk.and_then(|_| values.next_back());
+        let found = wait.and_then(|_| values.next_back());
         Ok(Replies { primary, found, disks, values: values.collect() })
     }
 
@@ -282,7 +284,9 @@ impl Worker {
             let mine: Vec<Value> = values.by_ref().take(job.cmds.len()).collect();
             let answer = match (job.need, &replies.found) {
                 (Need::Primary, _) if !replies.primary => Err(Trouble::NotPrimary(self.addr.clone())),
-                (Need::Replicas(wanted), Some(Value::Int(found))) if *found < i64::from(wanted) => {
+                (Need::Replicas(wanted) | Need::Disk(wanted), Some(Value::Int(found)))
+                    if *found < i64::from(wanted) =>
+                {
                     short = Some(format!("{found} of {wanted} replicas have the last change"));
                     Err(Trouble::Replicas { addr: self.addr.clone(), wanted, found: *found })
                 }
@@ -332,8 +336,8 @@ struct Replies {
 
 fn replicas(need: Need) -> Option<u32> {
     match need {
-        Need::Replicas(wanted) => Some(wanted).filter(|wanted| *wanted > 0),
-        Need::Nothing | Need::Primary | Need::Disk(_) => None,
+        Need::Replicas(wanted) | Need::Disk(wanted) => Some(wanted).filter(|wanted| *wanted > 0),
+        Need::Nothing | Need::Primary => None,
     }
 }
 

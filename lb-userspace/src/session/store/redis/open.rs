@@ -10,12 +10,14 @@ use super::keys::{Keys, slot};
 use super::link::{Need, text};
 use super::names::FORMAT;
 use super::options::{Addr, RedisOptions, Seeds};
-use super::router::{Failure, Request, Router, What, field};
+use super::router::{Failure, Request, Router, SURVEY_PAUSE, What, field};
 use super::scripts;
 use super::{alive, status};
 use crate::session::clock::TimeSource;
 use redis::{Pipeline, Value, cmd};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Everything that must be right before the first session is touched.
 pub(super) async fn open(
@@ -45,21 +47,10 @@ pub(super) async fn open(
         }
         Router::single(addr, dialer, options.deadline)
     };
-    router.survey().await;
-    if !router.is_covered() {
-        return Err(unavailable(
-            &options,
-            "the nodes know of no primaries for some slots of the cluster".into(),
-        ));
-    }
+    primaries_answer(&router, options.deadline).await.map_err(|reason| unavailable(&options, reason))?;
     let replicas = options.replicas.unwrap_or(u32::from(cluster));
     let rules = Rules { replicas, cluster, volatile: options.volatile };
     router.set_rules(rules);
-    for shard in router.shards() {
-        // One that does not answer cannot be judged, and cannot be used either.
-        let asked = router.ask_node(&shard.primary, vec![cmd("PING")], Need::Nothing).await;
-        asked.map_err(|trouble| unavailable(&options, trouble.to_string()))?;
-    }
     let findings = Findings::default();
     audit::look(&router, &findings, rules, &options).await.map_err(refuse)?;
     let clock = ServerClock::new(clocks);
@@ -76,6 +67,34 @@ pub(super) async fn open(
     alive::register(&core, core.options.deadline).await?;
     status::look(&core).await;
     Ok(core)
+}
+
+/// Waits until every slot has a primary that answers: one that does not cannot be judged, and cannot be used either. A
+/// failover may be under way, or nodes are slow.
+///
+/// # Errors
+/// What was missing when the deadline was over.
+async fn primaries_answer(router: &Router, deadline: Duration) -> Result<(), String> {
+    let give_up = Instant::now() + deadline;
+    loop {
+        router.survey().await;
+        let Err(why) = all_answer(router).await else { return Ok(()) };
+        if Instant::now() >= give_up {
+            return Err(why);
+        }
+        tokio::time::sleep(SURVEY_PAUSE).await;
+    }
+}
+
+async fn all_answer(router: &Router) -> Result<(), String> {
+    if !router.is_covered() {
+        return Err("the nodes know of no primaries for some slots of the cluster".into());
+    }
+    for shard in router.shards() {
+        let asked = router.ask_node(&shard.primary, vec![cmd("PING")], Need::Nothing).await;
+        asked.map_err(|trouble| trouble.to_string())?;
+    }
+    Ok(())
 }
 
 fn unavailable(options: &RedisOptions, reason: String) -> StoreError {

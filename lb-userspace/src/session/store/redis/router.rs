@@ -30,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(150);
 const SURVEY: Duration = Duration::from_millis(300);
 
 /// Least time between two surveys.
-const SURVEY_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const SURVEY_PAUSE: Duration = Duration::from_millis(100);
 
 /// A request about one key, or several in one slot.
 pub(super) struct Request<'a> {
