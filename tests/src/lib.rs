@@ -10,6 +10,7 @@ mod blank;
 #[cfg(test)]
 mod bounds;
 pub mod browser;
+pub mod certificates;
 pub mod client;
 pub mod daemon;
 pub mod delay;

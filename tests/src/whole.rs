@@ -1,6 +1,7 @@
 //! The real lbd with a configuration that somebody has written out whole: an example of the documentation, or many services
 //! at once. Its interface is [`NIC`]. Places on the host that the text names become places of the test's own.
 
+use crate::certificates::Certificates;
 use crate::client::WATCHDOG;
 use crate::daemon::{clear_away, new_directory, program, service_name};
 use crate::netns::{Netns, Process};
@@ -178,6 +179,9 @@ fn prepare(text: &str, dir: &Path, prefix: &str) -> Result<(String, Config)> {
     let (path, key) = (dir.join("lb.toml"), dir.join("quic.key"));
     fs::write(&key, "000102030405060708090a0b0c0d0e0f\n")?;
     fs::set_permissions(&key, Permissions::from_mode(0o600))?;
+    if text.contains("ca_file = ") {
+        Certificates::of_the_examples()?.copy_to(dir)?;
+    }
     let dir = dir.display();
     let mut text = text.replace("/run/lb", &format!("{dir}/run")).replace("/var/lib/lb", &dir.to_string());
     for (key, place) in [("run_dir", "run"), ("store", "sessions"), ("keys", "keys.toml")] {

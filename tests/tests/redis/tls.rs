@@ -3,56 +3,18 @@
 use super::{id, record};
 use anyhow::{Context, Result};
 use lb_userspace::session::{RedisOptions, RedisStore, RedisTls, SessionStore};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use std::path::{Path, PathBuf};
+use tests::certificates::Certificates;
 use tests::redis::{Place, Redis};
 
-/// PEM files of an authority, and of a server and a client that it signed.
-struct Files(tempfile::TempDir);
-
-impl Files {
-    fn make(server_name: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, dir.path().display().to_string());
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        std::fs::write(dir.path().join("ca.pem"), authority.pem())?;
-        for (file, name) in [("server", server_name), ("client", "lbd")] {
-            let key = KeyPair::generate()?;
-            let mut params = CertificateParams::new(vec![name.to_owned()])?;
-            params.distinguished_name.push(DnType::CommonName, name);
-            let certificate = params.signed_by(&key, &authority)?;
-            std::fs::write(dir.path().join(format!("{file}.pem")), certificate.pem())?;
-            std::fs::write(dir.path().join(format!("{file}.key")), key.serialize_pem())?;
-        }
-        Ok(Self(dir))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-}
-
 /// A server that speaks TLS on a second port and asks for a client's certificate; its port for TLS.
-fn start(files: &Files) -> Result<(Redis, u16)> {
+fn start(files: &Certificates) -> Result<(Redis, u16)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let settings = [
-        ("tls-port", port.to_string()),
-        ("tls-cert-file", files.text("server.pem")),
-        ("tls-key-file", files.text("server.key")),
-        ("tls-ca-cert-file", files.text("ca.pem")),
-        ("tls-auth-clients", "yes".into()),
-    ];
+    let settings = files.redis_settings(port);
     let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     Ok((Redis::start(Place::default(), 0, &settings)?, port))
 }
 
-fn tls(files: &Files) -> RedisTls {
+fn tls(files: &Certificates) -> RedisTls {
     RedisTls {
         ca_file: Some(files.path("ca.pem")),
         cert_file: Some(files.path("client.pem")),
@@ -68,7 +30,7 @@ async fn open(port: u16, tls: RedisTls) -> Result<RedisStore> {
 
 #[tokio::test]
 async fn sessions_go_through_tls_with_a_clients_certificate() -> Result<()> {
-    let files = Files::make("redis.example")?;
+    let files = Certificates::make("redis.example")?;
     let (redis, port) = start(&files)?;
     let store = open(port, tls(&files)).await?;
     store.save(id(1), &record(1, "a"), None).await?;
@@ -80,12 +42,15 @@ async fn sessions_go_through_tls_with_a_clients_certificate() -> Result<()> {
 
 #[tokio::test]
 async fn what_is_wrong_with_tls_is_told_with_what_to_do() -> Result<()> {
-    let (files, others) = (Files::make("redis.example")?, Files::make("redis.example")?);
+    let (files, others) = (Certificates::make("redis.example")?, Certificates::make("redis.example")?);
     let (redis, port) = start(&files)?;
     let right = || tls(&files);
-    let elsewhere = |file: &str| -> Option<PathBuf> { Some(Path::new(&others.text(file)).to_owned()) };
     for (port, tls, told) in [
-        (port, RedisTls { ca_file: elsewhere("ca.pem"), ..right() }, "signed its certificate with ca_file"),
+        (
+            port,
+            RedisTls { ca_file: Some(others.path("ca.pem")), ..right() },
+            "signed its certificate with ca_file",
+        ),
         (port, RedisTls { server_name: Some("other.example".into()), ..right() }, "is for with server_name"),
         (port, RedisTls { server_name: None, ..right() }, "is for with server_name"),
         (port, RedisTls { cert_file: None, key_file: None, ..right() }, "cert_file and key_file"),

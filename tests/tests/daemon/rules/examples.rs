@@ -4,11 +4,15 @@ use super::FRAME;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use tests::certificates::Certificates;
 use tests::redis::{Place, Redis};
 use tests::topology::{Arms, Topology};
 use tests::whole::{Whole, meaning};
 
 const README: &str = include_str!("../../../../README.md");
+
+/// Of the one server in a namespace of its own that speaks TLS.
+const TLS_PORT: u16 = 6390;
 
 /// What an example is a piece of.
 enum Piece {
@@ -49,9 +53,14 @@ fn with_store(text: &str, line: &str) -> String {
 fn service(n: usize, lines: &str, of_backend: &str) -> String {
     format!(
         "[[service]]\nname = \"line{n}\"\nvip = \"203.0.113.1:{port}\"\n{lines}\n\
-         [[service.backend]]\nname = \"b\"\naddr = \"198.51.100.1:{port}\"\n{of_backend}\n",
-        port = 1000 + n
+         [[service.backend]]\nname = \"b\"\n{addr}\n{of_backend}\n",
+        port = 1000 + n,
+        addr = addr(n),
     )
+}
+
+fn addr(n: usize) -> String {
+    format!("addr = \"198.51.100.1:{}\"", 1000 + n)
 }
 
 /// The directory of the documentation.
@@ -146,7 +155,9 @@ fn of_rule(count: &mut usize, rule: &str) -> String {
     let quic = rule.contains("\"quic\"");
     let udp = quic || ["offset", "end", "marker"].iter().any(|place| rule.contains(&format!(" {place} = ")));
     let lines = if udp { format!("protocol = \"udp\"\n{rule}") } else { rule.to_owned() };
-    service(*count, &lines, if quic { "server_id = \"0a0b\"" } else { "" })
+    let text = service(*count, &lines, if quic { "server_id = \"0a0b\"" } else { "" });
+    // Attributes belong to a cookie that lbd's own servers set.
+    if rule.contains("same_site = ") { text.replace(&addr(*count), "managed = true") } else { text }
 }
 
 /// As few configurations as hold all examples that need no Redis, each with the places that it is made of. Services go
@@ -231,13 +242,22 @@ fn every_example_with_redis_starts() -> Result<()> {
         let (before, rest) = text.split_once("nodes = [").with_context(|| example.place.clone())?;
         let (nodes, behind) = rest.split_once(']').with_context(|| example.place.clone())?;
         let place = Place { netns: Some(town.balancer.clone()), ..Place::default() };
+        let settings = Certificates::of_the_examples()?.redis_settings(TLS_PORT);
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let tls = nodes.contains("rediss://");
         let servers = match nodes.split(',').count() {
+            1 if tls => Redis::start(place, 0, &settings)?,
             1 => Redis::start(place, usize::from(text.contains("replicas = 1")), &[])?,
             // On an emulated machine a node is silent for longer than the usual bound while programs are loaded.
             _ => Redis::start_cluster(place, &[("cluster-node-timeout", "60000")])?,
         };
         let count = if nodes.contains(',') { servers.nodes() } else { 1 };
-        let text = format!("{before}nodes = {:?}{behind}", &servers.urls()[..count]);
+        let urls = match tls {
+            true => vec![format!("rediss://{}:{TLS_PORT}", servers.addr(0).ip())],
+            false => servers.urls()[..count].to_vec(),
+        };
+        let text = format!("{before}nodes = {urls:?}{behind}");
         let started = Whole::start(&town.balancer, &text).and_then(Whole::stop);
         started.with_context(|| format!("the example {} does not start", example.place))?;
     }
