@@ -13,6 +13,7 @@ mod leaving;
 mod lost;
 mod object;
 mod phase;
+mod proofs;
 mod servers;
 mod sessions;
 mod slots;
@@ -39,6 +40,7 @@ use lb_common::backend::State;
 use leaving::Quiet;
 use lost::Losses;
 use phase::Step;
+use proofs::Proofs;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -99,6 +101,7 @@ struct Daemon {
     quiet: BTreeMap<u16, Quiet>,
     waiting: Vec<Waiting>,
     losses: Losses,
+    proofs: Proofs,
     /// Why the programs are not on all interfaces, as it was last logged.
     unattached: Option<String>,
     /// What is wrong with devices, as it was last seen.
@@ -194,6 +197,7 @@ impl Daemon {
             Event::Interfaces => {
                 self.reattach();
                 self.heed_lost_frames();
+                self.heed_failed_proofs();
                 self.tend_devices();
             }
             Event::CookieKey => {

@@ -179,7 +179,11 @@ impl Daemon {
     /// What is wrong and can be mended by whoever runs this: one sentence each.
     fn warnings(&self) -> Vec<String> {
         let unattached = self.unattached.iter().map(|error| format!("packets pass the programs by: {error}"));
-        unattached.chain(self.devices.iter().cloned()).chain(self.lost_warnings()).collect()
+        unattached
+            .chain(self.devices.iter().cloned())
+            .chain(self.lost_warnings())
+            .chain(self.proof_warnings())
+            .collect()
     }
 
     /// The maps, and how full they are, where looking costs little.

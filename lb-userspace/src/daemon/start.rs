@@ -4,6 +4,7 @@
 use super::event::{Event, Reports, Sources};
 use super::lost::Losses;
 use super::phase::Starting;
+use super::proofs::Proofs;
 use super::servers::SessionServers;
 use super::trace::Trace;
 use super::{Daemon, Known, Options, descriptors, epochs, object, slots, vips};
@@ -147,6 +148,7 @@ impl Daemon {
             quiet: BTreeMap::new(),
             waiting: Vec::new(),
             losses: Losses::default(),
+            proofs: Proofs::default(),
             unattached: None,
             devices: Vec::new(),
             tended: Instant::now(),
