@@ -188,6 +188,9 @@ counters! {
     DropJoint = "drop_joint" Drop,
     /// The service is not delivering: its slot in the map is empty.
     DropNoService = "drop_no_service" Drop,
+    /// Begins something, and cannot be answered: its IPv4 source is no host's own address (0/8, 127/8, multicast, broadcast), or
+    /// an Ethernet address is a group's.
+    DropBadSource = "drop_bad_source" Drop,
 }
 
 /// Counters of one service, or, at index 0, of packets that belong to none. One such value for each processor.

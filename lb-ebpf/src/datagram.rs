@@ -127,6 +127,9 @@ fn from_client(
     }
     let key = Key { client: client.0, port: client.1, service };
     let known = flows::find(settings, &key);
+    if known.is_none() && datagram.frame.is_unanswerable() {
+        return consume(Counter::DropBadSource);
+    }
     let present = known.map_or(NOBODY, |known| {
         // SAFETY: a map value stays valid; its fields are plain integers.
         unsafe { (*known.flow).head.backend }

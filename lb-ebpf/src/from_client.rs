@@ -29,6 +29,9 @@ pub(crate) fn handle(
 ) -> Verdict {
     let key = Key { client: client.0, port: client.1, service };
     if segment.flags & SYN != 0 {
+        if frame.is_unanswerable() {
+            return consume(Counter::DropBadSource);
+        }
         let bits = syn::lb_syn(ctx.ctx, u32::from(service));
         let bits = if bits == plain::BEGIN { plain::lb_begin(ctx.ctx, u32::from(service)) } else { bits };
         return Verdict::from_bits(bits);
@@ -37,6 +40,9 @@ pub(crate) fn handle(
         return consume(Counter::DropNoAck);
     }
     let Some(entry) = flows::find(settings, &key) else {
+        if frame.is_unanswerable() {
+            return consume(Counter::DropBadSource);
+        }
         return unknown::handle(ctx, service);
     };
     // SAFETY: a map value stays valid; its fields are plain integers.

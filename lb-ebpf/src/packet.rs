@@ -141,6 +141,17 @@ impl<const ROOM: usize> Frame<ROOM> {
     }
 }
 
+impl<const ROOM: usize> Frame<ROOM> {
+    /// Whether nothing may be sent back: an Ethernet group address at either end, since answers would come from it or go to it,
+    /// or an IPv4 source that is no host's own, 0/8, 127/8, multicast, broadcast (RFC 1122 §3.2.1.3, RFC 1812 §5.3.7).
+    #[inline(always)]
+    pub(crate) fn is_unanswerable(self) -> bool {
+        let groups = self.load::<{ at::ETH_DST }, u8>() | self.load::<{ at::ETH_SRC }, u8>();
+        let net = self.load::<{ at::IP_SRC }, u8>();
+        groups & 1 != 0 || net == 0 || net == 127 || net >= 224
+    }
+}
+
 /// Reads from a place that [`Packet::field`] or [`Packet::window`] proved.
 ///
 /// # Safety

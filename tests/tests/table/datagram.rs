@@ -45,6 +45,31 @@ fn counted(outcome: &Outcome<Verdict>) -> Vec<Counter> {
     outcome.counted.iter().map(|(counter, _)| *counter).collect()
 }
 
+#[test]
+fn a_first_datagram_of_who_cannot_be_a_host_goes_nowhere() -> Result<()> {
+    let scene = scene(1, |_| {})?;
+    let usual = sent(&scene, b"x");
+    let mut frames = Vec::new();
+    for ip in ["0.0.0.0", "127.0.0.1", "224.0.0.251", "255.255.255.255"] {
+        let mut frame = usual.clone();
+        frame.src.set_ip(ip.parse()?);
+        frames.push(frame);
+    }
+    frames.push(usual.clone().macs(CLIENT_MAC, [0xff; 6]));
+    frames.push(usual.clone().macs([3, 0, 0, 0, 0, 1], LOCAL_MAC));
+    for frame in frames {
+        let outcome = xdp(&scene, &frame)?;
+        assert_eq!(
+            (outcome.verdict, counted(&outcome)),
+            (Verdict::Drop, vec![Counter::DropBadSource]),
+            "{frame:?}"
+        );
+    }
+    assert_eq!(scene.runner.maps.flows()?, []);
+    assert_eq!(xdp(&scene, &usual)?.verdict, Verdict::Redirect);
+    Ok(())
+}
+
 /// Sends a datagram, checks that it is translated and nothing else, and returns where it went and what was counted.
 fn steer(scene: &Scene, payload: &[u8]) -> Result<(u16, Vec<Counter>)> {
     let sent = sent(scene, payload);

@@ -6,7 +6,7 @@ use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE}
 use lb_common::stash::STASH_BYTES;
 use lb_common::syn_cookie::{Agreed, MSS_TABLE};
 use tests::balancer::dial;
-use tests::frame::{ACK, Opt, SYN, Segment};
+use tests::frame::{ACK, Opt, RST, SYN, Segment};
 use tests::runner::Verdict;
 use tests::scene::{ISN, SERVICE, Scene};
 use tests::table::{Row, check_rows, essence};
@@ -39,6 +39,48 @@ fn answer(scene: &Scene, options: Vec<Opt>) -> Result<Segment> {
     assert_eq!(usize::from(answer.window), STASH_BYTES, "room for what a stash holds");
     assert_eq!(scene.runner.maps.flows()?, [], "a SYN leaves no trace");
     Ok(answer)
+}
+
+/// Frames that nobody can be answered to, made of one that somebody can.
+fn from_nobody(frame: &Segment) -> Vec<Segment> {
+    let sources =
+        ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"];
+    let from = |ip: &&str| {
+        let mut frame = frame.clone();
+        frame.src.set_ip(ip.parse().expect("an address"));
+        frame
+    };
+    let (group, all) = ([1, 0, 0x5e, 0, 0, 1], [0xff; 6]);
+    let macs = [(frame.src_mac, group), (frame.src_mac, all), (group, frame.dst_mac), (all, frame.dst_mac)];
+    sources.iter().map(from).chain(macs.map(|(src, dst)| frame.clone().macs(src, dst))).collect()
+}
+
+#[test]
+fn nothing_is_answered_to_who_cannot_be_a_host() -> Result<()> {
+    let scene = Scene::new(1)?;
+    let rows = [
+        (scene.syn(), Counter::SynAnswered),
+        (scene.segment(0, 0, b"x").ack(7), Counter::ResetUnknownFlow),
+        (scene.segment(0, 0, b"").flags(RST), Counter::DropUnknownRst),
+    ];
+    for (frame, usual) in rows {
+        assert_eq!(scene.xdp(&frame)?.counted, [(usual, 1)]);
+        for bad in from_nobody(&frame.seq(5)) {
+            let outcome = scene.xdp(&bad)?;
+            assert_eq!(
+                (outcome.verdict, &outcome.counted[..]),
+                (Verdict::Drop, &[(Counter::DropBadSource, 1)][..]),
+                "{bad}"
+            );
+        }
+    }
+    // The last and the first that may be hosts.
+    for ip in ["1.0.0.0", "126.255.255.255", "128.0.0.0", "223.255.255.255"] {
+        let mut syn = scene.syn();
+        syn.src.set_ip(ip.parse()?);
+        assert_eq!(scene.xdp(&syn)?.counted, [(Counter::SynAnswered, 1)], "{ip}");
+    }
+    Ok(())
 }
 
 #[test]
