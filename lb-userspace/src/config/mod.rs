@@ -131,6 +131,8 @@ pub struct Service {
     pub vip: SocketAddr,
     pub protocol: Protocol,
     pub affinity: Affinity,
+    /// Services of one group send a client to the same host.
+    pub affinity_group: Option<String>,
     pub balance: Balance,
     pub on_unavailable: OnUnavailable,
     /// Window scale that the SYN-ACK promises.

@@ -74,7 +74,7 @@ table!(RawLimits "[limits]" {
 table!(RawTimeouts "[timeouts]" { idle: String, udp_idle: String, closing: String, binding: String, head: String, drain: String });
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
-    name: String, vip: String, protocol: String, affinity: RawAffinity, balance: String, on_unavailable: String,
+    name: String, vip: String, protocol: String, affinity: RawAffinity, affinity_group: String, balance: String, on_unavailable: String,
     window_scale: u64, max_tries: u64, replay: bool, health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
 });
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {

@@ -24,6 +24,8 @@ pub(super) struct Backend {
     pub(super) weight: u16,
     /// How QUIC connection ids name it.
     pub(super) server_ids: Vec<Vec<u8>>,
+    /// Where its host alone counts in the table: a number for the group.
+    pub(super) group: Option<u64>,
     /// Names of servers that it is listed for.
     pub(super) sni: Vec<ServerName>,
     pub(super) admin: Admin,
@@ -137,6 +139,7 @@ impl Backend {
             addr,
             weight: 0,
             server_ids: Vec::new(),
+            group: None,
             sni: Vec::new(),
             admin: Admin::Ready,
             server: Server::Elsewhere,
@@ -335,11 +338,17 @@ impl Backend {
         }
     }
 
-    /// How it stands in the Maglev table: by its address, which is the same on every node.
+    /// How it stands in the Maglev table: by its address, which is the same on every node. In a group by its host: tables of
+    /// the same hosts are the same, so that one client's hash leads to the same host.
     pub(super) fn candidate(&self) -> Candidate {
         let octets = Addr::from(self.addr.ip()).octets();
         let [high, low] = [0, 8].map(|at| u64::from_be_bytes(std::array::from_fn(|i| octets[at + i])));
-        let id = mix64(mix64(high) ^ low) ^ u64::from(self.addr.port());
+        let id = mix64(mix64(high) ^ low) ^ self.group.unwrap_or(u64::from(self.addr.port()));
         Candidate { id: mix64(id), slot: self.slot, weight: self.weight }
     }
+}
+
+/// A number for the name of a group, the same on every node. No port.
+pub(super) fn group(name: &str) -> u64 {
+    name.bytes().fold(1 << 32, |hash, byte| mix64(hash ^ u64::from(byte)))
 }

@@ -154,7 +154,8 @@ impl Registry {
         };
         for ((service, id), slots) in config.services.iter().zip(&ids.services).zip(&ids.slots) {
             for (backend, slot) in service.backends.iter().zip(slots) {
-                let backend = Backend::new(backend, *id, *slot, config, left.backends.get(slot), now);
+                let mut backend = Backend::new(backend, *id, *slot, config, left.backends.get(slot), now);
+                backend.group = service.affinity_group.as_deref().map(backend::group);
                 registry.backends.insert(*slot, backend);
             }
             registry.services.insert(*id, Service::new(service, (*id, slots), clock, left.services.get(id)));

@@ -3,6 +3,7 @@
 mod affinity;
 mod backend;
 mod cookie;
+mod group;
 mod name;
 mod quic;
 mod scalar;

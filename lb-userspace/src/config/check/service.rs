@@ -62,7 +62,8 @@ impl Checker<'_, '_> {
             .map(|(raw, protocol)| self.vip(raw, *protocol, managed, &mut taken))
             .collect();
         let addrs: Vec<IpAddr> = vips.iter().flatten().map(SocketAddr::ip).collect();
-        let mut services = Vec::new();
+        let (mut services, mut groups) = (Vec::new(), Vec::new());
+        let faults_before = self.faults.len();
         for ((raw, vip), protocol) in raw.into_iter().zip(vips).zip(protocols) {
             let span = raw.span();
             let raw = raw.into_inner();
@@ -95,6 +96,7 @@ impl Checker<'_, '_> {
                 balance: self.balance(raw.balance, &affinity),
                 on_unavailable: self.on_unavailable(raw.on_unavailable, &affinity),
                 affinity,
+                affinity_group: raw.affinity_group.as_ref().map(|group| group.get_ref().clone()),
                 cookie,
                 window_scale: self.number(raw.window_scale, "window_scale", 0..=14, 7),
                 max_tries: self.number(raw.max_tries, "max_tries", 1..=TRIED as u8, 3),
@@ -106,6 +108,11 @@ impl Checker<'_, '_> {
                 name,
                 backends,
             });
+            groups.push(raw.affinity_group);
+        }
+        // What is faulty itself is nothing to compare.
+        if self.faults.len() == faults_before {
+            self.groups(&services, &groups);
         }
         services
     }

@@ -43,6 +43,34 @@ pub(super) fn bring_up_in(text: &str, slots: &[u16]) -> (Registry, Maps) {
 }
 
 #[test]
+fn services_of_a_group_send_a_client_to_the_same_host() {
+    let table = |group: &str, port: u16, slots: [u16; 3]| {
+        let backends: String = slots
+            .iter()
+            .map(|slot| {
+                let weight = slot + 1;
+                format!(
+                    "{{ name = \"b{slot}\", addr = \"192.0.2.{}:{port}\", weight = {weight} }},",
+                    10 + slot
+                )
+            })
+            .collect();
+        let text = format!(
+            "[lbd]\ninterfaces = [\"eth0\"]\n[limits]\nmaglev_size = 251\n[[service]]\nname = \"shop\"\n\
+             vip = \"192.0.2.1:{port}\"\naffinity = {{ kind = \"source\" }}\n{group}\nbackend = [{backends}]"
+        );
+        bring_up_in(&text, &slots).1.tables[&SHOP].clone()
+    };
+    let (group, other) = ("affinity_group = \"web\"", "affinity_group = \"mail\"");
+    let web = table(group, 80, [0, 1, 2]);
+    assert_eq!(web, table(group, 443, [2, 0, 1]));
+    assert_eq!(web, table(group, 8443, [1, 2, 0]));
+    // Groups are spread each in its own way, and so are services without one.
+    assert_ne!(web, table(other, 80, [0, 1, 2]));
+    assert_ne!(table("", 80, [0, 1, 2]), table("", 443, [2, 0, 1]));
+}
+
+#[test]
 fn every_rule_has_its_map_entry() {
     let learned = Clock::measure().unwrap().ticks(Duration::from_secs(60));
     // Affinity, place, bytes before the key, bytes of the key, ticks.

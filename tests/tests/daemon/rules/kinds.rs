@@ -154,6 +154,7 @@ pub(super) fn of(service: &Service) -> BTreeSet<&'static str> {
         on_unavailable,
         window_scale: _,
         max_tries: _,
+        affinity_group: _,
         replay: replayed,
         health: _,
         cookie: _,
