@@ -83,6 +83,10 @@ counters! {
     HeadAwaited = "head_awaited" Packet,
     /// What is steered by was not found in what is stashed, and may stand behind that: it counts as absent.
     HeadIncomplete = "head_incomplete" Packet,
+    /// A request carries the service's key more often than is looked at: the rest was ignored.
+    KeysIgnored = "keys_ignored" Packet,
+    /// A later request on a connection belongs to a session that is at home at another backend, which serves: the connection stays.
+    KeptElsewhere = "kept_elsewhere" Packet,
     /// A key was read from a backend's response, and its sessions belong there from now on.
     Learned = "learned" Packet,
     /// A backend deleted its cookie, and the session was forgotten.

@@ -45,12 +45,9 @@ pub struct Tail {
     pub bytes: [u64; TAIL_ROOM / 8],
 }
 
-/// Words of a key that are hashed; what is longer counts as one of that length.
-pub const KEY_WORDS: usize = 16;
-
 /// The tag of a key: SipHash-2-4 under [`crate::settings::Settings::home_key`] over the service id as a word, the key's whole
-/// little-endian words up to [`KEY_WORDS`] of them, what is left of it as one word with zeros behind it (not there when that
-/// is empty or the key is cut), and the number of hashed bytes. Never [`FREE`] or [`CLAIMED`].
+/// little-endian words, what is left of it as one word with zeros behind it (not there when that is empty), and the number of
+/// its bytes. Never [`FREE`] or [`CLAIMED`].
 pub fn tag(key: &SipKey, service: u16, bytes: &[u8]) -> u64 {
     let mut sip = Sip::new(key);
     sip.absorb(u64::from(service));
@@ -64,7 +61,6 @@ pub fn spread(bytes: &[u8]) -> u32 {
 }
 
 fn absorb(mut sip: Sip, bytes: &[u8]) -> u64 {
-    let bytes = &bytes[..bytes.len().min(KEY_WORDS * 8)];
     for chunk in bytes.chunks(8) {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
@@ -131,8 +127,8 @@ mod tests {
         for (i, tag) in tags.iter().enumerate() {
             assert!(!tags[..i].contains(tag), "{i}");
         }
-        let long = [b'x'; KEY_WORDS * 8 + 1];
-        assert_eq!(tag(&key, 1, &long), tag(&key, 1, &long[1..]), "cut at its longest");
+        let long = [b'x'; 1000];
+        assert_ne!(tag(&key, 1, &long), tag(&key, 1, &long[1..]), "every byte counts");
         assert!(usable(FREE) > CLAIMED && usable(CLAIMED) > CLAIMED);
     }
 }

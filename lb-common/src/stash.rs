@@ -134,9 +134,11 @@ pub struct Stash {
     pub tried: Tried,
     /// The client's window at its first segment.
     pub window: u32,
-    /// Where a scan of the bytes is. In memory, because the verifier forgets what it knows of a value only there.
-    pub cursor: u32,
-    /// Bytes that are scanned; in memory for the same reason.
+    /// Where the request begins: behind empty lines (RFC 9112 §2.2).
+    pub begin: u16,
+    /// 1 when nothing that follows can hold the service's key: the head, or the target, has ended.
+    pub whole: u16,
+    /// Bytes that are scanned. In memory, because the verifier forgets what it knows of a value only there.
     pub limit: u32,
     /// Why the last backend was chosen: index of a steering counter.
     pub reason: u32,

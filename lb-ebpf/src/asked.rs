@@ -5,11 +5,15 @@
 
 use crate::bounds::Length;
 use crate::flows::Entry;
-use crate::maps::{FLOW_KEYS, SERVICES, STASHES, settings};
+use crate::maps::{BACKENDS, FLOW_KEYS, FLOWS, SERVICES, STASHES, count, settings};
 use crate::packet::{Packet, Segment, read};
-use crate::token::http::{At, Bytes, SPACES, find, lowest, zeros};
+use crate::token::LEARNED;
+use crate::token::http::find;
+use crate::token::text::{At, Bytes, SPACES, lowest, zeros};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use lb_common::backend::State;
+use lb_common::counter::Counter;
 use lb_common::flow::{Flow, LEARNS};
 use lb_common::service::{Affinity, Service};
 use lb_common::stash::STASH_BYTES;
@@ -101,8 +105,22 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     unsafe { (*stash).owner = u64::from(flow) + 1 };
     let found = find(service, index);
     // SAFETY: as above.
+    if found == LEARNED && is_elsewhere(flow, service, u32::from(unsafe { (*stash).claim.slot })) {
+        count(service as u16, Counter::KeptElsewhere as u32);
+    }
+    // SAFETY: as above.
     unsafe { (*stash).owner = 0 };
     found
+}
+
+/// Whether the backend in a slot would have got the request, had it begun a connection, and is not the flow's.
+#[inline(always)]
+fn is_elsewhere(flow: u32, service: u32, slot: u32) -> bool {
+    let serves = |backend: &lb_common::backend::Backend| {
+        u32::from(backend.service) == service && State::from_bits(backend.state).serves_sessions()
+    };
+    FLOWS.get(flow).is_some_and(|flow| u32::from(flow.head.backend) != slot)
+        && BACKENDS.get(slot).is_some_and(serves)
 }
 
 /// Whether a target stands behind the method (RFC 9112 §3.2): a path, a whole URL, or an asterisk. Text seldom goes on like

@@ -11,9 +11,11 @@ use crate::homes::{answers_last, key_of, lb_forget, lb_learn, note_answered, set
 use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
 use crate::packet::{Packet, Segment, read};
 use crate::token::datagram::lb_tag_key;
-use crate::token::http::{
-    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, SEMICOLONS, TOPS, differs, search, tag_value, zeros,
+use crate::token::locate::differs;
+use crate::token::text::{
+    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, SEMICOLONS, TOPS, search, within, zeros,
 };
+use crate::token::value::{CUT, SCRATCHED, lb_hash, lb_span};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
@@ -27,6 +29,8 @@ const MAX_SEGMENT: u32 = 3_520;
 const FIELDS: u32 = 48;
 /// How many times the service's cookie is looked at in one segment.
 const KEYS: u32 = 4;
+/// Beside the number of times: it was set, and not only deleted.
+const SET: u32 = 1 << 8;
 /// How many attributes of a cookie are looked at.
 const ATTRIBUTES: u32 = 16;
 /// White space before a value, at most.
@@ -264,8 +268,8 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
             head = next;
             from = next;
         } else {
-            keys += lb_set_cookie(service, flow, hit);
-            if keys >= KEYS {
+            keys += lb_set_cookie(service, flow, hit, keys);
+            if keys & (SET - 1) >= KEYS {
                 // No application hands out so many at once; a file that looks like a response might.
                 return 1;
             }
@@ -311,12 +315,6 @@ fn has_no_body(bytes: Bytes, head: At) -> bool {
         || status == u64::from(u32::from_le_bytes(*b"304\0"))
 }
 
-/// Where in the scratch memory a hit stands, if it is not behind its end.
-#[inline(always)]
-fn within(bytes: Bytes, hit: u32) -> u32 {
-    if u64::from(hit) < bytes.len() { hit } else { NOWHERE }
-}
-
 /// Finds the next newline behind which a field begins with S and has a hyphen as its fourth character, as in `Set-Cookie`, or
 /// behind which the head ends. A global function, because it is a loop (see [`crate::token::http`]).
 #[unsafe(no_mangle)]
@@ -360,10 +358,11 @@ extern "C" fn lb_next_attribute(from: u32) -> u32 {
 }
 
 /// Learns from the field behind the newline at an offset of the scratch memory, if it is `Set-Cookie` of the service's cookie.
+/// `before` is the sum of what this returned for the fields before it: 1 for each of the cookie's, and [`SET`] where one set it.
 /// A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
+extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32, before: u32) -> u32 {
     let (Some(scratch), Some(entry), Some(known)) = (SCRATCH.get(0), SERVICES.get(service), FLOWS.get(flow))
     else {
         return 0;
@@ -403,7 +402,10 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
         if answers_last(flow) {
             set_key(flow, tag);
         }
-    } else if was != 0 && answers_last(flow) {
+        return SET | 1;
+    }
+    // Of another path or domain, where the head has set it as well (RFC 6265 §5.3, step 11).
+    if before < SET && was != 0 && answers_last(flow) {
         if lb_forget(was) != 0 {
             count(service as u16, Counter::Forgotten as u32);
         }
@@ -416,8 +418,8 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_tag_scratch(service: u32, at: u32) -> u64 {
-    let Some(scratch) = SCRATCH.get(0) else { return 0 };
-    tag_value(Bytes::of(scratch), service, at)
+    let span = lb_span(SCRATCHED, service, at);
+    if span == CUT || span >> 32 == 0 { 0 } else { lb_hash(SCRATCHED, span, service) }
 }
 
 /// Whether the attributes of the cookie whose value stands at an offset of the scratch memory delete it: 1 if they do. Its age

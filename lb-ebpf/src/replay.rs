@@ -3,10 +3,13 @@
 
 use crate::flows::{Entry, Key};
 use crate::handshake::next;
-use crate::maps::{FLOWS, SERVICES};
+use crate::maps::{FLOWS, SERVICES, STASHES};
 use crate::offer::offer;
 use crate::packet::{Packet, Segment};
 use crate::stash;
+use crate::token::http::lb_next_newline;
+use crate::token::locate::lb_head_end;
+use crate::token::text::{At, Bytes, CASE, NOWHERE, is_blank};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
@@ -18,8 +21,71 @@ pub(crate) const NOT_REPLAYED: u64 = u64::MAX;
 /// By how much the client's view of timestamps jumps: more than any backend can have counted up meanwhile.
 const TIMESTAMP_JUMP: u32 = 1 << 24;
 
-const GET: u32 = u32::from_ne_bytes(*b"GET ");
-const HEAD: u32 = u32::from_ne_bytes(*b"HEAD");
+const GET: u32 = u32::from_le_bytes(*b"GET ");
+const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
+const FIVE: u64 = u64::MAX >> 24;
+
+/// How many lines of a head are looked at: one that has more is not repeated.
+const LINES: u32 = 256;
+
+const CONTENT: u64 = u64::from_le_bytes(*b"content-") | CASE;
+const TRANSFER: u64 = u64::from_le_bytes(*b"transfer") | CASE;
+const LENGTH: u64 = u64::from_le_bytes(*b"length:\0") | CASE & SEVEN;
+const SEVEN: u64 = u64::MAX >> 8;
+
+/// Whether all that a client has sent is one request that may be repeated: a GET or HEAD whose head is there, without a body,
+/// and nothing behind it. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_is_safe(stash: u32) -> u32 {
+    let Some(place) = STASHES.get_ptr_mut(stash) else { return 0 };
+    // SAFETY: a map value stays valid, and the caller has its lock.
+    let (begin, heard) = unsafe {
+        let (heard, last) = (stash::heard(stash as u16), stash::last(&*place));
+        (*place).limit = heard;
+        (u32::from((*place).begin), if heard == last { heard } else { NOWHERE })
+    };
+    // SAFETY: as above.
+    let bytes = Bytes::of(unsafe { &*place });
+    let method = bytes.word(At::new(u64::from(begin)), 0);
+    if method as u32 != GET && method & FIVE != HEAD || lb_head_end(stash, begin) != heard {
+        return 0;
+    }
+    let mut from = begin;
+    let mut turn = 0;
+    while turn < LINES {
+        let hit = lb_next_newline(stash, from);
+        if hit == NOWHERE || hit.wrapping_add(1) >= heard {
+            return 1;
+        }
+        if lb_frames_body(stash, hit) != 0 {
+            return 0;
+        }
+        from = hit + 1;
+        turn += 1;
+    }
+    0
+}
+
+/// Whether the field behind the newline at an offset says that a body follows (RFC 9112 §6.3). A global function (see
+/// [`crate::cold`]): in the loop of its caller it would be verified again in each turn.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_frames_body(stash: u32, newline: u32) -> u32 {
+    let Some(place) = STASHES.get(stash) else { return 1 };
+    let bytes = Bytes::of(place);
+    let name = At::new(u64::from(newline)).plus(1);
+    let word = bytes.word(name, 0) | CASE;
+    let has_length = word == CONTENT && (bytes.word(name, 8) | CASE) & SEVEN == LENGTH;
+    u32::from(word == TRANSFER || has_length && !is_zero(bytes, name.plus(15)))
+}
+
+/// Whether the number at an offset is 0, without a digit or white space more than is usual.
+#[inline(always)]
+fn is_zero(bytes: Bytes, at: At) -> bool {
+    let at = at.plus(u64::from(is_blank(bytes.byte(at))));
+    bytes.byte(at) == b'0' && matches!(bytes.byte(at.plus(1)), b'\r' | b'\n')
+}
 
 /// Turns a FIN or RST of a backend that has not answered into a SYN to the next one. A global function (see
 /// [`crate::cold`]).
@@ -45,9 +111,8 @@ pub(crate) extern "C" fn lb_replay(ctx: *mut xdp_md, service: u32, flow: u32) ->
     let Some(slot) = stash::lock(flow, known.stash) else { return NOT_REPLAYED };
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *slot.stash };
-    let method = u32::from_ne_bytes([stash.bytes[0], stash.bytes[1], stash.bytes[2], stash.bytes[3]]);
     let key = Key { client: known.client, port: was.client_port, service: service as u16 };
-    let moved = (method == GET || method == HEAD)
+    let moved = lb_is_safe(u32::from(slot.index)) != 0
         && next(&key, Entry { flow: place, index: flow }, was, slot, stash, entry);
     if moved {
         stash.ts_base = stash.ts_base.wrapping_add(TIMESTAMP_JUMP);

@@ -210,12 +210,13 @@ pub(crate) extern "C" fn lb_is_intact(index: u32, len: u32) -> u32 {
     let Some(stash) = STASHES.get(index) else { return ENTANGLED };
     let (mut end, mut told) = (0, 0_u64);
     let mut i = 0;
-    while i < VIEWS * VIEWS {
-        let view = view_of(stash, i);
-        if view.flags & VIEW_USED != 0 && view.len != 0 && u32::from(view.at) == end {
-            told += u64::from(if end & 1 == 1 { at_odd_offset(view.sum) } else { view.sum });
-            end = view.end();
+    while i < VIEWS {
+        let view = View::from_bits(lb_view_at(index, end));
+        if view.len == 0 {
+            break;
         }
+        told += u64::from(if end & 1 == 1 { at_odd_offset(view.sum) } else { view.sum });
+        end = view.end();
         i += 1;
     }
     if end != len {
@@ -247,6 +248,23 @@ pub(crate) extern "C" fn lb_is_intact(index: u32, len: u32) -> u32 {
     }
     // One's complement has two zeros.
     if matches!(sub(fold(seen), fold(told)), 0 | 0xffff) { INTACT } else { CORRUPT }
+}
+
+/// The segment that begins at an offset of the stream, as [`View::to_bits`]; without bytes where there is none. A global function
+/// (see [`crate::cold`]): in the loop of its caller it would be verified again in each turn.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_view_at(index: u32, at: u32) -> u64 {
+    let Some(stash) = STASHES.get(index) else { return 0 };
+    let mut i = 0;
+    while i < VIEWS {
+        let view = view_of(stash, i);
+        if view.flags & VIEW_USED != 0 && view.len != 0 && u32::from(view.at) == at {
+            return view.to_bits();
+        }
+        i += 1;
+    }
+    0
 }
 
 /// Adds up a piece of a stash, its length a multiple of four.
@@ -295,6 +313,23 @@ pub(crate) extern "C" fn lb_is_acknowledged(flow: u32, ack: u32, payload: u32) -
     let end = heard(slot.index);
     let has_all = ack.wrapping_sub(known.client_isn).wrapping_sub(1) >= end;
     u32::from(has_all && (payload > 0 || known.client_flags & WENT_ON != 0))
+}
+
+/// How far what is there goes, gaps and FIN included.
+#[inline(always)]
+pub(crate) fn last(stash: &Stash) -> u32 {
+    let mut last = 0;
+    let mut i = 0;
+    while i < VIEWS {
+        // SAFETY: a map value stays valid; a view is one aligned word.
+        let view = View::from_bits(unsafe { core::ptr::read_volatile(&raw const stash.views[i]) });
+        let after = view.end() + u32::from(view.flags & VIEW_FIN != 0);
+        if view.flags & VIEW_USED != 0 && after > last {
+            last = after;
+        }
+        i += 1;
+    }
+    last
 }
 
 /// The stash of a flow, locked.

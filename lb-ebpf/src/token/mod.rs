@@ -2,8 +2,11 @@
 
 pub(crate) mod datagram;
 pub(crate) mod http;
+pub(crate) mod locate;
 pub(crate) mod quic;
+pub(crate) mod text;
 pub(crate) mod tls;
+pub(crate) mod value;
 
 use crate::maps::{SERVICES, STASHES};
 use lb_common::maglev::session_hash;
@@ -56,7 +59,7 @@ pub(crate) extern "C" fn lb_is_whole(service: u32, index: u32) -> u32 {
     let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get(index)) else { return 1 };
     u32::from(match Place::from_bits(entry.place) {
         Place::Sni => tls::is_whole(stash),
-        _ => http::is_whole(stash) || http::lb_may_be_request(index) == 0,
+        _ => stash.whole != 0 || http::lb_may_be_request(index) == 0,
     })
 }
 

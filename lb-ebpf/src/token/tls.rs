@@ -1,7 +1,7 @@
 //! The server's name in a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3): sent in the clear, so a connection can be steered by it
 //! without being decrypted. It is hashed to a backend, or leads to the pool of those that are listed for it, or both.
 
-use super::http::{At, Bytes, ONES, TOPS, be16, lowest};
+use super::text::{At, Bytes, ONES, TOPS, be16, first, lowest};
 use super::{ABSENT, Found, HASHED, NAMED};
 use crate::maps::{NAMES, SERVICES, STASHES, settings};
 use lb_common::hash::Sip;
@@ -146,12 +146,6 @@ extern "C" fn lb_name_hash(stash: u32, name: Span, keyed: u32) -> u64 {
     }
     sip.absorb(len);
     sip.finish()
-}
-
-/// Mask of the first `n` bytes of a word, of up to seven.
-#[inline(always)]
-const fn first(n: u64) -> u64 {
-    !(u64::MAX << (8 * (n & 7)))
 }
 
 /// The top bit of every byte that is a dot, of the next eight.

@@ -84,7 +84,9 @@ fn any_first_payload_is_steered() -> Result<()> {
             let steered = steer_all(&mut scene, &vec![byte; len])?;
             // What does not begin as a request does is not waited for.
             let expected = [Counter::NewSession, Counter::Bound, Counter::HeadIncomplete];
-            let expected = &expected[..if byte == b'C' { 3 } else { 2 }];
+            // Empty lines before a request are passed over, but not any number of them.
+            let may_go_on = byte == b'C' || byte == b'\n' && len < 8;
+            let expected = &expected[..if may_go_on { 3 } else { 2 }];
             assert_eq!(steered.counted, expected, "{len} times {byte}");
         }
     }

@@ -190,7 +190,9 @@ fn what_begins_as_no_request_is_not_waited_for() -> Result<()> {
         assert_eq!(counted(&outcome), [Counter::NewSession, Counter::Bound], "{outcome:?}");
         scene.runner.maps.forget()?;
     }
-    for begun in ["G", "GET", "GET /", "OPTIONS * HTTP/1.1\r", "GET / HTTP/1.1\r\n"] {
+    for begun in
+        ["G", "GET", "GET /", "OPTIONS * HTTP/1.1\r", "GET / HTTP/1.1\r\n", "GET / HTTP/1.0\nHost: x\r\n"]
+    {
         let outcome = scene.xdp(&scene.first(begun.as_bytes()))?;
         assert_eq!(counted(&outcome), [Counter::HeadAwaited], "{begun}: {outcome:?}");
         scene.runner.maps.forget()?;

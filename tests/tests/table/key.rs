@@ -58,7 +58,7 @@ fn a_token_is_found_in_a_query() -> Result<()> {
     let token = scene.runner.setup.token(2, 40);
     let hits =
         [format!("/?sid={token}"), format!("/a/b?x=1&sid={token}&y=2"), format!("/?sid=&sid2=1&sid={token}")];
-    for target in &hits[..2] {
+    for target in &hits {
         let steered = steer(&mut scene, &request(target, &[]))?;
         assert_eq!(
             (steered.counted, steered.slot),
@@ -66,8 +66,6 @@ fn a_token_is_found_in_a_query() -> Result<()> {
             "{target}"
         );
     }
-    // The first one of that name counts, as servers have it.
-    assert!(!steer(&mut scene, &request(&hits[2], &[]))?.counted.contains(&Counter::AffinityHit));
     for (target, line) in [
         (format!("/sid={token}"), "A: b".to_owned()),
         (format!("/?nosid={token}"), "A: b".to_owned()),
@@ -134,7 +132,7 @@ fn a_value_is_hashed_to_one_backend() -> Result<()> {
     Ok(())
 }
 
-/// Values that differ anywhere in their first 128 bytes are different keys.
+/// Values that differ anywhere are different keys, long ones too: tokens that carry claims differ far behind their beginning.
 #[test]
 fn every_byte_of_a_value_counts() -> Result<()> {
     for (place, set, build, _) in PLACES {
@@ -142,10 +140,10 @@ fn every_byte_of_a_value_counts() -> Result<()> {
             service.affinity = Affinity::Hashed as u8;
             set(service)
         })?;
-        for at in [0, 1, 7, 8, 15, 63, 126, 127] {
+        for at in [0, 1, 7, 8, 15, 63, 127, 128, 201, 899] {
             let mut slots = Vec::new();
             for byte in b'a'..b'm' {
-                let mut value = [b'-'; 128];
+                let mut value = [b'-'; 900];
                 value[at] = byte;
                 slots.push(steer(&mut scene, &build(std::str::from_utf8(&value)?))?.slot);
             }

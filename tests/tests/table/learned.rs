@@ -45,11 +45,14 @@ fn a_session_comes_home() -> Result<()> {
 #[test]
 fn every_value_is_hashed_as_it_is_documented() -> Result<()> {
     let scene = RefCell::new(scene(2)?);
-    proptest!(ProptestConfig::with_cases(64), |(value in "[!-:<-~]{1,140}")| {
+    proptest!(ProptestConfig::with_cases(64), |(value in "\"?[!-:<-~]{1,140}\"?")| {
+        // One pair of quotes is no part of it.
+        let key = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(&value);
+        prop_assume!(!key.is_empty());
         let scene = &mut *scene.borrow_mut();
         let (slot, _) = connect(scene, &request(None)).unwrap();
         respond(scene, slot, &[&head(&[&format!("Set-Cookie: {NAME}={value}; Path=/")])]).unwrap();
-        prop_assert_eq!(homes(scene).unwrap(), [(tag_of(scene, &value), slot)]);
+        prop_assert_eq!(homes(scene).unwrap(), [(tag_of(scene, key), slot)]);
         prop_assert_eq!(connect(scene, &session(&value)).unwrap(), (slot, Counter::AffinityHit));
         forget(scene).unwrap();
     });

@@ -6,6 +6,7 @@ mod binding;
 mod cookie;
 mod datagram;
 mod established;
+mod forms;
 mod handshake;
 mod head;
 mod key;

@@ -25,7 +25,13 @@ fn ends(scene: &Scene, slot: u16) -> [(&'static str, Segment); 2] {
 
 #[test]
 fn an_unanswered_request_goes_to_the_next_backend() -> Result<()> {
-    for (i, request) in [REQUEST, b"HEAD / HTTP/1.1\r\n\r\n"].into_iter().enumerate() {
+    let plain: [&[u8]; 4] = [
+        REQUEST,
+        b"HEAD / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.0\nHost: s\n\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Type: a/b\r\n\r\n",
+    ];
+    for (i, request) in plain.into_iter().enumerate() {
         for end in 0..2 {
             let (scene, slot) = spliced(2, request)?;
             let (name, segment) = ends(&scene, slot)[end].clone();
@@ -76,8 +82,16 @@ fn what_is_not_safe_or_not_whole_ends_as_it_ends() -> Result<()> {
     let post: &[u8] = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
     type Meanwhile = fn(&Scene, u16) -> Result<()>;
     let nothing: Meanwhile = |_, _| Ok(());
-    let rows: [(&str, u16, &[u8], Meanwhile); 6] = [
+    let pipelined = [&b"GET /slow HTTP/1.1\r\nHost: s\r\n\r\n"[..], post].concat();
+    let rows: [(&str, u16, &[u8], Meanwhile); 13] = [
         ("a POST", 2, post, nothing),
+        ("a POST behind a GET in one segment", 2, &pipelined, nothing),
+        ("a GET behind a GET", 2, b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n", nothing),
+        ("a byte behind a GET", 2, b"GET / HTTP/1.1\r\nHost: s\r\n\r\nx", nothing),
+        ("a GET with a body", 2, b"GET / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", nothing),
+        ("a GET with a body in chunks", 2, b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", nothing),
+        ("a GET whose length is not plain", 2, b"GET / HTTP/1.1\nCONTENT-LENGTH:00004\n\n", nothing),
+        ("another method that begins so", 2, b"HEADS / HTTP/1.1\r\n\r\n", nothing),
         ("nobody else", 1, REQUEST, nothing),
         ("a response has begun", 2, REQUEST, |scene, slot| {
             scene.xdp(&scene.response(slot, 0, PSH, b"HTTP")).map(|_| ())

@@ -18,7 +18,6 @@ use tests::scene::Scene;
 fn what_a_head_says_is_read() -> Result<()> {
     let mut scene = scene(3)?;
     let long = "x".repeat(127);
-    let longest = "x".repeat(128);
     let longer = "x".repeat(300);
     let many: Vec<String> = (0..30).map(|n| format!("S{n}-a: {n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).chain(["Set-Cookie: JSESSIONID=v"]).collect();
@@ -38,12 +37,11 @@ fn what_a_head_says_is_read() -> Result<()> {
         ("behind many that look like it", &many, Some("v")),
         ("the last one counts", &["Set-Cookie: JSESSIONID=w", "Set-Cookie: JSESSIONID=v"], Some("v")),
         ("with equals signs", &["Set-Cookie: JSESSIONID=a=b==; Path=/"], Some("a=b==")),
-        ("quoted", &["Set-Cookie: JSESSIONID=\"v w\"; Path=/"], Some("\"v")),
+        ("quoted", &["Set-Cookie: JSESSIONID=\"v w\"; Path=/"], Some("v w")),
         ("as long as eight", &["Set-Cookie: JSESSIONID=12345678"], Some("12345678")),
         ("as long as sixteen", &["Set-Cookie: JSESSIONID=1234567812345678;"], Some("1234567812345678")),
         ("long", &[&format!("Set-Cookie: JSESSIONID={long}; Path=/")], Some(&long)),
-        ("longest", &[&format!("Set-Cookie: JSESSIONID={longest}; Path=/")], Some(&longest)),
-        ("longer", &[&format!("Set-Cookie: JSESSIONID={longer}; Path=/")], Some(&longest)),
+        ("longer", &[&format!("Set-Cookie: JSESSIONID={longer}; Path=/")], Some(&longer)),
         ("lives long", &["Set-Cookie: JSESSIONID=v; Max-Age=3600; Expires=Thu, 01 Jan 1970 0"], Some("v")),
         ("an age that begins with 0", &["Set-Cookie: JSESSIONID=v; Max-Age=010"], Some("v")),
         ("a path of that year", &["Set-Cookie: JSESSIONID=v; Path=/Expires=Thu, 01 Jan 1970"], Some("v")),
