@@ -116,8 +116,11 @@ counters! {
     OutOfWindow = "out_of_window" Packet,
     /// A backend that still knew the 4-tuple was reset and got the SYN again.
     ChallengeReset = "challenge_reset" Packet,
-    /// A flow bound at its SYN that its client had not confirmed made room for another one: the table was full there.
+    /// A flow made room for another one: the table was full there, or its service had as many flows as it may. It was opening, waited
+    /// for the rest of its head, or was idle for more than a minute.
     FlowEvicted = "flow_evicted" Packet,
+    /// A flow that waited for the rest of its head lost its stash to another one that needed it.
+    StashEvicted = "stash_evicted" Packet,
     /// Forwarded from a client to its backend.
     FromClient = "from_client" Packet,
     /// Forwarded from a backend to its client.
@@ -170,6 +173,12 @@ counters! {
     DropNoStash = "drop_no_stash" Drop,
     /// No room in the flow table.
     DropFlowTableFull = "drop_flow_table_full" Drop,
+    /// The service has as many flows as it may (`max_flows`), and none of them can make room.
+    DropFlowShare = "drop_flow_share" Drop,
+    /// As many flows of the service wait for a backend as may (`max_pending`).
+    DropPendingShare = "drop_pending_share" Drop,
+    /// As many flows wait for the backend as may (`max_backend_pending`), and the session belongs there or no other one has room.
+    DropBackendPending = "drop_backend_pending" Drop,
     /// A datagram for which no backend is ready.
     DropNoBackend = "drop_no_backend" Drop,
     /// The flow's backend is no longer in the map.

@@ -1,7 +1,8 @@
 //! One TCP connection through the balancer: the value of the flow table.
 //!
 //! The table is an array of our own with entries that hold their key, in groups of [`GROUP`]; a flow stands anywhere
-//! in the group that [`crate::hash::flow_hash`] names. Both directions find the same entry: the key is the client's
+//! in the group that [`crate::hash::flow_hash`] names, or, where that one was nearly full, in the [`other_group`] (Azar, Broder,
+//! Karlin and Upfal, "Balanced Allocations"). Both directions find the same entry: the key is the client's
 //! address and port and the service, and a backend belongs to one service.
 //!
 //! The program alone creates entries; the daemon only frees those that have expired, with the same compare-and-swap
@@ -12,6 +13,23 @@ use bytemuck::{Pod, Zeroable};
 
 /// Entries in a group.
 pub const GROUP: usize = 8;
+
+/// Free entries that a flow's first group keeps as long as its other one has more: so few flows stand in their other group that
+/// looking there costs little.
+pub const RESERVE: u32 = 2;
+
+/// The group that the hash of a flow names. `mask`: groups − 1, their number a power of two up to 2^24.
+#[inline(always)]
+pub const fn first_group(hash: u32, mask: u32) -> u32 {
+    hash & mask
+}
+
+/// The group in which a flow stands that found its first one full: another one, unless there is only one.
+#[inline(always)]
+pub const fn other_group(hash: u32, mask: u32) -> u32 {
+    let other = (hash.rotate_left(16).wrapping_mul(0x9e37_79b1) >> 8) | 1;
+    (hash ^ other) & mask
+}
 
 /// Where a flow stands in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,12 +76,37 @@ impl FlowState {
             Self::Awaiting => "awaiting",
         }
     }
-    /// Whether a flow in this state counts as one of its backend's live ones.
+    /// As what a flow in this state is counted: some of [`HELD`], [`PENDS`], [`LIVES`], [`WAITS`].
     #[inline(always)]
-    pub const fn is_live(self) -> bool {
-        matches!(self, Self::Binding | Self::Established | Self::Opening)
+    pub const fn counted(self) -> u8 {
+        match self {
+            Self::Free | Self::Claimed => 0,
+            Self::Awaiting => HELD | PENDS,
+            Self::Binding => HELD | PENDS | LIVES | WAITS,
+            Self::Established | Self::Opening => HELD | LIVES,
+            Self::Closing => HELD,
+        }
     }
 }
+
+/// [`FlowState::counted`] of every state, by its number, in four bits each.
+const COUNTED: u32 = {
+    let (mut all, mut state) = (0, 0);
+    while state < 8 {
+        all |= (FlowState::from_bits(state).counted() as u32) << (4 * state);
+        state += 1;
+    }
+    all
+};
+
+/// One of its service's flows.
+pub const HELD: u8 = 1;
+/// One of those that wait with a stash for their backend.
+pub const PENDS: u8 = 2;
+/// One of its backend's live flows.
+pub const LIVES: u8 = 4;
+/// One of those that wait for their backend's answer to a SYN.
+pub const WAITS: u8 = 8;
 
 /// The word by which an entry is found, claimed and freed in one step: client port and service id (the low half: the
 /// part of the key that is not the address), backend slot, state, window shift. On the wire of the map, little endian:
@@ -96,6 +139,18 @@ impl Head {
             state: (bits >> 48) as u8,
             window_shift: (bits >> 56) as i8,
         }
+    }
+    /// As what an entry with this head is counted; see [`FlowState::counted`].
+    #[inline(always)]
+    pub const fn counted(self) -> u8 {
+        (COUNTED >> (4 * (self.state & 7))) as u8 & 15
+    }
+    /// Which counts change when an entry with this head gets another one: some of [`HELD`], [`PENDS`], [`LIVES`], [`WAITS`].
+    #[inline(always)]
+    pub const fn changes(self, to: Self) -> u8 {
+        let of_backend = if self.backend != to.backend { LIVES | WAITS } else { 0 };
+        let of_service = if self.service != to.service { HELD | PENDS } else { 0 };
+        self.counted() ^ to.counted() | of_backend | of_service
     }
     /// Client port and service id, as [`Head`] begins with them.
     #[inline(always)]
@@ -143,7 +198,21 @@ pub struct Flow {
     pub backend_flags: u8,
 }
 
+/// Value of the map of what services use: how much of the shared tables one has.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Use {
+    /// Flows in any state.
+    pub flows: u64,
+    /// Those of them that wait with a stash for their backend.
+    pub pending: u64,
+}
+
 pub const NO_STASH: u16 = u16::MAX;
+
+/// In the place of a backend, of a flow that is closing: it lost its stash to another one, though its client was told that some of
+/// what it has sent had arrived. The client's next segment is answered with an RST.
+pub const FORGOTTEN: u16 = u16::MAX - 1;
 
 /// A FIN of that side was forwarded.
 pub const FIN_SEEN: u8 = 1;
@@ -184,11 +253,104 @@ impl Flow {
     }
 }
 
-crate::map_types! { Flow: 64, Head: 8 }
+crate::map_types! { Flow: 64, Head: 8, Use: 16 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash::{FlowSeed, flow_hash, mix64};
+    use proptest::prelude::*;
+    use std::vec::Vec;
+    use std::{println, vec};
+
+    /// The flow table as the program fills it, without its flows' contents.
+    struct Table {
+        seed: FlowSeed,
+        mask: u32,
+        /// Flows in each group.
+        filled: Vec<u32>,
+        refused: u32,
+        /// Flows that stand in their other group.
+        strayed: u32,
+    }
+
+    impl Table {
+        fn new(seed: u64, groups: u32) -> Self {
+            Self {
+                seed: std::array::from_fn(|i| mix64(seed ^ mix64(i as u64 + 1))),
+                mask: groups - 1,
+                filled: vec![0; groups as usize],
+                refused: 0,
+                strayed: 0,
+            }
+        }
+
+        /// Places the flow of client `n` and returns in which group it is.
+        fn place(&mut self, n: u32) -> Option<u32> {
+            let client = Addr { hi: 0, lo: u64::from(0x0a00_0000 + n / 64) << 32 };
+            let hash = flow_hash(&self.seed, client, Head::key(Be16::new(1024 + n as u16 % 64), 1));
+            let (first, other) = (first_group(hash, self.mask), other_group(hash, self.mask));
+            let room = |group: u32| GROUP as u32 - self.filled[group as usize];
+            let chosen = if room(first) > RESERVE || room(first) >= room(other) { first } else { other };
+            if room(chosen) == 0 {
+                self.refused += 1;
+                return None;
+            }
+            self.filled[chosen as usize] += 1;
+            self.strayed += u32::from(chosen != first);
+            Some(chosen)
+        }
+    }
+
+    /// Fills a table up to `live` flows, lets `churn` of them end and others begin. Returns how many were refused.
+    fn fill(seed: u64, groups: u32, live: u32, churn: u32) -> Table {
+        let mut table = Table::new(seed, groups);
+        let mut places: Vec<u32> = (0..live).filter_map(|n| table.place(n)).collect();
+        for n in 0..churn {
+            let gone = mix64(seed ^ u64::from(n)) as usize % places.len();
+            let group = places.swap_remove(gone);
+            table.filled[group as usize] -= 1;
+            places.extend(table.place(live + n));
+        }
+        table
+    }
+
+    #[test]
+    fn at_the_limit_hardly_any_flow_is_refused() {
+        let (mut tried, mut refused, mut strayed) = (0_u32, 0, 0);
+        for (groups, seed) in [(16, 1), (1 << 8, 2), (1 << 12, 3), (1 << 14, 4), (1 << 14, 5)] {
+            // Half of the entries: as many as there may be connections.
+            let (live, churn) = (groups * GROUP as u32 / 2, 400_000);
+            let table = fill(seed, groups, live, churn);
+            tried += live + churn;
+            refused += table.refused;
+            strayed += table.strayed;
+        }
+        assert!(
+            tried > 2_000_000 && u64::from(refused) * 100_000 <= u64::from(tried),
+            "{refused} of {tried}"
+        );
+        assert!(strayed * 4 < tried, "{strayed} of {tried} stand in their other group");
+        println!("{refused} of {tried} refused, {strayed} in their other group");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn whatever_the_secret_hardly_any_flow_is_refused_at_the_limit(seed: u64, groups in 6_u32..12) {
+            let live = (1 << groups) * GROUP as u32 / 2;
+            // One or two are chance in so few; a secret that places badly refuses hundreds.
+            prop_assert!(fill(seed, 1 << groups, live, 4 * live).refused <= 2);
+        }
+
+        #[test]
+        fn the_other_group_is_another_one(hash: u32, groups in 1_u32..25) {
+            let mask = (1 << groups) - 1;
+            prop_assert_ne!(first_group(hash, mask), other_group(hash, mask));
+            prop_assert!(other_group(hash, mask) <= mask);
+        }
+    }
 
     #[test]
     fn head_is_its_bits() {

@@ -93,7 +93,8 @@ fn little_endian(bytes: &[u8]) -> u64 {
 pub type FlowSeed = [u64; 7];
 
 /// Position of a flow in the flow table. Pair-multiply-shift: universal over its secret seed, so a client that cannot
-/// read the seed cannot aim many flows at one group.
+/// read the seed cannot aim many flows at one group. Mixed, because neighbouring clients differ in few bits, and the two groups that
+/// follow from one hash must not depend on each other.
 ///
 /// `tail` holds the client's port and the service id, as they stand in the flow entry.
 #[inline(always)]
@@ -102,7 +103,7 @@ pub const fn flow_hash(seed: &FlowSeed, client: Addr, tail: u32) -> u32 {
         .wrapping_add(pair(seed[2], client.lo as u32, seed[3], (client.lo >> 32) as u32))
         .wrapping_add(pair(seed[4], tail, seed[5], tail.rotate_left(16)))
         .wrapping_add(seed[6]);
-    (sum >> 32) as u32
+    (mix64(sum) >> 32) as u32
 }
 
 /// Two words under two secret multipliers; the high half of a sum of such is universal.

@@ -61,6 +61,12 @@ pub struct Service {
     pub names: u8,
     /// Bit n is set when a wildcard is listed with n labels behind its asterisk.
     pub wildcards: u16,
+    /// Flows that the service may have at the same time; 0: as many as there is room for.
+    pub max_flows: u32,
+    /// Flows of it that may wait for their backends to answer at the same time; 0: as many as there is room for...
+    pub max_pending: u16,
+    /// ...and those that may wait for the same backend.
+    pub max_backend_pending: u16,
 }
 
 /// Some backend has names.
@@ -229,7 +235,7 @@ impl Service {
     }
 }
 
-crate::map_types! { Service: 128 }
+crate::map_types! { Service: 136 }
 
 #[cfg(test)]
 mod tests {

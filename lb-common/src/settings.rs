@@ -1,7 +1,7 @@
 //! What all packets share: keys, sizes, timeouts, the clock. One value, written by the daemon alone, word by word.
 
 use crate::addr::Addr;
-use crate::flow::DATAGRAMS;
+use crate::flow::{DATAGRAMS, FIN_SEEN, FlowState};
 use crate::hash::{FlowSeed, SipKey};
 use crate::quic_lb;
 use bytemuck::{Pod, Zeroable};
@@ -64,6 +64,13 @@ pub struct Settings {
     pub trace_service: u32,
     /// ...and of this client alone (all zero: of all).
     pub trace_client: Addr,
+    /// Ticks after which a flow expires that was bound at its first packet and whose client has confirmed nothing.
+    pub opening_ticks: u32,
+    /// Ticks without a packet from its client after which an established flow may make room for another one.
+    pub evictable_ticks: u32,
+    /// Ticks after which an established connection expires of which one side has sent its FIN.
+    pub half_closed_ticks: u32,
+    pub _pad: u32,
 }
 
 impl Settings {
@@ -100,6 +107,23 @@ impl Settings {
     pub const fn idle_ticks_of(&self, client_flags: u8) -> u32 {
         if client_flags & DATAGRAMS != 0 { self.datagram_idle_ticks } else { self.idle_ticks }
     }
+
+    /// Ticks without a packet from its client after which a flow expires that has this state and these flags. `None`: the
+    /// entry holds no flow, or some processor is filling it in, which takes less than a microsecond.
+    #[inline(always)]
+    pub const fn lifetime(&self, state: u8, client_flags: u8, backend_flags: u8) -> Option<u32> {
+        Some(match FlowState::from_bits(state) {
+            FlowState::Free | FlowState::Claimed => return None,
+            FlowState::Binding | FlowState::Awaiting => self.binding_ticks,
+            FlowState::Opening => self.opening_ticks,
+            FlowState::Established => {
+                let idle = self.idle_ticks_of(client_flags);
+                let half_closed = (client_flags | backend_flags) & FIN_SEEN != 0;
+                if half_closed && self.half_closed_ticks < idle { self.half_closed_ticks } else { idle }
+            }
+            FlowState::Closing => self.closing_ticks,
+        })
+    }
 }
 
-crate::map_types! { Settings: 560 }
+crate::map_types! { Settings: 576 }

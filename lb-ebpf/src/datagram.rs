@@ -2,7 +2,7 @@
 //! names; a flow remembers where one without a token belongs, and the way back.
 
 use crate::endpoints::{Direction, direction};
-use crate::flows::{self, Entry, Key};
+use crate::flows::{self, Claimant, Entry, Key};
 use crate::handshake::set_head;
 use crate::learn::lb_learn_key;
 use crate::maps::{BACKENDS, SCRATCH, SERVICES, count, count_backend, settings};
@@ -150,8 +150,9 @@ fn from_client(
             count(service, Counter::FlowMoved as u32);
         }
         None => {
-            let Some(flow) = flows::claim(settings, &key, now) else {
-                return consume(Counter::DropFlowTableFull);
+            let flow = match flows::claim(settings, &key, None, now, Claimant::Unproven) {
+                Ok(flow) => flow,
+                Err(counter) => return consume(counter),
             };
             fill(ctx, flow, &key, datagram, now);
             set_head(flow, &key, slot, FlowState::Opening);

@@ -1,10 +1,12 @@
 //! The flow table: finding, claiming, expiring. See [`lb_common::flow`] for its shape.
 
-use crate::atomic::{add, compare_exchange, exchange};
-use crate::maps::{FLOWS, LIVE, count, settings};
+use crate::atomic::{compare_exchange, exchange};
+use crate::bounds::barrier_var;
+use crate::maps::{FLOWS, OVERFLOWS, SERVICES, count, settings};
+use crate::shares::{account, add_to, flows_of, is_full};
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{DATAGRAMS, Flow, FlowState, GROUP, Head};
+use lb_common::flow::{DATAGRAMS, Flow, FlowState, GROUP, Head, RESERVE, first_group, other_group};
 use lb_common::hash::flow_hash;
 use lb_common::settings::Settings;
 
@@ -48,11 +50,10 @@ pub(crate) fn jiffies() -> u64 {
     unsafe { aya_ebpf::helpers::bpf_jiffies64() }
 }
 
-/// Place `i` of the probing order in the group of a hash. The low bits name the group, the high ones where to begin.
+/// Place `i` of the probing order in a group. The high bits of the hash say where to begin.
 #[inline(always)]
-fn place(settings: &Settings, hash: u32, i: u32) -> u32 {
-    let group = (hash & settings.flow_group_mask).wrapping_mul(GROUP as u32);
-    group + ((hash >> 29).wrapping_add(i) & (GROUP as u32 - 1))
+fn place(group: u32, hash: u32, i: u32) -> u32 {
+    group.wrapping_mul(GROUP as u32) + ((hash >> 29).wrapping_add(i) & (GROUP as u32 - 1))
 }
 
 /// The head of an entry as it is now, read as the one word that it is.
@@ -72,9 +73,10 @@ pub(crate) fn head(entry: Entry) -> Head {
 #[inline(always)]
 pub(crate) fn find(settings: &Settings, key: &Key) -> Option<Entry> {
     let (hash, tail) = (key.hash(settings), key.tail());
+    let group = first_group(hash, settings.flow_group_mask);
     let mut i = 0;
     while i < GROUP as u32 {
-        let index = place(settings, hash, i);
+        let index = place(group, hash, i);
         let flow = FLOWS.get_ptr_mut(index)?;
         // SAFETY: map values stay valid.
         if head_of(flow) as u32 == tail && unsafe { (*flow).client } == key.client {
@@ -82,7 +84,37 @@ pub(crate) fn find(settings: &Settings, key: &Key) -> Option<Entry> {
         }
         i += 1;
     }
-    None
+    let index = lb_find_other(hash, tail, key.client.hi, key.client.lo);
+    FLOWS.get_ptr_mut(index).map(|flow| Entry { flow, index })
+}
+
+/// Looks for a flow in its other group, if its first one has overflowed. Its index; beyond all of them when it is not there. The
+/// client's address is `hi` and `lo`.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_find_other(hash: u32, tail: u32, hi: u64, lo: u64) -> u32 {
+    let Some(settings) = settings() else { return u32::MAX };
+    let mask = settings.flow_group_mask;
+    let Some(overflows) = OVERFLOWS.get(first_group(hash, mask)) else { return u32::MAX };
+    // SAFETY: a reference to a map value is aligned and valid.
+    if unsafe { core::ptr::read_volatile(overflows) } == 0 {
+        return u32::MAX;
+    }
+    let group = other_group(hash, mask);
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let index = place(group, hash, i);
+        let Some(flow) = FLOWS.get_ptr_mut(index) else { break };
+        // SAFETY: map values stay valid.
+        let client = unsafe { (*flow).client };
+        if head_of(flow) as u32 == tail && client.lo == lo && client.hi == hi {
+            return index;
+        }
+        i += 1;
+    }
+    u32::MAX
 }
 
 /// Gives an entry another head, whatever it has.
@@ -108,53 +140,6 @@ pub(crate) fn replace(entry: Entry, was: Head, head: Head) -> bool {
     done
 }
 
-/// Keeps count of the live flows of backends.
-#[inline(always)]
-fn account(was: Head, is: Head) {
-    let before = FlowState::from_bits(was.state).is_live();
-    let after = FlowState::from_bits(is.state).is_live();
-    if before && after && was.backend == is.backend {
-        return;
-    }
-    if before {
-        add_live(was.backend, u64::MAX);
-    }
-    if after {
-        add_live(is.backend, 1);
-    }
-}
-
-#[inline(always)]
-fn add_live(slot: u16, more: u64) {
-    if let Some(live) = LIVE.get_ptr_mut(u32::from(slot)) {
-        // SAFETY: an aligned map value that stays valid.
-        unsafe { add(live, more) };
-    }
-}
-
-/// How many flows live at a backend.
-#[inline(always)]
-pub(crate) fn live(slot: u16) -> u64 {
-    // SAFETY: a reference to a map value is aligned and valid.
-    let live = LIVE.get(u32::from(slot)).map_or(0, |live| unsafe { core::ptr::read_volatile(live) });
-    // Between an end and its beginning on two processors it may be less than nothing.
-    if (live as i64) < 0 { 0 } else { live }
-}
-
-/// Whether an entry's flow may be forgotten.
-#[inline(always)]
-fn expired(settings: &Settings, head: Head, client_flags: u8, last_seen: u32, now: u32) -> bool {
-    let limit = match FlowState::from_bits(head.state) {
-        FlowState::Free => return true,
-        // Some processor is filling it in, which takes less than a microsecond: two would share the entry.
-        FlowState::Claimed => return false,
-        FlowState::Binding | FlowState::Opening | FlowState::Awaiting => settings.binding_ticks,
-        FlowState::Established => settings.idle_ticks_of(client_flags),
-        FlowState::Closing => settings.closing_ticks,
-    };
-    is_over(limit, last_seen, now)
-}
-
 /// Whether more than `limit` ticks lie between `then` and `now`. Signed: another processor may have written a tick that
 /// began after this one has read the clock, and that is no age at all.
 #[inline(always)]
@@ -162,92 +147,191 @@ pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
     now.wrapping_sub(then) as i32 > limit as i32
 }
 
-/// Takes an entry for a new flow: the flow's own former one, a free one, or one that has expired; failing that, one that
-/// is closing or that its client has not confirmed; failing that, one of datagrams, which their client's next one makes again.
-/// The entry is nobody's until its head is published. `None`: the group is full of live connections.
-#[inline(always)]
-pub(crate) fn claim(settings: &Settings, key: &Key, now: u32) -> Option<Entry> {
-    const CLAIMED: Head = Head {
-        client_port: Be16::new(0),
-        service: 0,
-        backend: 0,
-        state: FlowState::Claimed as u8,
-        window_shift: 0,
-    };
-    let hash = key.hash(settings);
-    let mut choice: Option<(Entry, u64)> = find(settings, key).map(|entry| (entry, head_of(entry.flow)));
-    let mut i = 0;
-    while choice.is_none() && i < GROUP as u32 {
-        let index = place(settings, hash, i);
-        let flow = FLOWS.get_ptr_mut(index)?;
-        let head = head_of(flow);
-        // SAFETY: map values stay valid; the fields are plain integers.
-        let (flags, last_seen) = unsafe { ((*flow).client_flags, (*flow).last_seen) };
-        if expired(settings, Head::from_bits(head), flags, last_seen, now) {
-            choice = Some((Entry { flow, index }, head));
-        }
-        i += 1;
-    }
-    let mut evicts = false;
-    if choice.is_none() {
-        let index = lb_victim(hash, now);
-        let flow = FLOWS.get_ptr_mut(index)?;
-        let head = head_of(flow);
-        let state = Head::from_bits(head).state;
-        evicts = state != FlowState::Closing as u8;
-        // SAFETY: map values stay valid; the flags are a plain integer.
-        if rank(state, unsafe { (*flow).client_flags }) != 0 {
-            choice = Some((Entry { flow, index }, head));
-        }
-    }
-    let (entry, seen) = choice?;
-    let was = Head::from_bits(seen);
-    if !replace(entry, was, CLAIMED) {
-        return None;
-    }
-    if evicts {
-        count(was.service, Counter::FlowEvicted as u32);
-    }
-    // SAFETY: a map value stays valid, and the entry is ours.
-    unsafe { (*entry.flow).last_seen = now };
-    Some(entry)
+/// Who wants an entry.
+#[derive(Clone, Copy)]
+pub(crate) enum Claimant {
+    /// A packet that anybody can have forged.
+    Unproven = 0,
+    /// A client whose address is its own.
+    Proven = 1,
 }
 
-/// Of the flows of a full group the one that loses least: one that is closing, else one that only begins, else the one of datagrams
-/// that was not heard of longest. Its index; beyond all of them when nobody can go.
+/// What an entry has while a processor fills it in.
+const CLAIMED: Head = Head {
+    client_port: Be16::new(0),
+    service: 0,
+    backend: 0,
+    state: FlowState::Claimed as u8,
+    window_shift: 0,
+};
+
+/// Takes an entry for a new flow: its `own` former one, if it was found, or what [`lb_claim`] finds. The entry is nobody's until its head is
+/// published. Otherwise the counter of why there is none.
+#[inline(always)]
+pub(crate) fn claim(
+    settings: &Settings,
+    key: &Key,
+    own: Option<Entry>,
+    now: u32,
+    claimant: Claimant,
+) -> Result<Entry, Counter> {
+    let index = match own {
+        Some(entry) => {
+            let was = head(entry);
+            // What is claimed may become anything yet.
+            let is_own = Head::key(was.client_port, was.service) == key.tail();
+            let can_go = is_own && was.state != FlowState::Claimed as u8;
+            if !can_go || !replace(entry, was, CLAIMED) {
+                return Err(Counter::DropBusy);
+            }
+            entry.index
+        }
+        None => lb_claim(key.hash(settings), u32::from(key.service), claimant as u32, now),
+    };
+    if index >= REFUSED {
+        return Err(match index {
+            SHARE => Counter::DropFlowShare,
+            BUSY => Counter::DropBusy,
+            _ => Counter::DropFlowTableFull,
+        });
+    }
+    let flow = FLOWS.get_ptr_mut(index).ok_or(Counter::DropFlowTableFull)?;
+    // SAFETY: a map value stays valid, and the entry is ours.
+    unsafe { (*flow).last_seen = now };
+    Ok(Entry { flow, index })
+}
+
+/// No indices of the flow table, but reasons why there is none: the service has as many flows as it may...
+const SHARE: u32 = u32::MAX;
+/// ...both groups are full...
+const FULL: u32 = u32::MAX - 1;
+/// ...or another processor was faster.
+const BUSY: u32 = u32::MAX - 2;
+const REFUSED: u32 = BUSY;
+
+/// Takes an entry for a flow that has none: a free or expired one in its first group, or in its other one where the first is nearly
+/// full; failing that, of both groups, the one whose flow loses least (see [`lb_loss`]). A service that has as many flows as it may takes
+/// from its own ones alone. Returns the index.
 ///
 /// A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_victim(hash: u32, now: u32) -> u32 {
-    let Some(settings) = settings() else { return u32::MAX };
-    let (mut best, mut victim) = (0, u32::MAX);
+extern "C" fn lb_claim(hash: u32, id: u32, proven: u32, now: u32) -> u32 {
+    let (Some(settings), Some(service)) = (settings(), SERVICES.get(id)) else { return FULL };
+    let mask = settings.flow_group_mask;
+    let (first, other) = (first_group(hash, mask), other_group(hash, mask));
+    let who = (id & 0xffff) | (proven & 1) << 16 | u32::from(is_full(service, id)) << 17;
+    let mut group = first;
+    let mut best = lb_survey(first, hash, who, now);
+    if room(best) <= RESERVE {
+        let there = lb_survey(other, hash, who, now);
+        // More room, or, where neither has any, who loses less.
+        if there & !PLACE > best & !PLACE {
+            (group, best) = (other, there);
+        }
+    }
+    if best >> RANK == 0 {
+        return if who >> 17 != 0 { SHARE } else { FULL };
+    }
+    if group != first {
+        // Before anybody can look for it there.
+        add_to(OVERFLOWS.get_ptr_mut(first), 1);
+    }
+    let index = group.wrapping_mul(GROUP as u32) + (best as u32 & PLACE as u32);
+    let Some(flow) = FLOWS.get_ptr_mut(index) else { return FULL };
+    let entry = Entry { flow, index };
+    let was = head(entry);
+    // What was seen may be over; what is seen behind the head holds for as long as the head stays.
+    let rank = (lb_loss(index, who, now) >> RANK) as u32;
+    if rank == 0 || !replace(entry, was, CLAIMED) {
+        return BUSY;
+    }
+    if rank < CLOSING {
+        count(was.service, Counter::FlowEvicted as u32);
+    }
+    index
+}
+
+/// Where the rank stands in what [`lb_survey`] and [`lb_loss`] say; below it, how many entries are free, ticks since the flow
+/// was heard of, and the place in the group.
+const RANK: u32 = 56;
+const ROOM: u32 = 48;
+const AGE: u32 = 8;
+const PLACE: u64 = GROUP as u64 - 1;
+
+#[inline(always)]
+const fn room(group: u64) -> u32 {
+    (group >> ROOM) as u32 & 0xff
+}
+
+/// Of a group, how many entries are free for a new flow, and the first of these, or else the one whose flow loses least. `who`: the flow's
+/// service, bit 16 where its client is proven, bit 17 where its service may take from its own flows alone.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_survey(group: u32, hash: u32, who: u32, now: u32) -> u64 {
+    let (mut best, mut room) = (0, 0);
     let mut i = 0;
     while i < GROUP as u32 {
-        let index = place(settings, hash, i);
-        let Some(flow) = FLOWS.get_ptr_mut(index) else { break };
-        let state = Head::from_bits(head_of(flow)).state;
-        // SAFETY: map values stay valid; the fields are plain integers.
-        let (flags, last_seen) = unsafe { ((*flow).client_flags, (*flow).last_seen) };
-        let age = now.wrapping_sub(last_seen);
-        let age = if (age as i32) < 0 { 0 } else { u64::from(age) };
-        let rank = u64::from(rank(state, flags)) << 32;
-        if rank != 0 && rank + age >= best {
-            best = rank + age;
-            victim = index;
+        // Unrolled, the loop would take more stack than there is.
+        i = barrier_var(u64::from(i)) as u32;
+        let index = place(group, hash, i);
+        let loss = lb_loss(index, who, now);
+        room += loss >> (RANK + FREE.trailing_zeros()) & 1;
+        // The first of equals.
+        if loss > best & !PLACE {
+            best = loss | u64::from(index) & PLACE;
         }
         i += 1;
     }
-    victim
+    best | room << ROOM
 }
 
-/// How readily a flow that has not expired makes room: 0 is not at all.
-#[inline(always)]
-fn rank(state: u8, flags: u8) -> u32 {
-    match FlowState::from_bits(state) {
-        FlowState::Closing => 3,
-        FlowState::Opening | FlowState::Awaiting => 2,
-        FlowState::Established if flags & DATAGRAMS != 0 => 1,
-        _ => 0,
+/// Ranks of what makes room at once: what is free or has expired...
+const FREE: u32 = 8;
+/// ...and what is closing.
+const CLOSING: u32 = 7;
+
+/// How readily an entry is given to a new flow, and for how many ticks its present one was not heard of: of equals the one goes that
+/// was not heard of longest. 0: not at all. `who` is that of [`lb_survey`].
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_loss(index: u32, who: u32, now: u32) -> u64 {
+    let (Some(settings), Some(flow)) = (settings(), FLOWS.get_ptr_mut(index)) else { return 0 };
+    let head = Head::from_bits(head_of(flow));
+    let (own, proven, full) =
+        (u32::from(head.service) == who & 0xffff, who & 1 << 16 != 0, who & 1 << 17 != 0);
+    if full && !own {
+        return 0;
     }
+    if head.state == FlowState::Free as u8 {
+        return u64::from(FREE) << RANK;
+    }
+    // SAFETY: map values stay valid; the fields are plain integers.
+    let (flags, backend_flags, last_seen) =
+        unsafe { ((*flow).client_flags, (*flow).backend_flags, (*flow).last_seen) };
+    let Some(lifetime) = settings.lifetime(head.state, flags, backend_flags) else { return 0 };
+    if is_over(lifetime, last_seen, now) {
+        return u64::from(FREE) << RANK;
+    }
+    let age = now.wrapping_sub(last_seen);
+    let age = if (age as i32) < 0 { 0 } else { age };
+    let idle = age > settings.evictable_ticks;
+    let rank = match FlowState::from_bits(head.state) {
+        FlowState::Closing => CLOSING,
+        // Of two services the one that has more gives way, so that a flood takes its own places.
+        FlowState::Opening if own => 5,
+        FlowState::Opening if flows_of(head.service.into()) > flows_of(who & 0xffff) => 6,
+        FlowState::Opening => 4,
+        // Its client's address is its own, so no packet of which that is not known takes its place.
+        FlowState::Awaiting if own || proven => 3,
+        _ if idle => 2,
+        // Its client's next datagram makes it again.
+        FlowState::Established if own && flags & DATAGRAMS != 0 => 1,
+        _ => 0,
+    };
+    if rank == 0 { 0 } else { u64::from(rank) << RANK | u64::from(age) << AGE }
 }

@@ -12,7 +12,7 @@ use crate::{handshake, plain, rewrite, syn, unknown};
 use aya_ebpf::programs::XdpContext;
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
-use lb_common::flow::{ACKNOWLEDGED, FIN_SEEN, Flow, FlowState, Head, NO_STASH, RESET_SEEN};
+use lb_common::flow::{ACKNOWLEDGED, FIN_SEEN, FORGOTTEN, Flow, FlowState, Head, NO_STASH, RESET_SEEN};
 use lb_common::maglev::NOBODY;
 use lb_common::settings::Settings;
 use lb_common::tcp::{ACK, FIN, RST, SYN};
@@ -87,7 +87,7 @@ pub(crate) fn handle(
 #[inline(always)]
 fn established(ctx: &XdpContext, frame: Frame, entry: Entry, flow: &Flow, segment: &Segment) -> Verdict {
     let Some(backend) = BACKENDS.get(u32::from(flow.head.backend)) else {
-        if flow.head.backend == NOBODY {
+        if matches!(flow.head.backend, NOBODY | FORGOTTEN) {
             return Verdict::from_bits(lb_unavailable(ctx.ctx, u32::from(flow.head.service), entry.index));
         }
         return consume(Counter::DropNoBackendEntry);

@@ -2,13 +2,14 @@
 
 use crate::asked;
 use crate::cold::{self, Parsed};
-use crate::flows::{self, Entry, Key};
+use crate::flows::{self, Claimant, Entry, Key};
 use crate::header::{Header, timestamp_options};
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{lb_refuse, offer};
 use crate::options::timestamps;
 use crate::packet::Segment;
 use crate::select::{ANOTHER, choose, decided, lb_choose};
+use crate::shares;
 use crate::stash::{self, Slot, TIMESTAMPS};
 use crate::syn::{back, scale_of, send};
 use crate::token::{self, ABSENT, INVALID};
@@ -30,7 +31,11 @@ use lb_common::tcp::{ACK, FIN, RST, rescale_window};
 /// The first payload of a proven client: stash it, make a flow, choose, and turn the packet into a SYN to the backend.
 #[inline(always)]
 pub(crate) fn begin(ctx: &XdpContext, service: u16) -> Verdict {
-    let bits = lb_bind(ctx.ctx, u32::from(service));
+    let entered = lb_enter(ctx.ctx, u32::from(service));
+    if !is_stashed(entered) {
+        return Verdict::from_bits(entered);
+    }
+    let bits = lb_bind(ctx.ctx, u32::from(service), entered as u32, (entered >> 32) as u32 & 0xffff);
     if is_stashed(bits) { place(ctx, service, bits, ALL) } else { Verdict::from_bits(bits) }
 }
 
@@ -72,37 +77,64 @@ const fn is_repeated(bits: u64) -> u32 {
     (bits >> 48 & 1) as u32
 }
 
-/// Takes a flow and a stash for a first payload. The flow has no backend yet, and the stash is left locked. A global function
-/// (see [`crate::cold`]).
+/// Takes a flow and a stash for a first payload. The flow's entry is left claimed and the stash locked. A global function (see
+/// [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32) -> u64 {
+extern "C" fn lb_enter(ctx: *mut xdp_md, service: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
     let Some(settings) = settings() else { return consume(Counter::DropNoService).to_bits() };
-    let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else {
+    let Some(Parsed { key, .. }) = cold::parse(&ctx, service) else {
         return consume(Counter::DropTruncated).to_bits();
     };
-    bind(&ctx, settings, &key, &segment)
+    let now = flows::now(settings);
+    let entry = match flows::claim(settings, &key, flows::find(settings, &key), now, Claimant::Proven) {
+        Ok(entry) => entry,
+        Err(counter) => return consume(counter).to_bits(),
+    };
+    let stash = stash::claim(entry.index, key.hash(settings), key.service, now);
+    if let Err(counter) = stash::refused(stash) {
+        free(entry);
+        return consume(counter).to_bits();
+    }
+    stashed(entry.index, stash as u16)
+}
+
+/// Keeps a first payload in the stash that [`lb_enter`] has taken, and publishes its flow, which has no backend yet. The stash is
+/// left locked. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_bind(ctx: *mut xdp_md, service: u32, flow: u32, stash: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(place), Some(kept), Some(settings)) =
+        (FLOWS.get_ptr_mut(flow), STASHES.get_ptr_mut(stash), settings())
+    else {
+        return consume(Counter::DropNoService).to_bits();
+    };
+    let (entry, slot) = (Entry { flow: place, index: flow }, Slot { stash: kept, index: stash as u16 });
+    let Some(Parsed { key, segment, .. }) = cold::parse(&ctx, service) else {
+        stash::release(slot);
+        free(entry);
+        return consume(Counter::DropTruncated).to_bits();
+    };
+    bind(&ctx, settings, &key, &segment, entry, slot)
 }
 
 #[inline(always)]
-fn bind(ctx: &XdpContext, settings: &Settings, key: &Key, segment: &Segment) -> u64 {
-    let now = flows::now(settings);
-    let Some(entry) = flows::claim(settings, key, now) else {
-        return consume(Counter::DropFlowTableFull).to_bits();
-    };
-    let hash = key.hash(settings);
-    let Some(slot) = stash::claim(settings, entry.index, hash, now) else {
-        free(entry);
-        return consume(Counter::DropNoStash).to_bits();
-    };
+fn bind(
+    ctx: &XdpContext,
+    settings: &Settings,
+    key: &Key,
+    segment: &Segment,
+    entry: Entry,
+    slot: Slot,
+) -> u64 {
     if !stash::keep_first(ctx, slot, segment) {
         stash::release(slot);
         free(entry);
         return consume(Counter::DropStashFull).to_bits();
     }
-    // SAFETY: a map value stays valid, and this processor has its lock.
-    unsafe { (*slot.stash).hash = hash };
+    let now = flows::now(settings);
     fill(ctx, entry, key, segment, now, slot.index);
     if segment.flags & FIN != 0 {
         // SAFETY: a map value; the entry is nobody else's before its head is published.
@@ -165,7 +197,25 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, size: u32) -> u64 {
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *stash };
     let key = Key { client: known.client, port: was.client_port, service: service as u16 };
-    let chosen = choose(stash, index, key.service, found);
+    let mut chosen = choose(stash, index, key.service, found);
+    if shares::is_waited_for(entry, chosen) {
+        let reason = stash.reason;
+        // What belongs nowhere need not wait for a backend that may be silent.
+        if reason == Counter::NewSession as u32 || reason == Counter::InvalidToken as u32 {
+            stash::note_tried(slot.stash, chosen as u16);
+            chosen = lb_choose(index, service, ANOTHER);
+            stash.reason = reason;
+        }
+        if chosen == u32::from(NOBODY) || shares::is_waited_for(entry, chosen) {
+            if known.client_flags & ACKNOWLEDGED == 0 {
+                // Its client sends it again.
+                stash::release(slot);
+                end(place, was);
+                return consume(Counter::DropBackendPending).to_bits();
+            }
+            chosen = u32::from(NOBODY);
+        }
+    }
     if chosen == u32::from(NOBODY) {
         decided(&key, NOBODY, found, stash.reason);
         let (heard, stamp) = (known.client_isn.wrapping_add(1).wrapping_add(stash.limit), stash.ts_base);

@@ -12,6 +12,7 @@ use crate::maps::{ABILITIES, BACKENDS, HEADER, SERVICES, count, count_backend, s
 use crate::offer::syn_header;
 use crate::options::{self, Offer, Timestamps};
 use crate::packet::{BASE, Packet, Segment, at};
+use crate::shares;
 use crate::stash::{self, MAX_SEGMENT};
 use crate::steer::ends;
 use crate::verdict::Verdict;
@@ -141,6 +142,7 @@ fn splice(
         if !spliced {
             return drop(Counter::DropBusy);
         }
+        shares::account(was, head);
         count_backend(slot, |counters| counters.spliced += 1);
     }
     let _ = settings;

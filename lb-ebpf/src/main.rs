@@ -30,6 +30,7 @@ mod plain;
 mod replay;
 mod rewrite;
 mod select;
+mod shares;
 mod stash;
 mod steer;
 mod syn;

@@ -9,7 +9,7 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTER_ROOM, ServiceCounters};
 use lb_common::endpoint::Bucket;
-use lb_common::flow::Flow;
+use lb_common::flow::{Flow, Use};
 use lb_common::home::{Asked, Home, Tail};
 use lb_common::lost::{Lost, Watch};
 use lb_common::maglev::Block;
@@ -72,6 +72,19 @@ pub(crate) static TAILS: Array<Tail> = Array::with_max_entries(1024, 0);
 /// Slot → flows that live there. Counted here, corrected by the daemon when it frees expired ones.
 #[map]
 pub(crate) static LIVE: Array<u64> = Array::with_max_entries(1024, MMAPABLE);
+
+/// Slot → flows that wait for its answer to a SYN. Counted as [`LIVE`] is.
+#[map]
+pub(crate) static WAITING: Array<u64> = Array::with_max_entries(1024, MMAPABLE);
+
+/// Service id → how much of the tables it uses. Counted as [`LIVE`] is.
+#[map]
+pub(crate) static USES: Array<Use> = Array::with_max_entries(16, MMAPABLE);
+
+/// Group of the flow table → not 0 when flows that it is the first group of may stand in their other one. Raised here; the daemon
+/// makes it 0 again when there are none.
+#[map]
+pub(crate) static OVERFLOWS: Array<u64> = Array::with_max_entries(16_384, MMAPABLE);
 
 /// Steering decisions ([`lb_common::trace::Decision`]) for whoever listens. Written here, read by the daemon.
 #[map]

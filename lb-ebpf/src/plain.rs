@@ -5,7 +5,7 @@
 //! another node that shares the address, or before the tables were lost.
 
 use crate::cold::{self, Parsed};
-use crate::flows::{self, Entry, Key};
+use crate::flows::{self, Claimant, Entry, Key};
 use crate::handshake::set_head;
 use crate::header::Header;
 use crate::maps::{BACKENDS, SERVICES, count_backend, settings};
@@ -59,7 +59,8 @@ fn begin(
     if !rewrite::has_hop_left(frame) {
         return consume(Counter::DropTtl);
     }
-    if let Some(entry) = flows::find(settings, key) {
+    let own = flows::find(settings, key);
+    if let Some(entry) = own {
         // SAFETY: a map value stays valid; its fields are plain integers.
         let flow = unsafe { &*entry.flow };
         if let Some(backend) = BACKENDS.get(u32::from(flow.head.backend))
@@ -89,7 +90,10 @@ fn begin(
     }
     let slot = chosen as u16;
     let now = flows::now(settings);
-    let Some(entry) = flows::claim(settings, key, now) else { return consume(Counter::DropFlowTableFull) };
+    let entry = match flows::claim(settings, key, own, now, Claimant::Unproven) {
+        Ok(entry) => entry,
+        Err(counter) => return consume(counter),
+    };
     fill(ctx, entry, key, segment, now);
     set_head(entry, key, slot, FlowState::Opening);
     let reason = if by_address { Counter::Hashed } else { Counter::NewSession };

@@ -1,7 +1,8 @@
 //! Which backend a new flow goes to: DESIGN of the steering order in `README.md`, "How a backend is chosen".
 
-use crate::flows::{Key, live};
+use crate::flows::Key;
 use crate::maps::{BACKENDS, MAGLEV, POOLS, SERVICES, STASHES, count, count_backend};
+use crate::shares::live;
 use crate::token::{Found, HASHED, UNKNOWN, is_claim};
 use crate::trace;
 use lb_common::backend::State;

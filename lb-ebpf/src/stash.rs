@@ -6,15 +6,17 @@
 use crate::atomic::{compare_exchange, exchange, fill, read_last};
 use crate::bounds::{Length, offset};
 use crate::cold::Parsed;
-use crate::flows::is_over;
-use crate::maps::{FLOWS, SERVICES, STASHES};
+use crate::flows::{self, Entry, is_over};
+use crate::maps::{FLOWS, SERVICES, STASHES, count, settings};
 use crate::options::timestamps;
 use crate::packet::{Packet, Segment};
 use crate::rewrite::payload_sum;
+use crate::shares::is_pending_full;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum::{at_odd_offset, fold, sub};
-use lb_common::flow::{ACKNOWLEDGED, FlowState, NO_STASH, WENT_ON};
+use lb_common::counter::Counter;
+use lb_common::flow::{ACKNOWLEDGED, FORGOTTEN, FlowState, Head, NO_STASH, WENT_ON};
 use lb_common::settings::Settings;
 use lb_common::stash::{STASH_BYTES, Stash, TRIED, VIEW_FIN, VIEW_PSH, VIEW_USED, VIEWS, View};
 use lb_common::tcp::{FIN, PSH};
@@ -55,52 +57,96 @@ const fn owner(flow: u32, tick: u32) -> u64 {
     (flow as u64 + 1) | (tick as u64) << 32
 }
 
-/// Takes a stash for the flow in entry `flow`, whose hash is `hash`, and locks it: a free one, or one whose owner does not
-/// wait any more; failing that, one whose owner has only begun to speak, and will begin anew.
+/// Who may be ended for a stash: nobody, ...
+const NOBODY_ENDS: u32 = 0;
+/// ...or who waits for the rest of its head; less than that is the id of a service, whose flows alone may be.
+const ANYBODY: u32 = 1 << 16;
+
+/// Takes a stash for the flow in entry `flow` of a service, whose hash is `hash`, and locks it. Returns its index, or what
+/// [`refused`] knows.
 #[inline(always)]
-pub(crate) fn claim(settings: &Settings, flow: u32, hash: u32, now: u32) -> Option<Slot> {
-    let mut i = 0;
+pub(crate) fn claim(flow: u32, hash: u32, service: u16, now: u32) -> u32 {
+    lb_claim_stash(flow, hash, u32::from(service), now)
+}
+
+/// The counter of why [`claim`] took no stash.
+#[inline(always)]
+pub(crate) const fn refused(index: u32) -> Result<(), Counter> {
+    match index {
+        SHARE => Err(Counter::DropPendingShare),
+        NONE => Err(Counter::DropNoStash),
+        _ => Ok(()),
+    }
+}
+
+/// No indices of stashes, but reasons why there is none: as many of the service's flows wait as may...
+const SHARE: u32 = u32::MAX;
+/// ...or all stashes are taken that the flow may have.
+const NONE: u32 = u32::MAX - 1;
+
+/// Takes a free stash, or one whose owner does not wait any more; failing that, one whose owner has only begun to speak, which is
+/// ended. A service of which as many flows wait as may takes from those alone. Returns the index of the stash.
+///
+/// A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_claim_stash(flow: u32, hash: u32, service: u32, now: u32) -> u32 {
+    let Some(settings) = settings() else { return NONE };
+    let full = is_pending_full(service);
+    let ends = if full { service & 0xffff } else { ANYBODY };
+    let mut i = if full { WAYS } else { 0 };
     while i < 2 * WAYS {
-        let pressed = i >= WAYS;
+        let ends = if i < WAYS { NOBODY_ENDS } else { ends };
         let index = hash.rotate_left(8).wrapping_add(i) & settings.stash_mask & 0xffff;
-        let stash = STASHES.get_ptr_mut(index)?;
+        let Some(stash) = STASHES.get_ptr_mut(index) else { break };
         let slot = Slot { stash, index: index as u16 };
         // SAFETY: a map value stays valid.
         unsafe {
-            if usable(settings, slot, flow, now, pressed)
-                && compare_exchange(&raw mut (*stash).lock, 0, 1) == 0
+            if usable(settings, slot, flow, now, ends) && compare_exchange(&raw mut (*stash).lock, 0, 1) == 0
             {
                 // Only who has the lock changes the owner, and a flow that is being bound has it: what was seen without
                 // it may be over, what is seen under it stays.
-                if usable(settings, slot, flow, now, pressed) {
+                if usable(settings, slot, flow, now, ends) && evict(slot) {
                     exchange(&raw mut (*stash).owner, owner(flow, now));
                     fill::<VIEWS>((&raw mut (*stash).views).cast(), 0);
                     // As `Tried::NONE`.
                     fill::<{ TRIED / 4 }>((&raw mut (*stash).tried).cast(), u64::MAX);
                     (*stash).tried_len = 0;
                     (*stash).pool = 0;
-                    return Some(slot);
+                    (*stash).hash = hash;
+                    return index;
                 }
                 unlock(slot);
             }
         }
         i += 1;
     }
-    None
+    if full { SHARE } else { NONE }
 }
 
-/// Whether the flow in entry `flow` may have a stash: nobody has it, or its owner has no use for it.
+/// The word of a stash that says whose it is.
 #[inline(always)]
-fn usable(settings: &Settings, slot: Slot, flow: u32, now: u32, pressed: bool) -> bool {
+fn held(slot: Slot) -> u64 {
     // SAFETY: a map value stays valid; the owner is one aligned word.
-    let held = unsafe { core::ptr::read_volatile(&raw const (*slot.stash).owner) };
-    held as u32 == 0 || held as u32 == flow + 1 || forsaken(settings, held, slot.index, now, pressed)
+    unsafe { core::ptr::read_volatile(&raw const (*slot.stash).owner) }
 }
 
-/// Whether the flow that holds a stash has no use for it: it is spliced, gone, or its backend stayed silent too long. Where
-/// others are in need, one that waits for the rest of its head has the weaker claim.
+/// Whether the flow in entry `flow` may have a stash: nobody has it, its owner has no use for it, or may be ended.
 #[inline(always)]
-fn forsaken(settings: &Settings, held: u64, index: u16, now: u32, pressed: bool) -> bool {
+fn usable(settings: &Settings, slot: Slot, flow: u32, now: u32, ends: u32) -> bool {
+    let held = held(slot);
+    if ends != NOBODY_ENDS && ends != ANYBODY {
+        return is_awaiting(held, slot.index, ends);
+    }
+    held as u32 == 0
+        || held as u32 == flow + 1
+        || forsaken(settings, held, slot.index, now)
+        || ends == ANYBODY && is_awaiting(held, slot.index, ends)
+}
+
+/// Whether the flow that holds a stash has no use for it: it is spliced, gone, or its backend stayed silent too long.
+#[inline(always)]
+fn forsaken(settings: &Settings, held: u64, index: u16, now: u32) -> bool {
     if is_over(settings.binding_ticks, (held >> 32) as u32, now) {
         return true;
     }
@@ -109,10 +155,45 @@ fn forsaken(settings: &Settings, held: u64, index: u16, now: u32, pressed: bool)
             flow.stash != index
                 || flow.head.state == FlowState::Established as u8 && flow.client_flags & ACKNOWLEDGED == 0
                 || flow.head.state == FlowState::Closing as u8
-                || pressed && flow.head.state == FlowState::Awaiting as u8
         }
         None => true,
     }
+}
+
+/// Whether the flow that holds a stash waits for the rest of its head: a weaker claim than that of one that has sent all of it. `of`: of
+/// which service, or [`ANYBODY`].
+#[inline(always)]
+fn is_awaiting(held: u64, index: u16, of: u32) -> bool {
+    FLOWS.get((held as u32).wrapping_sub(1)).is_some_and(|flow| {
+        flow.stash == index
+            && flow.head.state == FlowState::Awaiting as u8
+            && (of == ANYBODY || u32::from(flow.head.service) == of)
+    })
+}
+
+/// Ends the flow that holds a stash, which the caller has locked, if it waits for the rest of its head. Returns whether the stash is free.
+#[inline(always)]
+fn evict(slot: Slot) -> bool {
+    let index = (held(slot) as u32).wrapping_sub(1);
+    let Some(flow) = FLOWS.get_ptr_mut(index) else { return true };
+    let entry = Entry { flow, index };
+    let was = flows::head(entry);
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let (stash, flags) = unsafe { ((*flow).stash, (*flow).client_flags) };
+    if was.state != FlowState::Awaiting as u8 || stash != slot.index {
+        return true;
+    }
+    // What its client sends next begins anew, unless it was told that some of it had arrived.
+    let is = if flags & ACKNOWLEDGED != 0 {
+        Head { backend: FORGOTTEN, state: FlowState::Closing as u8, ..was }
+    } else {
+        Head::default()
+    };
+    let ended = flows::replace(entry, was, is);
+    if ended {
+        count(was.service, Counter::StashEvicted as u32);
+    }
+    ended
 }
 
 /// Lets others append.

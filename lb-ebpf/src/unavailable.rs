@@ -11,12 +11,13 @@ use crate::maps::{FLOWS, SERVICES};
 use crate::options::timestamps;
 use crate::packet::{BASE, Packet, write};
 use crate::syn::{resize, scale_of, send};
+use crate::unknown::reset;
 use crate::verdict::{consume, leave};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum::{fold, sum_bytes};
 use lb_common::counter::Counter;
-use lb_common::flow::{FlowState, Head, NO_STASH};
+use lb_common::flow::{FORGOTTEN, FlowState, Head, NO_STASH};
 use lb_common::maglev::NOBODY;
 use lb_common::service::{Place, Service};
 use lb_common::stash::STASH_BYTES;
@@ -56,7 +57,7 @@ pub(crate) fn keep(entry: Entry, was: Head, heard: u32, stamp: u32) -> bool {
     flows::replace(entry, claimed, Head { state: FlowState::Closing as u8, ..claimed })
 }
 
-/// Answers a client's segment in such a flow. A global function (see [`crate::cold`]).
+/// Answers a client's segment in such a flow, or in one that is [`FORGOTTEN`]. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn lb_unavailable(ctx: *mut xdp_md, service: u32, flow: u32) -> u64 {
@@ -67,6 +68,10 @@ pub(crate) extern "C" fn lb_unavailable(ctx: *mut xdp_md, service: u32, flow: u3
     let Some(known) = FLOWS.get_ptr_mut(flow) else { return consume(Counter::DropBusy).to_bits() };
     if segment.flags & RST != 0 {
         return consume(Counter::UnavailableHeard).to_bits();
+    }
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    if unsafe { (*known).head.backend } == FORGOTTEN {
+        return reset(&context, &segment).to_bits();
     }
     let echo = timestamps(&context, segment.header).map_or(0, |stamps| echo(stamps.val));
     let end = segment.seq.wrapping_add(segment.payload).wrapping_add(u32::from(segment.flags & FIN != 0));

@@ -16,6 +16,7 @@ mod phase;
 mod proofs;
 mod servers;
 mod sessions;
+mod shares;
 mod slots;
 mod start;
 mod trace;
@@ -362,8 +363,9 @@ impl Daemon {
 
     /// How many flow entries a tick looks at: all of them within half the shortest timeout.
     fn expire_budget(&self) -> usize {
-        let Timeouts { idle, udp_idle, closing, binding, .. } = self.config.timeouts;
-        let ticks = idle.min(udp_idle).min(closing).min(binding).as_millis() / TICK.as_millis() / 2;
+        let Timeouts { idle, udp_idle, closing, binding, opening, half_closed, .. } = self.config.timeouts;
+        let shortest = idle.min(udp_idle).min(closing).min(binding).min(opening).min(half_closed);
+        let ticks = shortest.as_millis() / TICK.as_millis() / 2;
         self.datapath.flows().capacity() / usize::try_from(ticks).unwrap_or(1).max(1) + 1
     }
 

@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, COUNTERS, Counter, ServiceCounters};
 use lb_common::endpoint::{self, Bucket};
-use lb_common::flow::{Flow, FlowState};
+use lb_common::flow::{Flow, FlowState, Use};
 use lb_common::home::{Asked, FREE, Home};
 use lb_common::maglev::{BLOCK, Block, NOBODY};
 use lb_common::name::{self, Name, Pool};
@@ -32,6 +32,9 @@ pub struct Maps {
     flow_keys: Array<MapData, Asked>,
     stashes: Array<MapData, Stash>,
     live: Array<MapData, u64>,
+    waiting: Array<MapData, u64>,
+    uses: Array<MapData, Use>,
+    overflows: Array<MapData, u64>,
     trace: RingBuf<MapData>,
     service_counters: PerCpuArray<MapData, ServiceCounters>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
@@ -69,6 +72,9 @@ impl Maps {
             flow_keys: map(ebpf, "FLOW_KEYS")?,
             stashes: map(ebpf, "STASHES")?,
             live: map(ebpf, "LIVE")?,
+            waiting: map(ebpf, "WAITING")?,
+            uses: map(ebpf, "USES")?,
+            overflows: map(ebpf, "OVERFLOWS")?,
             trace: map(ebpf, "TRACE")?,
             service_counters: map(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: map(ebpf, "BACKEND_COUNTERS")?,
@@ -241,6 +247,13 @@ impl Maps {
         }
         for slot in 0..self.live.len() {
             self.live.set(slot, 0, 0)?;
+            self.waiting.set(slot, 0, 0)?;
+        }
+        for id in 0..self.uses.len() {
+            self.uses.set(id, Use::default(), 0)?;
+        }
+        for group in 0..self.overflows.len() {
+            self.overflows.set(group, 0, 0)?;
         }
         self.fill_stashes(0)
     }
@@ -248,6 +261,26 @@ impl Maps {
     /// How many live flows a backend has.
     pub fn live(&self, slot: u16) -> Result<u64> {
         Ok(self.live.get(&u32::from(slot), 0)?)
+    }
+
+    /// How many flows wait for a backend's answer.
+    pub fn waiting(&self, slot: u16) -> Result<u64> {
+        Ok(self.waiting.get(&u32::from(slot), 0)?)
+    }
+
+    /// How much of the tables a service uses.
+    pub fn used(&self, service: u16) -> Result<Use> {
+        Ok(self.uses.get(&u32::from(service), 0)?)
+    }
+
+    /// Makes a service use so much.
+    pub fn set_used(&mut self, service: u16, used: Use) -> Result<()> {
+        Ok(self.uses.set(u32::from(service), used, 0)?)
+    }
+
+    /// Whether a group of the flow table is marked as overflowed.
+    pub fn has_overflowed(&self, group: u32) -> Result<bool> {
+        Ok(self.overflows.get(&group, 0)? != 0)
     }
 
     /// Every decision that was told since it was asked last.

@@ -47,7 +47,12 @@ pub fn backend(slot: u16) -> SocketAddrV4 {
 
 impl Scene {
     pub fn new(backends: u16) -> Result<Self> {
-        let mut setup = Setup::new(Sizes::default());
+        Self::sized(Sizes::default(), backends)
+    }
+
+    /// The same with tables of another size.
+    pub fn sized(sizes: Sizes, backends: u16) -> Result<Self> {
+        let mut setup = Setup::new(sizes);
         setup.service(dial());
         for slot in 0..backends {
             let (local_mac, mac) = macs(slot);

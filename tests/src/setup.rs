@@ -76,6 +76,9 @@ impl Setup {
             closing_ticks: 4 * 10,
             binding_ticks: 4 * 30,
             head_ticks: 4 * 10,
+            opening_ticks: 4 * 20,
+            half_closed_ticks: 4 * 60,
+            evictable_ticks: 4 * 60,
             token_key_mask: 1 << TOKEN_KEY.0,
             ..Settings::default()
         };

@@ -2,7 +2,7 @@
 
 use super::table::Align::{Left, Right};
 use super::table::{count, number, sheet, span, table};
-use crate::control::{MapView, PhaseView, StatusView};
+use crate::control::{MapView, PhaseView, ShareView, StatusView};
 use crate::session::StoreState;
 
 pub(super) fn text(status: &StatusView) -> String {
@@ -41,6 +41,8 @@ pub(super) fn text(status: &StatusView) -> String {
         text += &format!("WARNING: {warning}\n");
     }
     text += "\n";
+    text += &shares(status);
+    text += "\n";
     text += &maps(status);
     text
 }
@@ -52,6 +54,30 @@ pub(super) fn phase(view: &PhaseView) -> String {
         ("lbd", format!("{version}, pid {pid}, {phase}")),
         ("waits for", format!("{waits_for}, for {}", span(*seconds))),
     ])
+}
+
+/// How much of the tables each service uses.
+fn shares(status: &StatusView) -> String {
+    let heads = [
+        ("SERVICE", Left),
+        ("FLOWS", Right),
+        ("MAX", Right),
+        ("PENDING", Right),
+        ("MAX", Right),
+        ("REFUSED", Right),
+    ];
+    let row = |share: &ShareView| {
+        let bound = |n: u32| number(n.into());
+        vec![
+            share.service.clone(),
+            number(share.flows),
+            bound(share.max_flows),
+            number(share.pending),
+            bound(share.max_pending),
+            number(share.refused),
+        ]
+    };
+    table(&heads, &status.shares.iter().map(row).collect::<Vec<_>>())
 }
 
 /// What the programs' maps hold, and the memory that they take.

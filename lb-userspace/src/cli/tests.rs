@@ -4,7 +4,7 @@ use super::*;
 use crate::control::server::{Call, ControlSocket};
 use crate::control::{
     Admin, BackendView, CounterView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
-    LearnedView, MapView, Refused, ServiceView, SessionView, StatsView, StatusView, TokenView,
+    LearnedView, MapView, Refused, ServiceView, SessionView, ShareView, StatsView, StatusView, TokenView,
 };
 use crate::session::StoreState;
 use clap::CommandFactory;
@@ -80,6 +80,14 @@ fn answer(request: &Request) -> Response {
             token_keys: 1,
             store: StoreState { place: "sled /var/lib/lb/sessions".into(), available: true, detail: None },
             warnings: vec!["packets pass the programs by: eth1 is down".into()],
+            shares: vec![ShareView {
+                service: "shop".into(),
+                flows: 1234,
+                max_flows: 65_536,
+                pending: 7,
+                max_pending: 4096,
+                refused: 3,
+            }],
             maps: vec![
                 MapView { name: "FLOWS".into(), entries: Some(131_072), used: Some(1234), bytes: 8_388_608 },
                 MapView { name: "TRACE".into(), entries: None, used: None, bytes: 274_000 },
@@ -221,6 +229,9 @@ sessions    1,000,000
 store       sled /var/lib/lb/sessions
 token keys  1 key alive, key 2 signs
 WARNING: packets pass the programs by: eth1 is down
+
+SERVICE  FLOWS     MAX  PENDING    MAX  REFUSED
+shop     1,234  65,536        7  4,096        3
 
 MAP          ENTRIES  IN USE      BYTES
 flows        131,072   1,234  8,388,608

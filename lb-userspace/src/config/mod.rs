@@ -74,6 +74,10 @@ pub struct Timeouts {
     pub binding: Duration,
     /// Rest of a request's head, or of a ClientHello.
     pub head: Duration,
+    /// Flow that was bound at its first packet and whose client has confirmed nothing.
+    pub opening: Duration,
+    /// Connection of which one side has sent its FIN, without a packet from its client.
+    pub half_closed: Duration,
     /// Managed servers that finish their requests when lbd stops.
     pub drain: Duration,
 }
@@ -86,6 +90,8 @@ impl Default for Timeouts {
             closing: Duration::from_secs(10),
             binding: Duration::from_secs(30),
             head: Duration::from_secs(10),
+            opening: Duration::from_secs(30),
+            half_closed: Duration::from_secs(60),
             drain: Duration::from_secs(10),
         }
     }
@@ -139,6 +145,12 @@ pub struct Service {
     pub window_scale: u8,
     /// Backends that a flow is offered to before its client is reset.
     pub max_tries: u8,
+    /// Flows at the same time.
+    pub max_flows: u32,
+    /// Flows that wait for a backend's answer at the same time...
+    pub max_pending: u16,
+    /// ...and those that wait for the same backend.
+    pub max_backend_pending: u16,
     /// A GET or HEAD that its backend left unanswered goes to another one.
     pub replay: bool,
     pub health: Health,

@@ -71,11 +71,15 @@ table!(RawLimits "[limits]" {
     services: u64, backends: u64, flows: u64, pending: u64, maglev_size: u64, names: u64, pools: u64, pool_maglev_size: u64,
     learned: u64, trace_bytes: Size, client_connections: u64,
 });
-table!(RawTimeouts "[timeouts]" { idle: String, udp_idle: String, closing: String, binding: String, head: String, drain: String });
+table!(RawTimeouts "[timeouts]" {
+    idle: String, udp_idle: String, closing: String, binding: String, head: String, opening: String,
+    half_closed: String, drain: String,
+});
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
     name: String, vip: String, protocol: String, affinity: RawAffinity, affinity_group: String, balance: String, on_unavailable: String,
-    window_scale: u64, max_tries: u64, replay: bool, health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
+    window_scale: u64, max_tries: u64, max_flows: u64, max_pending: u64, max_backend_pending: u64, replay: bool, health: RawHealth,
+    session: RawSession, backend: Vec<Spanned<RawBackend>>,
 });
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {
     kind: String, cookie: String, header: String, query: String, sni: bool, offset: u64, end: u64, marker: String,

@@ -10,8 +10,8 @@ mod wire;
 
 pub use view::{
     BackendView, CounterView, DecisionView, ExplainView, FlowView, FlowsView, InterfaceView, LearnedListView,
-    LearnedView, MapView, PhaseView, ServiceView, SessionView, StatsView, StatusView, StoreView, TokenView,
-    TraceView,
+    LearnedView, MapView, PhaseView, ServiceView, SessionView, ShareView, StatsView, StatusView, StoreView,
+    TokenView, TraceView,
 };
 pub use wire::{MAX_LINE, VERSION, WireError};
 

@@ -33,6 +33,9 @@ pub struct StatusView {
     /// What is wrong and can be mended by whoever runs lbd: one sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// How much of the tables each service uses.
+    #[serde(default)]
+    pub shares: Vec<ShareView>,
     /// The maps of the programs.
     pub maps: Vec<MapView>,
     /// Bytes that all of them take.
@@ -50,6 +53,19 @@ pub struct PhaseView {
     pub waits_for: String,
     /// For how long.
     pub seconds: u64,
+}
+
+/// How much of the tables a service uses, and how much it may.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ShareView {
+    pub service: String,
+    pub flows: u64,
+    pub max_flows: u32,
+    /// Flows that wait for a backend.
+    pub pending: u64,
+    pub max_pending: u32,
+    /// Flows that were refused because of these bounds since the counters began.
+    pub refused: u64,
 }
 
 /// A map of the programs.

@@ -1,10 +1,10 @@
 //! Answers lbctl: what the registry knows, what the maps and the database hold, and what the operator wants done.
 
-use super::{Daemon, Waiting, chain};
+use super::{Daemon, Waiting, chain, shares};
 use crate::control::server::Call;
 use crate::control::{
     Admin, CounterView, FlowView, FlowsView, InterfaceView, MapView, READY_PATIENCE, RESTART_PATIENCE,
-    Refused, Request, Response, StatsView, StatusView,
+    Refused, Request, Response, ShareView, StatsView, StatusView,
 };
 use crate::datapath::{DatapathError, MapMemory, Mode};
 use crate::registry::Change;
@@ -145,6 +145,7 @@ impl Daemon {
         });
         let (backends, backends_ready, backends_leaving) = self.registry.count_backends();
         let keys = self.keys.load();
+        let shares = self.shares();
         StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -170,19 +171,21 @@ impl Daemon {
             token_key: keys.ids().first().copied().unwrap_or(0),
             token_keys: keys.ids().len() as u32,
             store: self.store.state(),
-            warnings: self.warnings(),
+            warnings: self.warnings(&shares),
             map_bytes: maps.iter().map(|map| map.bytes).sum(),
+            shares,
             maps,
         }
     }
 
     /// What is wrong and can be mended by whoever runs this: one sentence each.
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self, shares: &[ShareView]) -> Vec<String> {
         let unattached = self.unattached.iter().map(|error| format!("packets pass the programs by: {error}"));
         unattached
             .chain(self.devices.iter().cloned())
             .chain(self.lost_warnings())
             .chain(self.proof_warnings())
+            .chain(shares::warnings(shares))
             .collect()
     }
 

@@ -32,6 +32,9 @@ use tokio::task::JoinHandle;
 /// Expired sessions are removed this often, so many records at a time are looked at.
 const SWEEP: (Duration, usize) = (Duration::from_secs(1), 1000);
 
+/// An established flow of whose client nothing was heard for this long may make room for another one.
+const EVICTABLE: Duration = Duration::from_secs(60);
+
 impl Daemon {
     /// Starts, unless it is told to stop meanwhile. lbctl is answered from the beginning.
     pub(super) async fn start(options: Options) -> anyhow::Result<Option<Self>> {
@@ -262,6 +265,9 @@ fn settings(
         closing_ticks: clock.ticks(config.timeouts.closing),
         binding_ticks: clock.ticks(config.timeouts.binding),
         head_ticks: clock.ticks(config.timeouts.head),
+        opening_ticks: clock.ticks(config.timeouts.opening),
+        half_closed_ticks: clock.ticks(config.timeouts.half_closed),
+        evictable_ticks: clock.ticks(EVICTABLE),
         ..Settings::default()
     })
 }

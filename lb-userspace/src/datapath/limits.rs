@@ -38,7 +38,7 @@ impl Default for Limits {
             services: 16,
             backends: 1024,
             flows: 65_536,
-            pending: 1024,
+            pending: 4096,
             maglev_size: 65_537,
             names: 1024,
             pools: 64,
@@ -102,9 +102,24 @@ impl Limits {
         }
     }
 
-    /// Entries of the flow table: half as many again as flows at most, in whole groups, their number a power of two.
+    /// Entries of the flow table: twice as many as flows at least, in whole groups, their number a power of two.
     pub fn flow_entries(&self) -> u32 {
         (self.flows * 2).next_power_of_two().max(GROUP as u32)
+    }
+
+    /// Flows of one service that may wait for a backend, where its configuration does not say: half, so that others have the rest.
+    pub fn service_pending(&self) -> u16 {
+        share(self.pending, 2)
+    }
+
+    /// Flows that may wait for the same backend, where its service's configuration does not say.
+    pub fn backend_pending(&self) -> u16 {
+        share(self.pending, 4)
+    }
+
+    /// Groups of the flow table.
+    pub fn flow_groups(&self) -> u32 {
+        self.flow_entries() / GROUP as u32
     }
 
     /// Buckets in each half of the endpoint table: so many that a hash seed without a collision too many is found at once.
@@ -146,6 +161,11 @@ impl Limits {
     pub(crate) fn name_entries(&self) -> u32 {
         2 * self.names
     }
+}
+
+/// One of `parts` of a number, at least 1.
+fn share(all: u32, parts: u32) -> u16 {
+    u16::try_from((all / parts).max(1)).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuHashMa
 use lb_common::backend::{Abilities, Backend};
 use lb_common::counter::{BackendCounters, ServiceCounters};
 use lb_common::endpoint::Bucket;
-use lb_common::flow::Flow;
+use lb_common::flow::{Flow, Use};
 use lb_common::home::{Asked, Home, Tail};
 use lb_common::lost::{Lost, Watch};
 use lb_common::maglev::Block;
@@ -43,7 +43,7 @@ const UPLINKS: u32 = 1024;
 /// Interfaces times causes.
 const LOST_KINDS: u32 = 1024;
 
-const SHAPES: [Shape; 22] = [
+const SHAPES: [Shape; 25] = [
     shape::<Settings>("SETTINGS", "", |_| 1),
     shape::<Bucket>("ENDPOINTS", "`services` or `backends`", |limits| 2 * limits.endpoint_buckets()),
     shape::<Service>("SERVICES", "`services`", |limits| limits.services),
@@ -58,6 +58,9 @@ const SHAPES: [Shape; 22] = [
     shape::<Home>("HOMES", "`learned`", Limits::home_entries),
     shape::<Tail>("TAILS", "`pending`", |limits| limits.pending),
     shape::<u64>("LIVE", "`backends`", |limits| limits.backends),
+    shape::<u64>("WAITING", "`backends`", |limits| limits.backends),
+    shape::<Use>("USES", "`services`", |limits| limits.services),
+    shape::<u64>("OVERFLOWS", "`flows`", Limits::flow_groups),
     Shape { name: "TRACE", value: 0, entries: |limits| limits.trace_bytes, limits: "`trace_bytes`" },
     shape::<Stash>("STASHES", "`pending`", |limits| limits.pending + processors()),
     shape::<ServiceCounters>("SERVICE_COUNTERS", "`services`", |limits| limits.services),
@@ -169,6 +172,9 @@ pub(super) struct Maps {
     pub(super) flows: MapData,
     pub(super) homes: MapData,
     pub(super) live: MapData,
+    pub(super) waiting: MapData,
+    pub(super) uses: MapData,
+    pub(super) overflows: MapData,
     pub(super) service_counters: PerCpuArray<MapData, ServiceCounters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) abilities: Array<MapData, Abilities>,
@@ -195,6 +201,9 @@ impl Maps {
             flows: take_mapped(ebpf, path, "FLOWS")?,
             homes: take_mapped(ebpf, path, "HOMES")?,
             live: take_mapped(ebpf, path, "LIVE")?,
+            waiting: take_mapped(ebpf, path, "WAITING")?,
+            uses: take_mapped(ebpf, path, "USES")?,
+            overflows: take_mapped(ebpf, path, "OVERFLOWS")?,
             service_counters: take(ebpf, path, "SERVICE_COUNTERS")?,
             backend_counters: take(ebpf, path, "BACKEND_COUNTERS")?,
             abilities: take(ebpf, path, "ABILITIES")?,

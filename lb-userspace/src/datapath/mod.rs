@@ -28,6 +28,7 @@ pub use attach::{Attached, JointHook};
 pub use clock::{Clock, ClockError};
 pub use counters::Counters;
 pub use error::DatapathError;
+use flows::Tables;
 pub use flows::{Expired, Flows};
 pub use homes::Homes;
 pub use kernel::Kernel;
@@ -50,6 +51,7 @@ use lb_common::settings::Settings;
 use load::Loaded;
 use pins::Pins;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use write::Writer;
 
@@ -110,7 +112,14 @@ impl Datapath {
         });
         let flows = {
             let (limits, maps) = (&options.limits, &loaded.maps);
-            Flows::map(maps.flows.fd(), limits.flow_entries(), maps.live.fd(), limits.backends)?
+            Flows::map(Tables {
+                flows: (maps.flows.fd().as_fd(), limits.flow_entries()),
+                live: maps.live.fd().as_fd(),
+                waiting: maps.waiting.fd().as_fd(),
+                backends: limits.backends,
+                uses: (maps.uses.fd().as_fd(), limits.services),
+                overflows: maps.overflows.fd().as_fd(),
+            })?
         };
         let homes = Homes::map(loaded.maps.homes.fd(), options.limits.home_entries())?;
         let writer = Writer::new(&mut loaded.maps, options.limits, loaded.inherited)?;

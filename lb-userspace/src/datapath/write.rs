@@ -10,7 +10,6 @@ use super::tables::{Endpoints, MaglevTables, Servers};
 use lb_common::addr::{Addr, Be16};
 use lb_common::backend::Backend;
 use lb_common::endpoint::Endpoint;
-use lb_common::flow::GROUP;
 use lb_common::home;
 use lb_common::quic_lb;
 use lb_common::service::Service;
@@ -77,7 +76,7 @@ impl Writer {
             settings.name_key = random()?;
         }
         settings.home_group_mask = limits.home_entries() / home::GROUP as u32 - 1;
-        settings.flow_group_mask = limits.flow_entries() / GROUP as u32 - 1;
+        settings.flow_group_mask = limits.flow_groups() - 1;
         settings.stash_mask = limits.pending - 1;
         clock.fill(&mut settings);
         let [seed] = random()?;

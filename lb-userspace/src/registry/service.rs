@@ -31,6 +31,9 @@ pub(super) struct Service {
     learned_ticks: u32,
     window_scale: u8,
     max_tries: u8,
+    max_flows: u32,
+    max_pending: u16,
+    max_backend_pending: u16,
     replay: bool,
     /// Some of [`PROMISE_SACK`] and the like.
     pub(super) promises: u8,
@@ -65,6 +68,9 @@ impl Service {
             },
             window_scale: config.window_scale,
             max_tries: config.max_tries,
+            max_flows: config.max_flows,
+            max_pending: config.max_pending,
+            max_backend_pending: config.max_backend_pending,
             replay: config.replay,
             // What was true of the backends a moment ago, until they are checked.
             promises: left.map_or(0, |left| left.promises),
@@ -142,6 +148,9 @@ impl Service {
             window_scale: self.window_scale,
             promises: self.promises,
             max_tries: self.max_tries,
+            max_flows: self.max_flows,
+            max_pending: self.max_pending,
+            max_backend_pending: self.max_backend_pending,
             replay: u8::from(self.replay),
             ..map::Service::default()
         };

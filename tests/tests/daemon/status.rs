@@ -25,8 +25,10 @@ fn every_map_is_told_with_its_memory() -> Result<()> {
         ("FLOWS", 131_072, Some(1), 131_072 * 64),
         ("HOMES", 131_072, Some(0), 131_072 * 16),
         ("BACKENDS", 1024, Some(2), 1024 * 64),
-        ("SERVICES", 16, Some(1), 16 * 128),
-        ("STASHES", 1024 + processors, Some(0), 1024 * 4000),
+        ("SERVICES", 16, Some(1), 16 * 136),
+        ("STASHES", 4096 + processors, Some(0), 4096 * 4000),
+        ("WAITING", 1024, None, 1024 * 8),
+        ("OVERFLOWS", 131_072 / 8, None, 131_072),
         ("MAGLEV", maglev, None, maglev * 64),
     ] {
         let map = map(name)?;
@@ -41,6 +43,9 @@ fn every_map_is_told_with_its_memory() -> Result<()> {
     ensure!(trace["entries"].is_null() && trace["bytes"].as_u64() >= Some(256 << 10), "{trace}");
     let sum: u64 = maps.iter().filter_map(|map| map["bytes"].as_u64()).sum();
     ensure!(sum > 15 << 20 && status["map_bytes"].as_u64() == Some(sum), "{sum}: {status}");
+    let share = &status["shares"][0];
+    ensure!(share["flows"].as_u64() >= Some(1) && share["max_flows"] == 65_536, "{share}");
+    ensure!(share["max_pending"] == 2048 && share["refused"] == 0, "{share}");
     let text = lbd.ctl(&["status"])?;
     ensure!(text.contains("all of them") && text.lines().any(|line| line.starts_with("flows ")), "{text}");
     Ok(())

@@ -1,6 +1,7 @@
 //! Packet tables: one program, one packet at a time, without any network.
 
 mod asked;
+mod attack;
 mod balance;
 mod binding;
 mod cookie;

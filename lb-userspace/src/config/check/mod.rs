@@ -224,6 +224,8 @@ impl Checker<'_, '_> {
             closing: self.duration(&raw.closing, "closing", SECOND..=day, default.closing),
             binding,
             head,
+            opening: self.duration(&raw.opening, "opening", SECOND..=day, default.opening),
+            half_closed: self.duration(&raw.half_closed, "half_closed", SECOND..=day, default.half_closed),
             drain: self.duration(&raw.drain, "drain", Duration::ZERO..=day, default.drain),
         }
     }

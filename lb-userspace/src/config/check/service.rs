@@ -91,6 +91,12 @@ impl Checker<'_, '_> {
             if managed {
                 self.managed_affinity(&affinity, protocol, affinity_span);
             }
+            let max_pending = self.number(
+                raw.max_pending,
+                "max_pending",
+                1..=limits.pending as u16,
+                limits.service_pending(),
+            );
             services.push(Service {
                 protocol,
                 balance: self.balance(raw.balance, &affinity),
@@ -100,6 +106,14 @@ impl Checker<'_, '_> {
                 cookie,
                 window_scale: self.number(raw.window_scale, "window_scale", 0..=14, 7),
                 max_tries: self.number(raw.max_tries, "max_tries", 1..=TRIED as u8, 3),
+                max_flows: self.number(raw.max_flows, "max_flows", 1..=limits.flows, limits.flows),
+                max_pending,
+                max_backend_pending: self.number(
+                    raw.max_backend_pending,
+                    "max_backend_pending",
+                    1..=max_pending,
+                    limits.backend_pending().min(max_pending),
+                ),
                 replay: raw.replay.is_none_or(Spanned::into_inner),
                 health: self.health(&inner(raw.health), protocol),
                 session: self.session(inner(raw.session)),
@@ -213,6 +227,8 @@ impl Checker<'_, '_> {
         let keys = [
             ("window_scale", raw.window_scale.as_ref().map(Spanned::span)),
             ("max_tries", raw.max_tries.as_ref().map(Spanned::span)),
+            ("max_pending", raw.max_pending.as_ref().map(Spanned::span)),
+            ("max_backend_pending", raw.max_backend_pending.as_ref().map(Spanned::span)),
             ("replay", raw.replay.as_ref().map(Spanned::span)),
         ];
         for (key, span) in keys {

@@ -299,10 +299,11 @@ fn what_cannot_be_is_told_with_what_to_do() {
 fn what_does_not_go_together_is_told() {
     let rows: &[(&str, &[(&str, &str)])] = &[
         (
-            "protocol = \"udp\"\nwindow_scale = 7\nmax_tries = 3\nreplay = true",
+            "protocol = \"udp\"\nwindow_scale = 7\nmax_tries = 3\nmax_pending = 9\nreplay = true",
             &[
                 ("a udp service has no `window_scale`", "leave it away: every datagram is steered by itself"),
                 ("a udp service has no `max_tries`", "leave it away: every datagram is steered by itself"),
+                ("a udp service has no `max_pending`", "leave it away: every datagram is steered by itself"),
                 ("a udp service has no `replay`", "leave it away: every datagram is steered by itself"),
             ],
         ),

@@ -132,7 +132,7 @@ fn what_is_wrong_is_told_with_its_place() {
         (
             "[lbd]",
             "[limits]\npending = 100000\n[lbd]",
-            &[(3, 11, "`pending` is 100000", "it must be from 1 to 32768; without it, it is 1024")],
+            &[(3, 11, "`pending` is 100000", "it must be from 1 to 32768; without it, it is 4096")],
         ),
         (
             "[lbd]",
@@ -153,6 +153,14 @@ fn what_is_wrong_is_told_with_its_place() {
             "[lbd]",
             "[timeouts]\nclosing = \"0s\"\n[lbd]",
             &[(3, 11, "`closing` is 0s", "it must be from 1s to 1d; without it, it is 10s")],
+        ),
+        (
+            "[lbd]",
+            "[timeouts]\nopening = \"0s\"\nhalf_closed = \"2d\"\n[lbd]",
+            &[
+                (3, 11, "`opening` is 0s", "it must be from 1s to 1d; without it, it is 30s"),
+                (4, 15, "`half_closed` is 2d", "it must be from 1s to 1d; without it, it is 1m"),
+            ],
         ),
         (
             "[lbd]",
@@ -299,6 +307,15 @@ fn what_is_wrong_is_told_with_its_place() {
             "vip =",
             "max_tries = 9\nvip =",
             &[(6, 13, "`max_tries` is 9", "it must be from 1 to 8; without it, it is 3")],
+        ),
+        (
+            "vip =",
+            "max_flows = 70000\nmax_pending = 0\nmax_backend_pending = 3000\nvip =",
+            &[
+                (6, 13, "`max_flows` is 70000", "it must be from 1 to 65536; without it, it is 65536"),
+                (7, 15, "`max_pending` is 0", "it must be from 1 to 4096; without it, it is 2048"),
+                (8, 23, "`max_backend_pending` is 3000", "it must be from 1 to 2048; without it, it is 1024"),
+            ],
         ),
         (
             "vip =",
