@@ -264,7 +264,7 @@ const fn room(group: u64) -> u32 {
     (group >> ROOM) as u32 & 0xff
 }
 
-/// Of a group, how many entries are free for a new flow, and the first of these, or else the one whose flow loses least. `who`: the flow's
+/// Of a group, how many entries are free for a new flow, counted until they are more than [`RESERVE`], and the first of these, or else the one whose flow loses least. `who`: the flow's
 /// service, bit 16 where its client is proven, bit 17 where its service may take from its own flows alone.
 ///
 /// A global function (see [`crate::cold`]).
@@ -277,11 +277,18 @@ extern "C" fn lb_survey(group: u32, hash: u32, who: u32, now: u32) -> u64 {
         // Unrolled, the loop would take more stack than there is.
         i = barrier_var(u64::from(i)) as u32;
         let index = place(group, hash, i);
-        let loss = lb_loss(index, who, now);
+        let Some(flow) = FLOWS.get_ptr_mut(index) else { break };
+        // The common case, without a call.
+        let is_free = Head::from_bits(head_of(flow)).state == FlowState::Free as u8 && who >> 17 == 0;
+        let loss = if is_free { u64::from(FREE) << RANK } else { lb_loss(index, who, now) };
         room += loss >> (RANK + FREE.trailing_zeros()) & 1;
         // The first of equals.
         if loss > best & !PLACE {
             best = loss | u64::from(index) & PLACE;
+        }
+        // As many as are asked for.
+        if room > u64::from(RESERVE) {
+            break;
         }
         i += 1;
     }

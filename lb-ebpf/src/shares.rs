@@ -9,7 +9,9 @@ use lb_common::service::Service;
 /// Keeps count of the flows of services and backends, when a head `was` becomes another one, `is`.
 #[inline(always)]
 pub(crate) fn account(was: Head, is: Head) {
-    lb_account(was.to_bits(), is.to_bits());
+    if was.changes(is) != 0 {
+        lb_account(was.to_bits(), is.to_bits());
+    }
 }
 
 /// See [`account`]. Returns 0. A global function (see [`crate::cold`]).

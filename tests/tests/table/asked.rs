@@ -36,7 +36,10 @@ impl Shared {
     /// Sends a segment of the client, which reaches the backend as it is.
     fn send_at(&self, at: u32, payload: &[u8]) -> Result<()> {
         let outcome = self.scene.xdp(&self.scene.segment(at, PSH, payload))?;
-        assert_eq!((outcome.verdict, counted(&outcome)), (Verdict::Redirect, vec![Counter::FromClient]));
+        // Where the other session is at home is chance; `forms` tests how requests for elsewhere are counted.
+        let counters = counted(&outcome).into_iter().filter(|counter| *counter != Counter::KeptElsewhere);
+        let counters: Vec<_> = counters.collect();
+        assert_eq!((outcome.verdict, counters), (Verdict::Redirect, vec![Counter::FromClient]));
         assert_eq!(outcome.segment().payload, payload);
         Ok(())
     }
