@@ -52,7 +52,7 @@ impl Tally {
     }
 
     /// The number, 8 bytes, big endian; each session's id, 16 bytes, and 1 or 0. Empty when there are too many.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         if self.touched.len() > MAX_TOUCHED {
             return Vec::new();
         }
@@ -64,7 +64,7 @@ impl Tally {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (before, touched) = bytes.split_first_chunk()?;
         let touched = touched.chunks(TOUCHED).map(|entry| {
             let (id, was_there) = entry.split_first_chunk()?;
