@@ -13,7 +13,7 @@ use crate::setup::{COOKIE, TOKEN_KEY};
 use anyhow::{Result, ensure};
 use lb_common::counter::Counter;
 use lb_common::home::tag;
-use lb_common::token::{Token, decode};
+use lb_common::token::{TOKEN_TEXT_LEN, Token, decode};
 use std::net::SocketAddrV4;
 
 /// Bytes of a connection that are looked at.
@@ -91,6 +91,10 @@ fn response_fields(payload: &[u8]) -> Vec<(Vec<u8>, &[u8])> {
     all
 }
 
+/// The case of a letter does not count, and the programs fold every byte: a name with a control character is no other's name in any
+/// message that makes sense.
+const CASE: u8 = 0x20;
+
 /// The fields of a head, names in lower case (RFC 9112 §5); a line end may be a bare LF (§2.2).
 fn fields(payload: &[u8]) -> Vec<(Vec<u8>, &[u8])> {
     let mut fields = Vec::new();
@@ -99,8 +103,12 @@ fn fields(payload: &[u8]) -> Vec<(Vec<u8>, &[u8])> {
         if line.is_empty() {
             break;
         }
-        if let Some(at) = line.iter().position(|byte| *byte == b':') {
-            fields.push((line[..at].to_ascii_lowercase(), line[at + 1..].trim_ascii()));
+        // An asterisk is a folded line feed; see head/asterisk.waiting.
+        for part in [line].into_iter().chain(line.split(|byte| *byte == b'*').skip(1)) {
+            if let Some(at) = part.iter().position(|byte| byte | CASE == b':') {
+                let name = part[..at].iter().map(|byte| byte | CASE).collect();
+                fields.push((name, part[at + 1..].trim_ascii()));
+            }
         }
     }
     fields
@@ -149,14 +157,9 @@ pub(super) fn head(rig: &mut Rig, input: &[u8]) -> Result<()> {
     let lines = || fields.iter().filter(|(name, _)| name == b"cookie").map(|(_, line)| *line);
     let values: Vec<&[u8]> = lines().flat_map(|line| cookie(line, COOKIE)).collect();
     let presented: Vec<u16> = values.iter().filter_map(|value| slot_of(value)).collect();
-    // The programs find more than that: behind the end of the head, behind a name of several words, at the beginning of a longer value.
-    // See the inputs of this target that are waiting.
-    let anywhere = payload.split(|byte| *byte == b'\n').filter(|line| {
-        line.split_at_checked(7).is_some_and(|(name, _)| name.eq_ignore_ascii_case(b"cookie:"))
-    });
-    let findable: Vec<u16> = anywhere
-        .flat_map(|line| line.windows(lb_common::token::TOKEN_TEXT_LEN).filter_map(slot_of))
-        .collect();
+    // The programs find more than that: behind the end of the head, in other fields, behind a name of several words, at the beginning of
+    // a longer value. See the inputs of this target that are waiting.
+    let findable: Vec<u16> = payload.windows(TOKEN_TEXT_LEN).filter_map(slot_of).collect();
     let found = bound(&done);
     if let Some((to, counted, bound)) = &found
         && (bound.counted(Counter::AffinityHit) || bound.counted(Counter::StaleInstance))
