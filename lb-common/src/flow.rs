@@ -145,6 +145,7 @@ impl Head {
     pub const fn counted(self) -> u8 {
         (COUNTED >> (4 * (self.state & 7))) as u8 & 15
     }
+
     /// Which counts change when an entry with this head gets another one: some of [`HELD`], [`PENDS`], [`LIVES`], [`WAITS`].
     #[inline(always)]
     pub const fn changes(self, to: Self) -> u8 {
@@ -152,6 +153,7 @@ impl Head {
         let of_service = if self.service != to.service { HELD | PENDS } else { 0 };
         self.counted() ^ to.counted() | of_backend | of_service
     }
+
     /// Client port and service id, as [`Head`] begins with them.
     #[inline(always)]
     pub const fn key(client_port: Be16, service: u16) -> u32 {

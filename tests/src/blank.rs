@@ -38,6 +38,12 @@ impl Loaded {
         Ok(Self { maps, ebpf, sizes, blanks })
     }
 
+    /// Makes it forget all packets, and nothing else.
+    pub fn forget_packets(&self) -> Result<()> {
+        let filled = self.blanks.iter().filter(|blank| FILLED.contains(&blank.name.as_str()));
+        filled.into_iter().try_for_each(Blank::clear)
+    }
+
     /// Makes it as new, for the next test.
     pub(crate) fn give_back(mut self) -> Result<()> {
         self.maps.forget_tables();
@@ -48,6 +54,9 @@ impl Loaded {
         Ok(())
     }
 }
+
+/// Maps that packets alone fill.
+const FILLED: [&str; 6] = ["FLOWS", "FLOW_KEYS", "HOMES", "LIVE", "STASHES", "TAILS"];
 
 /// A map that can be emptied.
 struct Blank {

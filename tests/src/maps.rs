@@ -231,6 +231,16 @@ impl Maps {
         Ok(stashes)
     }
 
+    /// Every flow, by its index; free entries as well.
+    pub fn table(&self) -> Result<Vec<Flow>> {
+        Ok(self.flows.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Every stash, by its index; free ones as well.
+    pub fn every_stash(&self) -> Result<Vec<Stash>> {
+        Ok(self.stashes.iter().collect::<Result<_, _>>()?)
+    }
+
     /// Makes every stash look taken by a flow that just began, or free again.
     pub fn fill_stashes(&mut self, owner: u64) -> Result<()> {
         for i in 0..self.stashes.len() {

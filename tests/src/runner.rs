@@ -46,6 +46,8 @@ pub struct Runner {
     /// Nothing only while this is dropped.
     loaded: Option<Loaded>,
     netns: Netns,
+    /// Whether frames are sent by a thread that is in the namespace.
+    entered: bool,
 }
 
 impl Runner {
@@ -56,7 +58,14 @@ impl Runner {
         netns.ip(&["link add out0 type veth peer name out1", "link set out0 up", "link set out1 up"])?;
         let mut loaded = Loaded::take(setup.sizes)?;
         loaded.maps.apply(&setup)?;
-        Ok(Self { setup, loaded: Some(loaded), netns })
+        Ok(Self { setup, loaded: Some(loaded), netns, entered: false })
+    }
+
+    /// Moves the calling thread to where the programs run, for good: it alone may send frames from then on, and needs no other
+    /// thread for each.
+    pub fn enter(&mut self) {
+        self.netns.enter();
+        self.entered = true;
     }
 
     /// Changes what the maps say.
@@ -126,7 +135,7 @@ impl Runner {
     {
         let before = self.counts()?;
         let mut out = vec![0; 4096];
-        let run = || {
+        let mut run = || {
             let options = TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
@@ -134,8 +143,8 @@ impl Runner {
             };
             program.test_run(options)
         };
-        let result =
-            self.netns.run(run).with_context(|| format!("test run of {}", frame::describe(frame)))?;
+        let result = if self.entered { run() } else { self.netns.run(run) };
+        let result = result.with_context(|| format!("test run of {}", frame::describe(frame)))?;
         out.truncate(result.data_size_out as usize);
         Ok(Outcome { verdict: result.return_value, frame: out, counted: self.counts()?.since(&before) })
     }

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod kernel;
 mod process;
 mod setup;
@@ -40,6 +41,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Kill servers in every way under many clients, and prove that no session noticed; needs root
     Torture(torture::Arguments),
+    /// Feed every parser and the loaded programs with what coverage makes of kept inputs; needs root
+    Fuzz(fuzz::Arguments),
     /// Build the release and run lbd on a network interface; needs root
     Attach(attach::Arguments),
     /// Run the plan of a virtual machine of `test --kernel`
@@ -53,6 +56,9 @@ fn main() -> ExitCode {
     if kernel::guest::is_first() {
         return kernel::guest::first();
     }
+    if fuzz::is_compiler() {
+        return fuzz::compile();
+    }
     let done = match Arguments::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Build(arguments) => build::run(&arguments),
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Torture(arguments) => torture::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Attach(arguments) => attach::run(&arguments),
         Verb::Guest => kernel::guest::steps(),
         Verb::Detach(arguments) => attach::detach(&arguments),

@@ -13,7 +13,7 @@ pub use view::{
     LearnedView, MapView, PhaseView, ServiceView, SessionView, ShareView, StatsView, StatusView, StoreView,
     TokenView, TraceView,
 };
-pub use wire::{MAX_LINE, VERSION, WireError};
+pub use wire::{MAX_LINE, VERSION, WireError, decode, encode};
 
 use crate::session::Given;
 use crate::session::store::archive::{Checked, Exported, Import, Imported};

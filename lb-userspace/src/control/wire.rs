@@ -81,14 +81,19 @@ pub(super) async fn write<T: Serialize>(
     Ok(())
 }
 
-fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+/// A message as its line, with the end of that.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     let mut line = serde_json::to_vec(&Envelope { v: VERSION, message })
         .expect("messages are structs with text keys, which JSON can hold");
     line.push(b'\n');
     line
 }
 
-fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
+/// The message of a line.
+///
+/// # Errors
+/// [`WireError::Version`] or [`WireError::Malformed`].
+pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
     let malformed = |error: serde_json::Error| WireError::Malformed(error.to_string());
     let value: serde_json::Value = serde_json::from_slice(line).map_err(malformed)?;
     let version: Version = Version::deserialize(&value).map_err(malformed)?;

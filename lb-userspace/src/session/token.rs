@@ -293,5 +293,21 @@ fn write(path: &Path, text: &str, put: impl FnOnce(&Path) -> io::Result<()>) -> 
     File::open(directory)?.sync_all()
 }
 
+/// The text of a key file, for the fuzzer.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use super::TokenKeys;
+
+    /// # Errors
+    /// What is wrong with it.
+    pub fn keys(text: &str) -> Result<TokenKeys, String> {
+        TokenKeys::from_text(text)
+    }
+
+    pub fn text(keys: &TokenKeys) -> String {
+        keys.to_text()
+    }
+}
+
 #[cfg(test)]
 mod tests;

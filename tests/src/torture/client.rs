@@ -2,10 +2,10 @@
 //! what it asked and what it was told.
 
 use super::asked::Asked;
-use super::dice::Dice;
 use super::shared::Shared;
 use super::town::Door;
 use super::wire::{Answer, Line, View, half};
+use crate::dice::Dice;
 use crate::history::{Call, Operation, Outcome, Shown};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::token::SessionId;

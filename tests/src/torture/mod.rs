@@ -3,7 +3,6 @@
 
 mod asked;
 mod client;
-mod dice;
 mod nemesis;
 mod shared;
 mod summary;
@@ -11,11 +10,11 @@ mod town;
 mod wire;
 
 use crate::client::WATCHDOG;
+use crate::dice::Dice;
 use crate::history::epochs::Epochs;
 use crate::history::{self, Operation, Violation};
 use anyhow::{Context, Result};
 use client::Client;
-use dice::Dice;
 use nemesis::Nemesis;
 use shared::Shared;
 use std::collections::BTreeMap;

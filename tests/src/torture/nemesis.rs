@@ -3,11 +3,11 @@
 
 mod nodes;
 
-use super::dice::Dice;
 use super::patiently;
 use super::shared::Shared;
 use super::town::{Door, House, Server, Town};
 use crate::client::WATCHDOG;
+use crate::dice::Dice;
 use crate::history::Violation;
 use crate::history::epochs::Life;
 use crate::netns::Process;

@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Guests,
     /// Virtual machines with other kernels.
     Kernels,
+    /// A C++ compiler, for libFuzzer.
+    Fuzzer,
     /// Clippy and rustfmt, for the host and for BPF.
     Lint,
 }
@@ -30,7 +32,7 @@ pub(crate) enum Need {
 const TURNS: usize = 5;
 
 pub(crate) fn run() -> Result<()> {
-    let toolchain = ensure(&[Need::Run, Need::Peers, Need::Guests, Need::Kernels, Need::Lint])?;
+    let toolchain = ensure(&[Need::Run, Need::Peers, Need::Guests, Need::Kernels, Need::Fuzzer, Need::Lint])?;
     let compiler = match &toolchain.compiler {
         Compiler::Nightly(directory) => format!("rustup's nightly in {}", directory.display()),
         Compiler::Debian => "Debian's rustc".to_owned(),

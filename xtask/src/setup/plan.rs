@@ -7,7 +7,7 @@ use crate::toolchain::{Compiler, Toolchain};
 
 /// Commands that verbs run, the Debian package of each, and who needs it. `python3 -m X` asks whether Python has that
 /// module.
-pub(crate) const COMMANDS: [(&str, &str, Need); 20] = [
+pub(crate) const COMMANDS: [(&str, &str, Need); 21] = [
     ("ip", "iproute2", Need::Run),
     ("ethtool", "ethtool", Need::Run),
     ("curl", "curl", Need::Run),
@@ -28,6 +28,7 @@ pub(crate) const COMMANDS: [(&str, &str, Need); 20] = [
     ("strip", "binutils", Need::Kernels),
     ("ping", "iputils-ping", Need::Kernels),
     ("ipvsadm", "ipvsadm", Need::Kernels),
+    ("c++", "g++", Need::Fuzzer),
 ];
 
 /// The linker's version, and the versions of LLVM that it can be built with, with Debian's packages of each. The LLVM has

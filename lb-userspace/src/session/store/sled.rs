@@ -328,3 +328,17 @@ fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
         }
     })
 }
+
+/// What is read of bytes in the database, for the fuzzer: each written again.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// The number of sessions.
+    pub fn tally(bytes: &[u8]) -> Option<Vec<u8>> {
+        super::count::Tally::decode(bytes).map(|tally| tally.encode())
+    }
+
+    /// The high-water mark of time.
+    pub fn mark(bytes: &[u8]) -> Option<Vec<u8>> {
+        super::time::Mark::decode(bytes).map(|mark| mark.encode())
+    }
+}

@@ -1,8 +1,8 @@
 //! What is done to the nodes of the store.
 
-use super::super::dice::Dice;
 use super::super::shared::Shared;
 use super::Blow;
+use crate::dice::Dice;
 use crate::redis::{NODE_TIMEOUT, Redis};
 use anyhow::{Context, Result};
 use std::time::Duration;

@@ -4,7 +4,7 @@ use super::*;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-const ALL: [Need; 5] = [Need::Run, Need::Peers, Need::Guests, Need::Kernels, Need::Lint];
+const ALL: [Need; 6] = [Need::Run, Need::Peers, Need::Guests, Need::Kernels, Need::Fuzzer, Need::Lint];
 
 /// Debian 12 with stable Rust and root, package lists fetched, nothing else.
 fn fresh() -> Machine {
@@ -99,6 +99,7 @@ fn each_machine_gets_just_what_it_lacks() {
             "binutils",
             "iputils-ping",
             "ipvsadm",
+            "g++",
         ]),
         Step::BuildLinker(22),
         Step::Library(Library::Npm),

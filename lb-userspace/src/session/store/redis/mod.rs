@@ -71,6 +71,8 @@ mod audit;
 mod clock;
 mod core;
 mod dialer;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod judge;
 mod keys;
 mod lease;

@@ -21,7 +21,7 @@ const ENDED_AT_ONCE: usize = 64;
 
 /// Where a scan goes on. Cursors of SCAN mean something only to the server that gave them, with the data it then had.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Mark {
+pub(super) struct Mark {
     /// First slot of the shard.
     shard: u16,
     /// The server's incarnation.
@@ -30,7 +30,7 @@ struct Mark {
 }
 
 impl Mark {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
         let mark = Self {
             shard: parts.next()?.parse().ok()?,
@@ -40,7 +40,7 @@ impl Mark {
         parts.next().is_none().then_some(mark)
     }
 
-    fn write(&self) -> Cursor {
+    pub(super) fn write(&self) -> Cursor {
         Cursor(format!("{}/{}/{}", self.shard, self.run, self.cursor))
     }
 }

@@ -66,7 +66,7 @@ impl Tally {
 
     /// All big endian: how many services, 2 bytes; of each its id, 2 bytes, and its number, 8 bytes. Then of each session its id,
     /// 16 bytes, 1 or 0, and its service, 2 bytes. Empty when there are too many.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         if self.touched.len() > MAX_TOUCHED {
             return Vec::new();
         }
@@ -84,22 +84,27 @@ impl Tally {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    /// `None` when it is nothing that [`Tally::encode`] writes.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (services, mut rest) = bytes.split_first_chunk()?;
         let mut before = Counts::new();
         for _ in 0..u16::from_be_bytes(*services) {
             let (service, after) = rest.split_first_chunk()?;
             let (count, after) = after.split_first_chunk()?;
-            before.insert(u16::from_be_bytes(*service), u64::from_be_bytes(*count));
+            let service = u16::from_be_bytes(*service);
+            if before.last_key_value().is_some_and(|(last, _)| service <= *last) {
+                return None;
+            }
+            before.insert(service, u64::from_be_bytes(*count));
             rest = after;
         }
         let mut touched = Vec::new();
         while let Some((id, after)) = rest.split_first_chunk() {
             let ([there], after) = after.split_first_chunk()?;
             let (service, after) = after.split_first_chunk()?;
-            let was = match there {
-                0 => None,
-                1 => Some(u16::from_be_bytes(*service)),
+            let was = match (there, u16::from_be_bytes(*service)) {
+                (0, NOBODY) => None,
+                (1, service) => Some(service),
                 _ => return None,
             };
             touched.push((SessionId(*id), was));

@@ -29,7 +29,7 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(40);
         for word in [self.session, self.wall, self.boot] {
             bytes.extend(word.to_be_bytes());
@@ -38,7 +38,7 @@ impl Mark {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; 40] = bytes.try_into().ok()?;
         let word = |at: usize| {
             let mut word = [0; 8];

@@ -4,15 +4,15 @@ use lb_common::hash::mix64;
 
 /// A source of them; whoever needs an own one gets it by [`Dice::of`].
 #[derive(Clone, Debug)]
-pub(super) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(mix64(seed ^ 0x7075_7474_6865_6d69))
     }
 
     /// Another source, which depends on the seed and on who it is for, and on nothing that was drawn before.
-    pub(super) fn of(seed: u64, who: u64, when: u64) -> Self {
+    pub fn of(seed: u64, who: u64, when: u64) -> Self {
         Self::new(mix64(mix64(seed).wrapping_add(who)).wrapping_add(when))
     }
 
@@ -22,21 +22,21 @@ impl Dice {
     }
 
     /// A number below `n`, which is not 0.
-    pub(super) fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
     /// True so many times of a hundred.
-    pub(super) fn percent(&mut self, n: usize) -> bool {
+    pub fn percent(&mut self, n: usize) -> bool {
         self.below(100) < n
     }
 
     /// One of some things. There must be one.
-    pub(super) fn choose<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+    pub fn choose<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len())]
     }
 
-    pub(super) fn shuffle<T>(&mut self, things: &mut [T]) {
+    pub fn shuffle<T>(&mut self, things: &mut [T]) {
         for i in (1..things.len()).rev() {
             things.swap(i, self.below(i + 1));
         }

@@ -1,0 +1,355 @@
+//! Payloads that the programs read, each in a connection of its own, beside a reference that reads the same bytes. What the
+//! programs find must be there; and what is there in good order they must find.
+
+use super::conversation::{expanded, play};
+use super::rig::{Done, Rig, names};
+use super::sequence::{Sent, Step, text};
+use super::town::{self, LEARNED, NAMED, QUIC, SIGNED, slots};
+use crate::frame::Segment;
+use crate::fuzz::Check;
+use crate::learned;
+use crate::scene::backend;
+use crate::setup::{COOKIE, TOKEN_KEY};
+use anyhow::{Result, ensure};
+use lb_common::counter::Counter;
+use lb_common::home::tag;
+use lb_common::token::{TOKEN_TEXT_LEN, Token, decode};
+use std::net::SocketAddrV4;
+
+/// Bytes of a connection that are looked at.
+const LOOKED_AT: usize = 2920;
+/// Sizes of the segments in which they come: the first byte of an input chooses.
+const PIECES: [usize; 4] = [1448, 1448, 700, 250];
+
+struct Payloads {
+    rig: Rig,
+    run: fn(&mut Rig, &[u8]) -> Result<()>,
+    seen: Vec<u16>,
+}
+
+pub(super) fn target(run: fn(&mut Rig, &[u8]) -> Result<()>) -> Result<Box<dyn Check>> {
+    Ok(Box::new(Payloads { rig: Rig::new()?, run, seen: Vec::new() }))
+}
+
+impl Check for Payloads {
+    fn check(&mut self, input: &[u8]) -> Result<()> {
+        let ran = (self.run)(&mut self.rig, input);
+        self.seen = self.rig.take_seen();
+        ran
+    }
+
+    fn seen(&self) -> &[u16] {
+        &self.seen
+    }
+}
+
+fn step(conn: u16, flags: &str, data: &[u8]) -> Sent {
+    Sent { conn: conn as u8, flags: flags.to_owned(), data: text(data), ..Sent::default() }
+}
+
+/// Input without its first byte, with tokens in their places; and the size of its pieces.
+fn payload(rig: &Rig, input: &[u8]) -> Result<(Vec<u8>, usize)> {
+    let (first, rest) = input.split_first().unwrap_or((&0, &[]));
+    let mut payload = expanded(rig.setup(), &text(rest))?;
+    payload.truncate(LOOKED_AT);
+    Ok((payload, PIECES[usize::from(*first) % PIECES.len()]))
+}
+
+/// A client of a service says this; what became of it.
+fn said(rig: &mut Rig, service: u16, payload: &[u8], piece: usize) -> Result<Vec<Done>> {
+    let conn = service - 1;
+    let mut steps = vec![Step::Client(step(conn, "S", b""))];
+    steps.extend(payload.chunks(piece).map(|piece| Step::Client(step(conn, "PA", piece))));
+    play(rig, &steps)
+}
+
+/// Where the connection was bound to, and why.
+fn bound(done: &[Done]) -> Option<(SocketAddrV4, String, &Done)> {
+    let bound = done.iter().find(|done| done.counted(Counter::Bound) || done.counted(Counter::FromClient))?;
+    let to = destination(bound.left.as_deref()?)?;
+    Some((to, names(&bound.counted), bound))
+}
+
+fn destination(frame: &[u8]) -> Option<SocketAddrV4> {
+    let word = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+    match Segment::parse_lenient(frame) {
+        Ok(segment) => Some(segment.dst),
+        Err(_) => Some(SocketAddrV4::new([frame[30], frame[31], frame[32], frame[33]].into(), word(36)?)),
+    }
+}
+
+/// The fields of the head of a response, and of interim ones before it (RFC 9110 §15.2).
+fn response_fields(payload: &[u8]) -> Vec<(Vec<u8>, &[u8])> {
+    let mut all = fields(payload);
+    let mut rest = payload;
+    while rest.starts_with(b"HTTP/1.") && rest.get(9) == Some(&b'1') {
+        let ends = |at: &usize| matches!(rest[*at..], [b'\n', b'\n', ..] | [b'\n', b'\r', b'\n', ..]);
+        let Some(end) = (0..rest.len()).find(ends) else { break };
+        rest = &rest[end + if rest[end + 1] == b'\n' { 2 } else { 3 }..];
+        all.extend(fields(rest));
+    }
+    all
+}
+
+/// The case of a letter does not count, and the programs fold every byte: a name with a control character is no other's name in any
+/// message that makes sense.
+const CASE: u8 = 0x20;
+
+/// The fields of a head, names in lower case (RFC 9112 §5); a line end may be a bare LF (§2.2).
+fn fields(payload: &[u8]) -> Vec<(Vec<u8>, &[u8])> {
+    let mut fields = Vec::new();
+    for line in payload.split(|byte| *byte == b'\n').skip(1) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            break;
+        }
+        // An asterisk is a folded line feed; see head/asterisk.waiting.
+        for part in [line].into_iter().chain(line.split(|byte| *byte == b'*').skip(1)) {
+            if let Some(at) = part.iter().position(|byte| byte | CASE == b':') {
+                let name = part[..at].iter().map(|byte| byte | CASE).collect();
+                fields.push((name, part[at + 1..].trim_ascii()));
+            }
+        }
+    }
+    fields
+}
+
+/// Values of a cookie in pairs between semicolons.
+fn cookie<'a>(line: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let pairs = line.split(|byte| *byte == b';').filter_map(|pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        Some((pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()))
+    });
+    pairs.filter(move |(found, _)| *found == name.as_bytes()).map(|(_, value)| value)
+}
+
+/// Whether it is a whole head of printable lines, so that nobody can read it in another way.
+fn is_plain(payload: &[u8], begins: &[u8]) -> bool {
+    let Some(head) = payload.strip_suffix(b"\r\n\r\n") else { return false };
+    let text = String::from_utf8_lossy(head);
+    let printable = |line: &str| !line.is_empty() && line.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let field = |line: &str| {
+        line.split_once(": ").is_some_and(|(name, value)| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && value.trim() == value
+                && !value.is_empty()
+        })
+    };
+    let mut lines = text.split("\r\n");
+    payload.starts_with(begins)
+        && lines.next().is_some_and(|first| {
+            printable(first) && first.split(' ').count() == 3 && first.contains("HTTP/1.1")
+        })
+        && lines.clone().count() <= 16
+        && lines.all(|line| printable(line) && field(line))
+}
+
+pub(super) fn head(rig: &mut Rig, input: &[u8]) -> Result<()> {
+    let (payload, piece) = payload(rig, input)?;
+    let done = said(rig, SIGNED, &payload, piece)?;
+    let slot_of = |value: &[u8]| {
+        let raw = decode(value).ok()?;
+        let token = Token::verify(&raw, &TOKEN_KEY.1).ok()?;
+        (token.key_id == TOKEN_KEY.0 && token.service == SIGNED).then_some(token.slot)
+    };
+    let fields = fields(&payload);
+    let lines = || fields.iter().filter(|(name, _)| name == b"cookie").map(|(_, line)| *line);
+    let values: Vec<&[u8]> = lines().flat_map(|line| cookie(line, COOKIE)).collect();
+    let presented: Vec<u16> = values.iter().filter_map(|value| slot_of(value)).collect();
+    // The programs find more than that: behind the end of the head, in other fields, behind a name of several words, at the beginning of
+    // a longer value. See the inputs of this target that are waiting.
+    let findable: Vec<u16> = payload.windows(TOKEN_TEXT_LEN).filter_map(slot_of).collect();
+    let found = bound(&done);
+    if let Some((to, counted, bound)) = &found
+        && (bound.counted(Counter::AffinityHit) || bound.counted(Counter::StaleInstance))
+    {
+        ensure!(
+            findable.iter().any(|slot| backend(*slot) == *to),
+            "{counted}to {to}, but presented are {findable:?}"
+        );
+    }
+    // One cookie of that name, and nothing that looks like another.
+    let once = lines().count() == 1
+        && payload.windows(3).filter(|word| word.eq_ignore_ascii_case(b"lb=")).count() == 1;
+    let quoted = payload.contains(&b'"');
+    if let ([slot], true, false) = (&presented[..], once && is_plain(&payload, b"GET /"), quoted) {
+        let hit = found
+            .as_ref()
+            .is_some_and(|(to, _, bound)| bound.counted(Counter::AffinityHit) && *to == backend(*slot));
+        ensure!(hit, "a token of slot {slot} is not found: {}", all(&done));
+    }
+    Ok(())
+}
+
+pub(super) fn set_cookie(rig: &mut Rig, input: &[u8]) -> Result<()> {
+    let (payload, piece) = payload(rig, input)?;
+    let conn = LEARNED - 1;
+    let mut steps = vec![
+        Step::Client(step(conn, "S", b"")),
+        Step::Client(step(conn, "PA", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")),
+        Step::Backend(step(conn, "SA", b"")),
+    ];
+    steps.extend(payload.chunks(piece).map(|piece| Step::Backend(step(conn, "PA", piece))));
+    let done = play(rig, &steps)?;
+    let fields = response_fields(&payload);
+    let lines: Vec<&[u8]> =
+        fields.iter().filter(|(name, _)| name == b"set-cookie").map(|(_, line)| *line).collect();
+    let key = rig.setup().settings.home_key;
+    // The pair before the first semicolon alone; the attributes behind it are no cookies (RFC 6265 §5.2).
+    let pair = |line: &&[u8]| line.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
+    let pairs: Vec<Vec<u8>> = lines.iter().map(pair).collect();
+    let values: Vec<&[u8]> = pairs.iter().flat_map(|pair| cookie(pair, learned::NAME)).collect();
+    // A control character may end a value: clients ignore such a cookie (RFC 6265bis §5.6), so nobody presents it. A blank ends one as
+    // well; see set-cookie/blank-inside.waiting.
+    let short =
+        |value: &&[u8]| value.split(|byte| *byte <= b' ').next().unwrap_or_default().trim_ascii().to_vec();
+    let short: Vec<Vec<u8>> = values.iter().map(short).collect();
+    let tags: Vec<u64> = values
+        .iter()
+        .copied()
+        .chain(short.iter().map(Vec::as_slice))
+        .map(|value| tag(&key, LEARNED, value))
+        .collect();
+    let homes = rig.runner.maps.homes()?;
+    for (_, home) in &homes {
+        let told = format!("learned what nobody handed out ({values:?}): {}", all(&done));
+        ensure!(home.service == LEARNED && tags.contains(&home.tag), told);
+    }
+    let plain = is_plain(&payload, b"HTTP/1.1 200") && payload.len() <= piece && !payload.contains(&b'"');
+    if let ([value], [line], true) = (&values[..], &lines[..], plain) {
+        let deletes = line.to_ascii_lowercase().windows(2).any(|word| word == b"ma" || word == b"ex");
+        if !value.is_empty() && value.len() <= 100 && !deletes {
+            ensure!(!homes.is_empty(), "{} is not learned: {}", text(value), all(&done));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn client_hello(rig: &mut Rig, input: &[u8]) -> Result<()> {
+    let (payload, piece) = payload(rig, input)?;
+    let done = said(rig, NAMED, &payload, piece)?;
+    let first = slots(NAMED).start;
+    let lower = |name: &[u8]| name.iter().map(|byte| byte | 0x20).collect::<Vec<u8>>();
+    let wildcard = &town::WILDCARD.as_bytes()[1..];
+    let listed = |name: &[u8]| {
+        let name = lower(name);
+        if name == town::NAME.as_bytes() {
+            Some(first)
+        } else if name.len() > wildcard.len() && name.len() <= 253 && name.ends_with(wildcard) {
+            Some(first + 1)
+        } else {
+            None
+        }
+    };
+    let found = bound(&done).map(|(to, ..)| to);
+    match server_name(&payload) {
+        Some(name) => {
+            let expected = listed(name).map(backend);
+            let told = format!("{} leads to {found:?}, not {expected:?}: {}", text(name), all(&done));
+            ensure!(found == expected, told);
+        }
+        // No hello in good order: only what stands in it can have been found.
+        None => {
+            if let Some(to) = found {
+                let inside = lower(&payload);
+                let end = wildcard.len();
+                ensure!(
+                    inside.windows(end).any(|word| word == wildcard),
+                    "to {to} without its name: {}",
+                    all(&done)
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first host name of a ClientHello in one record whose lengths agree (RFC 8446 §4.1.2, RFC 6066 §3).
+fn server_name(payload: &[u8]) -> Option<&[u8]> {
+    let mut at = payload.strip_prefix(&[22, 3])?.get(1..)?;
+    let mut message = part(&mut at, 2)?;
+    if !at.is_empty() {
+        return None;
+    }
+    let kind;
+    (kind, message) = message.split_first()?;
+    let mut hello = part(&mut message, 3)?;
+    if *kind != 1 || !message.is_empty() {
+        return None;
+    }
+    hello = hello.get(34..)?;
+    part(&mut hello, 1)?;
+    part(&mut hello, 2)?;
+    part(&mut hello, 1)?;
+    let mut extensions = part(&mut hello, 2)?;
+    if !hello.is_empty() {
+        return None;
+    }
+    let mut found = None;
+    let mut number = 0;
+    while !extensions.is_empty() {
+        let kind;
+        (kind, extensions) = extensions.split_first_chunk::<2>()?;
+        let mut body = part(&mut extensions, 2)?;
+        if *kind == [0, 0] && found.is_none() && number < 32 {
+            let mut list = part(&mut body, 2)?;
+            let (kind, rest) = list.split_first()?;
+            list = rest;
+            let name = part(&mut list, 2)?;
+            if *kind != 0 || !list.is_empty() || !body.is_empty() || name.is_empty() {
+                return None;
+            }
+            found = Some(name);
+        }
+        number += 1;
+    }
+    found
+}
+
+/// What follows a length of so many bytes.
+fn part<'a>(bytes: &mut &'a [u8], of: usize) -> Option<&'a [u8]> {
+    let (len, rest) = bytes.split_at_checked(of)?;
+    let len = len.iter().fold(0, |len, byte| len << 8 | usize::from(*byte));
+    let (part, rest) = rest.split_at_checked(len)?;
+    *bytes = rest;
+    Some(part)
+}
+
+pub(super) fn quic(rig: &mut Rig, input: &[u8]) -> Result<()> {
+    let input = &input[..input.len().min(1400)];
+    let done = play(rig, &[Step::Client(step(QUIC - 1, "", input))])?;
+    let payload = expanded(rig.setup(), &text(input))?;
+    let named = named(&payload)?;
+    let hit = done.iter().any(|done| done.counted(Counter::AffinityHit));
+    let found = bound(&done).map(|(to, ..)| to);
+    ensure!(hit == named.is_some(), "the id names {named:?}: {}", all(&done));
+    if let Some(slot) = named {
+        ensure!(found == Some(backend(slot)), "the id names slot {slot}, sent to {found:?}");
+    }
+    Ok(())
+}
+
+/// The slot that the destination connection id of a QUIC packet names (RFC 8999 §5).
+fn named(payload: &[u8]) -> Result<Option<u16>> {
+    let id = match payload.first() {
+        Some(first) if first & 0x80 != 0 => {
+            // What its length has no room for is not looked at.
+            let end = |len: &u8| payload.len().min(6 + usize::from(*len));
+            payload.get(5).and_then(|len| payload.get(6..end(len)))
+        }
+        Some(_) => payload.get(1..),
+        None => None,
+    };
+    let Some(id) = id.filter(|id| !id.is_empty()) else { return Ok(None) };
+    let configs = town::quic_configs()?;
+    let Some(config) = configs.iter().find(|config| config.rotation == id[0] >> 5) else { return Ok(None) };
+    let server = config.decode(id, QUIC);
+    let of = |slot: &u16| lb_common::quic_lb::Server::new(QUIC, &town::server_id(config, *slot));
+    Ok(slots(QUIC).find(|slot| server.is_some() && of(slot) == server))
+}
+
+/// Everything that was counted.
+fn all(done: &[Done]) -> String {
+    done.iter().map(|done| format!("[{}]", names(&done.counted).trim_end())).collect()
+}
