@@ -74,12 +74,7 @@ impl IntoResponse for Fault {
         }
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if matches!(
-            status,
-            StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::INSUFFICIENT_STORAGE
-                | StatusCode::TOO_MANY_REQUESTS
-        ) {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -121,8 +116,7 @@ impl From<SessionError> for Fault {
             SessionError::Precondition { unmet, seen: _ } => Self::precondition(unmet),
             error => {
                 let Problem { status, error: told, hint } = Problem::from(&error);
-                // Refusals of new sessions are counted.
-                if status.is_server_error() && !matches!(error, SessionError::NotAdmitted(_)) {
+                if status.is_server_error() {
                     log(status, &error);
                 }
                 Self::new(status, told, hint)
@@ -167,7 +161,7 @@ pub(super) fn tagged(seen: &Seen, mut response: Response) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{NotAdmitted, StoreError};
+    use crate::session::StoreError;
 
     #[test]
     fn each_failure_has_its_status_and_says_whether_it_is_worth_a_wait() {
@@ -177,10 +171,7 @@ mod tests {
         let unavailable =
             StoreError::Unavailable { store: "redis 10.0.0.9".into(), reason: "no route".into() };
         let too_many_bytes = StoreError::RecordSize { bytes: 200_000, limit: 100_000 };
-        let rows: [(SessionError, u16, bool, &str); 16] = [
-            (NotAdmitted::TooFast.into(), 429, true, "nothing was stored"),
-            (NotAdmitted::Full.into(), 503, true, "nothing was stored"),
-            (SessionError::Busy, 503, true, "nothing was changed"),
+        let rows: [(SessionError, u16, bool, &str); 13] = [
             (Refusal::NotFound("no".into()).into(), 404, false, "GET /session"),
             (Refusal::Invalid("no".into()).into(), 400, false, "nothing was stored"),
             (Refusal::Unfit("no".into()).into(), 409, false, "DELETE the key"),

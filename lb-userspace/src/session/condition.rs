@@ -38,7 +38,7 @@ impl fmt::Display for Tag {
 /// Which versions a precondition speaks of.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Tags {
-    /// `*`: any, as long as there is one that was written.
+    /// `*`: any, as long as there is one.
     Any,
     /// One of these. Tags that no session of ours can have are left out; an empty list matches nothing.
     Of(Vec<Tag>),
@@ -48,8 +48,7 @@ impl Tags {
     fn matches(&self, current: Option<Tag>) -> bool {
         match (self, current) {
             (_, None) => false,
-            // Nothing of version 0 was ever written.
-            (Self::Any, Some(current)) => current.version > 0,
+            (Self::Any, Some(_)) => true,
             (Self::Of(tags), Some(current)) => tags.contains(&current),
         }
     }
