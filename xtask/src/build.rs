@@ -19,6 +19,32 @@ pub(crate) struct Arguments {
     /// Build lbd and lbctl with optimisations (the BPF objects always are)
     #[arg(long)]
     release: bool,
+    /// Build the BPF objects alone, for kernels of this architecture, into target/bpf/ARCH
+    #[arg(long, conflicts_with = "release")]
+    arch: Option<Arch>,
+}
+
+/// An architecture whose kernels the objects can be built for.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arch {
+    #[value(name = "x86_64")]
+    X86,
+    #[value(name = "aarch64")]
+    Arm,
+}
+
+impl Arch {
+    fn name(self) -> &'static str {
+        match self {
+            Self::X86 => "x86_64",
+            Self::Arm => "aarch64",
+        }
+    }
+
+    /// The one that this host has not.
+    pub(crate) fn other() -> Self {
+        if std::env::consts::ARCH == Self::Arm.name() { Self::X86 } else { Self::Arm }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,6 +61,10 @@ impl Profile {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(arch) = arguments.arch {
+        println!("built {}", shown(&build_for(arch)?));
+        return Ok(());
+    }
     let profile = if arguments.release { Profile::Release } else { Profile::Debug };
     build(&[], profile)?;
     println!(
@@ -72,13 +102,24 @@ pub(crate) fn build_faulty() -> Result<()> {
 
 /// Sets up what building takes, and what else is in `needs`, and builds the BPF objects alone.
 pub(crate) fn build_objects(needs: &[Need]) -> Result<()> {
+    objects(needs, std::env::consts::ARCH, &workspace::bpf_objects())
+}
+
+/// The same for kernels of an architecture. Returns the directory of the objects.
+pub(crate) fn build_for(arch: Arch) -> Result<PathBuf> {
+    let directory = workspace::bpf_objects().join(arch.name());
+    objects(&[], arch.name(), &directory)?;
+    Ok(directory)
+}
+
+fn objects(needs: &[Need], arch: &str, to: &Path) -> Result<()> {
     let toolchain = setup::ensure(needs)?;
-    let mut cargo = toolchain.build();
+    let mut cargo = toolchain.build(arch);
     steps::show(cargo.args(["--package", "lb-ebpf"]))?;
 
-    let built = workspace::target().join("ebpf").join(TARGET).join("release");
+    let built = toolchain::directory(arch).join(TARGET).join("release");
     for object in OBJECTS {
-        place(&built.join(object), &workspace::bpf_objects().join(object))?;
+        place(&built.join(object), &to.join(object))?;
     }
     Ok(())
 }

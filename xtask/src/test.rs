@@ -47,6 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     } else {
         build::build(&[Need::Run, Need::Peers, Need::Guests], Profile::Debug)?;
         build::build_faulty()?;
+        build::build_for(build::Arch::other())?;
     }
     cargo.arg("--").args(arguments.filter.iter());
     if !cargo.status().context("cannot start cargo")?.success() {

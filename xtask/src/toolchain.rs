@@ -48,11 +48,11 @@ impl Compiler {
 }
 
 impl Toolchain {
-    /// `cargo build` for the BPF target, without packages.
-    pub(crate) fn build(&self) -> Command {
+    /// `cargo build` for the BPF target, without packages, for kernels of an architecture.
+    pub(crate) fn build(&self, arch: &str) -> Command {
         let mut command = self.compiler.command("cargo");
         command.arg("build").arg("--release");
-        self.aim(&mut command, &format!("{} {CODE}", kernel()));
+        self.aim(&mut command, arch, &format!("{} {CODE}", kernel(arch)));
         command
     }
 
@@ -61,11 +61,11 @@ impl Toolchain {
         // Called by its path: `cargo clippy` would find rustup's first.
         let mut command = self.compiler.command("cargo-clippy");
         command.arg("clippy").arg("--release");
-        self.aim(&mut command, &kernel());
+        self.aim(&mut command, env::consts::ARCH, &kernel(env::consts::ARCH));
         command
     }
 
-    fn aim(&self, command: &mut Command, rust_flags: &str) {
+    fn aim(&self, command: &mut Command, arch: &str, rust_flags: &str) {
         if matches!(self.compiler, Compiler::Nightly(_)) {
             command.arg("-Zbuild-std=core");
         }
@@ -73,15 +73,22 @@ impl Toolchain {
         command
             .args(["--target", TARGET])
             .current_dir(workspace::root())
-            .env("CARGO_TARGET_DIR", workspace::target().join("ebpf"))
+            .env("CARGO_TARGET_DIR", directory(arch))
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker)
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", rust_flags);
     }
 }
 
-/// aya-ebpf picks its bindings by this: the architecture of the kernel.
-fn kernel() -> String {
-    format!("--cfg bpf_target_arch=\"{}\"", env::consts::ARCH)
+/// Where cargo puts what it builds for kernels of an architecture: this host's has the usual place, and of another one the flags
+/// differ, by which cargo would compile all of it again each time.
+pub(crate) fn directory(arch: &str) -> PathBuf {
+    let name = if arch == env::consts::ARCH { "ebpf".to_owned() } else { format!("ebpf-{arch}") };
+    workspace::target().join(name)
+}
+
+/// aya-ebpf picks its bindings by this, and `lb-ebpf` its barriers: the architecture of the kernel.
+fn kernel(arch: &str) -> String {
+    format!("--cfg bpf_target_arch=\"{arch}\"")
 }
 
 /// Debug information and BTF are what `bpf_loop`'s callbacks need. Version 3 of the instruction set (Linux 5.1) has 32-bit

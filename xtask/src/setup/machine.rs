@@ -241,7 +241,7 @@ fn links(toolchain: &Toolchain, version: &Version) -> Result<bool> {
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     fs::write(directory.join("Cargo.toml"), TRIAL_MANIFEST)?;
     fs::write(directory.join("trial.rs"), TRIAL_PROGRAM)?;
-    let mut cargo = toolchain.build();
+    let mut cargo = toolchain.build(std::env::consts::ARCH);
     cargo.current_dir(&directory).env("CARGO_TARGET_DIR", directory.join("target"));
     let linked = steps::run(&format!("trying {}", linker.display()), &mut cargo).is_ok();
     if linked {
