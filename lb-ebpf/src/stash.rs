@@ -470,6 +470,10 @@ pub(crate) extern "C" fn lb_keep(ctx: *mut xdp_md, service: u32, stash: u32, at:
         return 0;
     }
     let view = view(&ctx, &segment, at);
+    if is_held(slot, view) {
+        // Not copied again: with other bytes than before, its checksum would not be theirs.
+        return 1;
+    }
     let copied = segment.payload == 0 || copy(&ctx, segment.payload_at(), slot, at, segment.payload);
     // SAFETY: a map value stays valid, and the caller has its lock.
     let options = if unsafe { (*place).has_timestamps } != 0 { TIMESTAMPS } else { 0 };
@@ -500,8 +504,25 @@ fn copy<P: Packet>(packet: &P, from: u32, slot: Slot, at: u32, len: u32) -> bool
     unsafe { packet.copy(from, (&raw mut (*slot.stash).bytes).cast::<u8>().add(at), len) }
 }
 
-/// Publishes a segment: not at all if it is part of one, else joined to the last view, in the place of one that begins at the same offset, or as a new one.
-/// Returns whether there was room.
+/// Whether a segment is part of one that a stash holds.
+#[inline(always)]
+fn is_held(slot: Slot, view: View) -> bool {
+    // SAFETY: a map value stays valid; its views are read one word at a time.
+    let stash = unsafe { &*slot.stash };
+    let mut i = 0;
+    while i < VIEWS {
+        let held = view_of(stash, i);
+        let ends_it = view.flags & !held.flags & VIEW_FIN == 0;
+        if held.flags & VIEW_USED != 0 && held.at <= view.at && view.end() <= held.end() && ends_it {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// Publishes a segment that is not held: joined to the last view, in the place of one that begins at the same offset, or as a new
+/// one. Returns whether there was room.
 #[inline(always)]
 fn publish(slot: Slot, view: View, mss: u32) -> bool {
     let mut last = 0_u64;
@@ -526,11 +547,6 @@ fn publish(slot: Slot, view: View, mss: u32) -> bool {
                     exchange(word, view.to_bits());
                 },
             }
-            return true;
-        }
-        if present.at <= view.at && view.end() <= present.end() && view.flags & !present.flags & VIEW_FIN == 0
-        {
-            // It is there already.
             return true;
         }
         if present.at == view.at && present.len <= view.len {
