@@ -14,7 +14,7 @@ use crate::options::{self, Offer, Timestamps};
 use crate::packet::{BASE, Packet, Segment, at};
 use crate::shares;
 use crate::stash::{self, MAX_SEGMENT};
-use crate::steer::ends;
+use crate::steer::{FRAGMENT_OFFSET, MORE_FRAGMENTS, ends};
 use crate::verdict::Verdict;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
@@ -46,6 +46,7 @@ pub(crate) fn join(ctx: &TcContext) -> Option<(u16, Verdict)> {
     if frame.load::<{ at::ETH_TYPE }, u16>() != 0x0800_u16.to_be()
         || frame.load::<{ at::IP }, u8>() != 0x45
         || frame.load::<{ at::IP_PROTOCOL }, u8>() != PROTOCOL
+        || frame.load::<{ at::IP_FRAGMENT }, u16>() & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
     {
         return None;
     }

@@ -9,11 +9,9 @@
 //! [`value`]: super::value
 
 use super::locate::{END, OFFSET, locate};
-use super::text::{
-    At, Bytes, NEWLINES, NOWHERE, RETURNS, TOPS, TURNS, is_blank, lowest, search, within, zeros,
-};
+use super::text::{At, Bytes, NEWLINES, NOWHERE, RETURNS, TOPS, TURNS, lowest, search, within, zeros};
 use super::value::{CUT, SCRATCHED, lb_decode, lb_hash, lb_span, of, span};
-use super::{ABSENT, Found, HASHED, LEARNED, UNKNOWN, VALID};
+use super::{ABSENT, Found, HASHED, INVALID, LEARNED, UNKNOWN, VALID};
 use crate::homes::{key_of, lb_home, set_key};
 use crate::maps::{BACKENDS, SERVICES, STASHES, count, settings};
 use lb_common::counter::Counter;
@@ -187,19 +185,35 @@ pub(crate) fn find(service: u32, stash: u32) -> Found {
 /// returns what they are with it.
 #[inline(always)]
 fn signed(bytes: Bytes, stash: u32, service: u32, entry: &Service, at: u32, found: Found) -> Found {
-    let first = bytes.byte(At::new(u64::from(at)));
-    let in_query = entry.place == Place::Query as u8;
-    let is_bare = in_query || !is_blank(first) && first != b'"';
-    let mut this = if is_bare { lb_verify(stash, stash, at) } else { ABSENT };
-    if this != VALID && (in_query || !is_bare) {
+    let mut this = ABSENT;
+    let mut whole = ends_behind(bytes, entry, u64::from(at) + TOKEN_TEXT_LEN as u64);
+    if whole {
+        this = lb_verify(stash, stash, at);
+        // In percent form it can be as long.
+        whole = entry.place != Place::Query as u8;
+    }
+    if this != VALID && !whole {
         let other = lb_verify_other(stash, service, at);
         this = if other == ABSENT { this } else { other };
     }
     if this == ABSENT { found } else { this }
 }
 
-/// Verifies the token that stands as a value at an offset of a stash, behind white space or in quotes, or in percent form in a
-/// query. A global function (see [`crate::cold`]).
+/// Whether a value ends at an offset, as nearly all of them do: with its line, or at what comes between two of them.
+#[inline(always)]
+fn ends_behind(bytes: Bytes, entry: &Service, end: u64) -> bool {
+    let word = bytes.word(At::new(end), 0);
+    let byte = word as u8;
+    let separates = match Place::from_bits(entry.place) {
+        Place::Header => false,
+        Place::Query => byte == b'&' || byte == b' ',
+        _ => byte == b';',
+    };
+    (separates || word as u16 == u16::from_le_bytes(*b"\r\n")) && end < bytes.len()
+}
+
+/// Verifies the token that stands as a value at an offset of a stash: with white space or quotes around it, or in percent form in
+/// a query. A value of another length is none. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_verify_other(stash: u32, service: u32, at: u32) -> Found {
@@ -208,10 +222,11 @@ extern "C" fn lb_verify_other(stash: u32, service: u32, at: u32) -> Found {
     if span == CUT || span >> 32 == 0 {
         return ABSENT;
     }
-    if entry.place != Place::Query as u8 {
-        return lb_verify(stash, stash, span as u32);
-    }
-    if lb_decode(stash, span) < TOKEN_TEXT_LEN as u32 { ABSENT } else { lb_verify(stash, SCRATCHED, 0) }
+    let in_query = entry.place == Place::Query as u8;
+    let decoded = if in_query { lb_decode(stash, span) } else { 0 };
+    let (memory, at, len) =
+        if decoded == 0 { (stash, span as u32, span >> 32) } else { (SCRATCHED, 0, u64::from(decoded)) };
+    if len == TOKEN_TEXT_LEN as u64 { lb_verify(stash, memory, at) } else { INVALID }
 }
 
 /// Verifies the token whose text stands at an offset of a memory, a stash or the scratch memory. What it says is left in the stash.

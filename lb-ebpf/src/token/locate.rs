@@ -160,9 +160,17 @@ const BLANKS: u32 = 16;
 fn begins_pair(bytes: Bytes, stash: u32, at: At) -> bool {
     let before = bytes.word(At::new(at.0.wrapping_sub(2)), 0);
     let (first, last) = (before as u8, (before >> 8) as u8);
-    let separates = |byte: u8| byte == b';' || byte == b':';
     // As nearly all of them are written.
-    separates(last) || last == b' ' && separates(first) || lb_begins_pair(stash, at.0 as u32) != 0
+    last == b' ' && (first == b';' || begins_line(bytes, At::new(at.0.wrapping_sub(1))))
+        || lb_begins_pair(stash, at.0 as u32) != 0
+}
+
+/// Whether an offset is that behind the name of a field of cookies and its colon.
+#[inline(always)]
+fn begins_line(bytes: Bytes, at: At) -> bool {
+    let word = bytes.word(At::new(at.0.wrapping_sub(8)), 0);
+    // With its case set, a newline is an asterisk.
+    word as u8 == b'\n' && word | CASE == COOKIE
 }
 
 /// The same, with any white space between. A global function (see [`crate::cold`]), because it is a loop.
@@ -174,14 +182,18 @@ extern "C" fn lb_begins_pair(stash: u32, at: u32) -> u32 {
     let mut at = At::new(u64::from(at));
     let mut turn = 0;
     while turn < BLANKS {
-        at = At::new(at.0.wrapping_sub(1));
-        let byte = bytes.byte(at);
-        if byte == b';' || byte == b':' {
+        let byte = bytes.byte(At::new(at.0.wrapping_sub(1)));
+        if byte == b';' {
             return 1;
+        }
+        if byte == b':' {
+            // A colon may stand in a value as well, and what follows it would look like a cookie.
+            return u32::from(begins_line(bytes, at));
         }
         if !is_blank(byte) && byte != b'\n' && byte != b'\r' {
             return 0;
         }
+        at = At::new(at.0.wrapping_sub(1));
         turn += 1;
     }
     0

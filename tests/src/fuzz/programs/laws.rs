@@ -38,8 +38,6 @@ pub(super) struct Frame {
     pub(super) protocol: u8,
     /// Source and destination of a segment or datagram that is no later fragment.
     pub(super) ends: Option<(SocketAddrV4, SocketAddrV4)>,
-    /// Whether it is a fragment without ports.
-    pub(super) later_fragment: bool,
     header_is_right: bool,
     sum: Sum,
     /// Where the payload begins.
@@ -56,7 +54,6 @@ impl Frame {
             end: 0,
             protocol: 0,
             ends: None,
-            later_fragment: false,
             header_is_right: false,
             sum: Sum::Absent,
             payload_at: 0,
@@ -83,7 +80,6 @@ impl Frame {
         (self.header, self.end, self.protocol) = (header, ETHERNET + total, ip[9]);
         self.header_is_right = internet_checksum(&[&ip[..header]]) == 0;
         let offset = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff;
-        self.later_fragment = offset != 0;
         let body = &ip[header..total];
         let ports = body.get(..4).filter(|_| offset == 0)?;
         let end = |at: usize, port: usize| {

@@ -13,7 +13,7 @@ use crate::setup::{COOKIE, TOKEN_KEY};
 use anyhow::{Result, ensure};
 use lb_common::counter::Counter;
 use lb_common::home::tag;
-use lb_common::token::{TOKEN_TEXT_LEN, Token, decode};
+use lb_common::token::{Token, decode};
 use std::net::SocketAddrV4;
 
 /// Bytes of a connection that are looked at.
@@ -103,22 +103,47 @@ fn fields(payload: &[u8]) -> Vec<(Vec<u8>, &[u8])> {
         if line.is_empty() {
             break;
         }
-        // An asterisk is a folded line feed; see head/asterisk.waiting.
-        for part in [line].into_iter().chain(line.split(|byte| *byte == b'*').skip(1)) {
-            if let Some(at) = part.iter().position(|byte| byte | CASE == b':') {
-                let name = part[..at].iter().map(|byte| byte | CASE).collect();
-                fields.push((name, part[at + 1..].trim_ascii()));
-            }
+        if let Some(at) = line.iter().position(|byte| byte | CASE == b':') {
+            let name = line[..at].iter().map(|byte| byte | CASE).collect();
+            fields.push((name, trimmed(&line[at + 1..])));
         }
     }
     fields
+}
+
+/// The ways to read a head in which lines begin with white space: such a line goes on with the one before it (RFC 9112 §5.2), or is
+/// none of this field. The first `n` go on, for each `n`.
+fn unfolded(head: &[u8]) -> Vec<Vec<u8>> {
+    let mut ways = vec![head.to_vec()];
+    let mut unfolded = head.to_vec();
+    for at in 1..head.len() {
+        if matches!(head[at..], [b'\n', b' ' | b'\t', ..]) {
+            unfolded[at] = b' ';
+            if head[at - 1] == b'\r' {
+                unfolded[at - 1] = b' ';
+            }
+            ways.push(unfolded.clone());
+        }
+    }
+    ways
+}
+
+/// Without the white space of a line around it (RFC 9110 §5.6.3), and the carriage returns before its end.
+fn trimmed(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = text {
+        text = rest;
+    }
+    while let [rest @ .., b' ' | b'\t' | b'\r'] = text {
+        text = rest;
+    }
+    text
 }
 
 /// Values of a cookie in pairs between semicolons.
 fn cookie<'a>(line: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
     let pairs = line.split(|byte| *byte == b';').filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;
-        Some((pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()))
+        Some((pair[..at].trim_ascii(), trimmed(&pair[at + 1..])))
     });
     pairs.filter(move |(found, _)| *found == name.as_bytes()).map(|(_, value)| value)
 }
@@ -149,31 +174,32 @@ pub(super) fn head(rig: &mut Rig, input: &[u8]) -> Result<()> {
     let (payload, piece) = payload(rig, input)?;
     let done = said(rig, SIGNED, &payload, piece)?;
     let slot_of = |value: &[u8]| {
-        let raw = decode(value).ok()?;
+        let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+        let raw = decode(quoted.unwrap_or(value)).ok()?;
         let token = Token::verify(&raw, &TOKEN_KEY.1).ok()?;
         (token.key_id == TOKEN_KEY.0 && token.service == SIGNED).then_some(token.slot)
     };
-    let fields = fields(&payload);
-    let lines = || fields.iter().filter(|(name, _)| name == b"cookie").map(|(_, line)| *line);
-    let values: Vec<&[u8]> = lines().flat_map(|line| cookie(line, COOKIE)).collect();
-    let presented: Vec<u16> = values.iter().filter_map(|value| slot_of(value)).collect();
-    // The programs find more than that: behind the end of the head, in other fields, behind a name of several words, at the beginning of
-    // a longer value. See the inputs of this target that are waiting.
-    let findable: Vec<u16> = payload.windows(TOKEN_TEXT_LEN).filter_map(slot_of).collect();
+    // Servers pass over a few empty lines before a request (RFC 9112 §2.2).
+    let empty = payload.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let payload = &payload[if empty < 8 { empty } else { 0 }..];
+    let ways = unfolded(payload);
+    let lines = |way| fields(way).into_iter().filter(|(name, _)| name == b"cookie").map(|(_, line)| line);
+    let values = ways.iter().flat_map(|way| lines(way)).flat_map(|line| cookie(line, COOKIE));
+    let presented: Vec<u16> = values.filter_map(slot_of).collect();
     let found = bound(&done);
     if let Some((to, counted, bound)) = &found
         && (bound.counted(Counter::AffinityHit) || bound.counted(Counter::StaleInstance))
     {
         ensure!(
-            findable.iter().any(|slot| backend(*slot) == *to),
-            "{counted}to {to}, but presented are {findable:?}"
+            presented.iter().any(|slot| backend(*slot) == *to),
+            "{counted}to {to}, but presented are {presented:?}"
         );
     }
     // One cookie of that name, and nothing that looks like another.
-    let once = lines().count() == 1
+    let once = lines(payload).count() == 1
         && payload.windows(3).filter(|word| word.eq_ignore_ascii_case(b"lb=")).count() == 1;
     let quoted = payload.contains(&b'"');
-    if let ([slot], true, false) = (&presented[..], once && is_plain(&payload, b"GET /"), quoted) {
+    if let ([slot, ..], true, false) = (&presented[..], once && is_plain(payload, b"GET /"), quoted) {
         let hit = found
             .as_ref()
             .is_some_and(|(to, _, bound)| bound.counted(Counter::AffinityHit) && *to == backend(*slot));
@@ -200,17 +226,7 @@ pub(super) fn set_cookie(rig: &mut Rig, input: &[u8]) -> Result<()> {
     let pair = |line: &&[u8]| line.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
     let pairs: Vec<Vec<u8>> = lines.iter().map(pair).collect();
     let values: Vec<&[u8]> = pairs.iter().flat_map(|pair| cookie(pair, learned::NAME)).collect();
-    // A control character may end a value: clients ignore such a cookie (RFC 6265bis §5.6), so nobody presents it. A blank ends one as
-    // well; see set-cookie/blank-inside.waiting.
-    let short =
-        |value: &&[u8]| value.split(|byte| *byte <= b' ').next().unwrap_or_default().trim_ascii().to_vec();
-    let short: Vec<Vec<u8>> = values.iter().map(short).collect();
-    let tags: Vec<u64> = values
-        .iter()
-        .copied()
-        .chain(short.iter().map(Vec::as_slice))
-        .map(|value| tag(&key, LEARNED, value))
-        .collect();
+    let tags: Vec<u64> = values.iter().map(|value| tag(&key, LEARNED, value)).collect();
     let homes = rig.runner.maps.homes()?;
     for (_, home) in &homes {
         let told = format!("learned what nobody handed out ({values:?}): {}", all(&done));

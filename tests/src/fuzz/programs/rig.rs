@@ -112,8 +112,7 @@ impl Rig {
         let passed = outcome.verdict == Verdict::Pass;
         let mut done = vec![self.judged(&frame, Ran::Xdp(outcome.verdict), outcome, bytes)?];
         // Shorter frames are not run as IPv4, and nothing in them is looked at.
-        // Later fragments the joint takes for segments; see program/later-fragment.waiting.
-        if passed && bytes.len() >= MIN_IPV4 && !frame.later_fragment {
+        if passed && bytes.len() >= MIN_IPV4 {
             let outcome = self.runner.joint(bytes)?;
             if outcome.verdict != TcVerdict::Ok || !outcome.counted.is_empty() {
                 done.push(self.judged(&frame, Ran::Joint(outcome.verdict), outcome, bytes)?);
