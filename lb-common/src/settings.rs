@@ -73,6 +73,13 @@ pub struct Settings {
     pub _pad: u32,
 }
 
+/// Whether more than `limit` ticks lie between `then` and `now`. Signed: another processor may have written a tick that
+/// began after this one has read the clock, and that is no age at all.
+#[inline(always)]
+pub const fn is_over(limit: u32, then: u32, now: u32) -> bool {
+    now.wrapping_sub(then) as i32 > limit as i32
+}
+
 impl Settings {
     /// The present time slot of SYN cookies.
     #[inline(always)]

@@ -76,6 +76,26 @@ pub(crate) unsafe fn add(word: *mut u64, more: u64) {
     }
 }
 
+/// Reads what other processors may write at any moment, in one piece.
+///
+/// # Safety
+/// `place` points at an aligned integer of a map value that stays valid.
+#[inline(always)]
+pub(crate) unsafe fn read<T: Copy>(place: *const T) -> T {
+    // SAFETY: the caller's promise.
+    unsafe { place.read_volatile() }
+}
+
+/// Writes what other processors may read at any moment, in one piece.
+///
+/// # Safety
+/// As [`read`].
+#[inline(always)]
+pub(crate) unsafe fn write<T: Copy>(place: *mut T, value: T) {
+    // SAFETY: the caller's promise.
+    unsafe { place.write_volatile(value) };
+}
+
 /// Writes `N` words, all of them `value`. An assignment becomes a call that writes byte by byte.
 ///
 /// # Safety

@@ -1,6 +1,7 @@
 //! UDP. Every datagram is steered by itself, so a client whose address changes stays with the server that its token
 //! names; a flow remembers where one without a token belongs, and the way back.
 
+use crate::clock;
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Claimant, Entry, Key};
 use crate::handshake::set_head;
@@ -140,7 +141,7 @@ fn from_client(
         return consume(Counter::DropNoBackend);
     }
     let slot = choice.slot as u16;
-    let now = flows::now(settings);
+    let now = clock::now(settings);
     match known {
         Some(flow) if present == slot => touch(ctx, flow, datagram, now),
         Some(flow) => {

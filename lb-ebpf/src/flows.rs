@@ -1,6 +1,6 @@
 //! The flow table: finding, claiming, expiring. See [`lb_common::flow`] for its shape.
 
-use crate::atomic::{compare_exchange, exchange};
+use crate::atomic::{compare_exchange, exchange, read};
 use crate::bounds::barrier_var;
 use crate::maps::{FLOWS, OVERFLOWS, SERVICES, count, settings};
 use crate::shares::{account, add_to, flows_of, is_full};
@@ -8,7 +8,7 @@ use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
 use lb_common::flow::{DATAGRAMS, Flow, FlowState, GROUP, Head, RESERVE, first_group, other_group};
 use lb_common::hash::flow_hash;
-use lb_common::settings::Settings;
+use lb_common::settings::{Settings, is_over};
 
 /// An entry of the table and where it stands.
 #[derive(Clone, Copy)]
@@ -37,19 +37,6 @@ impl Key {
     }
 }
 
-/// The present time in ticks.
-#[inline(always)]
-pub(crate) fn now(settings: &Settings) -> u32 {
-    (jiffies() >> (settings.tick_shift & 31)) as u32
-}
-
-/// The kernel's clock.
-#[inline(always)]
-pub(crate) fn jiffies() -> u64 {
-    // SAFETY: the helper takes nothing and reads a variable.
-    unsafe { aya_ebpf::helpers::bpf_jiffies64() }
-}
-
 /// Place `i` of the probing order in a group. The high bits of the hash say where to begin.
 #[inline(always)]
 fn place(group: u32, hash: u32, i: u32) -> u32 {
@@ -60,7 +47,7 @@ fn place(group: u32, hash: u32, i: u32) -> u32 {
 #[inline(always)]
 fn head_of(flow: *mut Flow) -> u64 {
     // SAFETY: map values stay valid; the head is an aligned word.
-    unsafe { core::ptr::read_volatile((&raw const (*flow).head).cast()) }
+    unsafe { read((&raw const (*flow).head).cast()) }
 }
 
 /// The head of an entry as it is now.
@@ -99,7 +86,7 @@ extern "C" fn lb_find_other(hash: u32, tail: u32, hi: u64, lo: u64) -> u32 {
     let mask = settings.flow_group_mask;
     let Some(overflows) = OVERFLOWS.get(first_group(hash, mask)) else { return u32::MAX };
     // SAFETY: a reference to a map value is aligned and valid.
-    if unsafe { core::ptr::read_volatile(overflows) } == 0 {
+    if unsafe { read(overflows) } == 0 {
         return u32::MAX;
     }
     let group = other_group(hash, mask);
@@ -138,13 +125,6 @@ pub(crate) fn replace(entry: Entry, was: Head, head: Head) -> bool {
         account(was, head);
     }
     done
-}
-
-/// Whether more than `limit` ticks lie between `then` and `now`. Signed: another processor may have written a tick that
-/// began after this one has read the clock, and that is no age at all.
-#[inline(always)]
-pub(crate) const fn is_over(limit: u32, then: u32, now: u32) -> bool {
-    now.wrapping_sub(then) as i32 > limit as i32
 }
 
 /// Who wants an entry.

@@ -4,6 +4,7 @@ use crate::flows::{self, Key};
 use crate::from_client::{Side, close};
 use crate::handshake;
 use crate::header::{End, Header};
+use crate::keep;
 use crate::learn;
 use crate::maps::{BACKENDS, FLOWS, SERVICES, count_backend};
 use crate::offer::offer;
@@ -91,7 +92,7 @@ pub(crate) fn handle(
                     unsafe { (*entry.flow).client_isn = segment.ack };
                 }
             } else if flow.client_flags & ACKNOWLEDGED != 0 {
-                if stash::lb_is_acknowledged(entry.index, segment.ack, segment.payload) != 0 {
+                if keep::lb_is_acknowledged(entry.index, segment.ack, segment.payload) != 0 {
                     settle(entry, flow);
                 }
             } else if segment.payload > 0 {

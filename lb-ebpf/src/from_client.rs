@@ -1,11 +1,13 @@
 //! A packet addressed to a service.
 
 use crate::asked;
+use crate::clock;
 use crate::flows::{self, Entry, Key};
 use crate::from_backend::settle;
+use crate::keep::lb_is_owed;
 use crate::maps::{BACKENDS, count, count_backend};
 use crate::packet::{Frame, Packet, Segment};
-use crate::stash::{is_exceeded, lb_is_owed};
+use crate::stash::is_exceeded;
 use crate::unavailable::lb_unavailable;
 use crate::verdict::{Verdict, consume, leave, pass};
 use crate::{handshake, plain, rewrite, syn, unknown};
@@ -47,7 +49,7 @@ pub(crate) fn handle(
     };
     // SAFETY: a map value stays valid; its fields are plain integers.
     let flow = unsafe { &*entry.flow };
-    let now = flows::now(settings);
+    let now = clock::now(settings);
     if flow.last_seen != now || flow.head.state != FlowState::Established as u8 {
         // Once in a tick, and on every packet of a flow that begins or ends: has the client begun anew on the same port?
         if unknown::may_be_reborn(flow, segment)

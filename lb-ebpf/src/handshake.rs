@@ -1,16 +1,18 @@
 //! Delayed binding: the first payload chooses a backend, which gets a SYN; more payload waits in the stash.
 
 use crate::asked;
+use crate::clock;
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Claimant, Entry, Key};
 use crate::header::{Header, timestamp_options};
+use crate::keep::{self, TIMESTAMPS};
 use crate::maps::{FLOWS, SERVICES, STASHES, count, count_backend, settings};
 use crate::offer::{lb_refuse, offer};
 use crate::options::timestamps;
 use crate::packet::Segment;
 use crate::select::{ANOTHER, choose, decided, lb_choose};
 use crate::shares;
-use crate::stash::{self, Slot, TIMESTAMPS};
+use crate::stash::{self, Slot};
 use crate::syn::{back, scale_of, send};
 use crate::token::{self, ABSENT, INVALID};
 use crate::unavailable::{self, lb_unavailable};
@@ -23,7 +25,7 @@ use lb_common::counter::Counter;
 use lb_common::flow::{ACKNOWLEDGED, FIN_SEEN, Flow, FlowState, Head, NO_STASH, SYN_REPEATED};
 use lb_common::maglev::{NOBODY, client_hash};
 use lb_common::service::{Affinity, Service};
-use lb_common::settings::Settings;
+use lb_common::settings::{Settings, is_over};
 use lb_common::stash::{STASH_BYTES, Stash, View};
 use lb_common::syn_cookie::Agreed;
 use lb_common::tcp::{ACK, FIN, RST, rescale_window};
@@ -87,7 +89,7 @@ extern "C" fn lb_enter(ctx: *mut xdp_md, service: u32) -> u64 {
     let Some(Parsed { key, .. }) = cold::parse(&ctx, service) else {
         return consume(Counter::DropTruncated).to_bits();
     };
-    let now = flows::now(settings);
+    let now = clock::now(settings);
     let entry = match flows::claim(settings, &key, flows::find(settings, &key), now, Claimant::Proven) {
         Ok(entry) => entry,
         Err(counter) => return consume(counter).to_bits(),
@@ -129,12 +131,12 @@ fn bind(
     entry: Entry,
     slot: Slot,
 ) -> u64 {
-    if !stash::keep_first(ctx, slot, segment) {
+    if !keep::keep_first(ctx, slot, segment) {
         stash::release(slot);
         free(entry);
         return consume(Counter::DropStashFull).to_bits();
     }
-    let now = flows::now(settings);
+    let now = clock::now(settings);
     fill(ctx, entry, key, segment, now, slot.index);
     if segment.flags & FIN != 0 {
         // SAFETY: a map value; the entry is nobody else's before its head is published.
@@ -252,7 +254,7 @@ fn goes_on(settings: &Settings, service: &Service, flow: &Flow, stash: *const St
     let next = if last < full { last } else { full };
     flow.client_flags & FIN_SEEN == 0
         && stash.limit + next <= STASH_BYTES as u32
-        && !flows::is_over(settings.head_ticks, begun, flows::now(settings))
+        && !is_over(settings.head_ticks, begun, clock::now(settings))
 }
 
 /// Bytes of payload in the longest segments of a client.
@@ -285,11 +287,11 @@ extern "C" fn lb_await(ctx: *mut xdp_md, service: u32, flow: u32, repeated: u32)
     if repeated == 0 && segment.payload >= full(entry, known, stash) {
         return consume(Counter::HeadAwaited).to_bits();
     }
-    let intact = stash::lb_is_intact(u32::from(slot.index), stash.limit);
-    if intact == stash::ENTANGLED {
+    let intact = keep::lb_is_intact(u32::from(slot.index), stash.limit);
+    if intact == keep::ENTANGLED {
         return consume(Counter::HeadAwaited).to_bits();
     }
-    if intact == stash::CORRUPT {
+    if intact == keep::CORRUPT {
         // Its client sends it again, unless it was told that a part had arrived.
         let was_told = known.client_flags & ACKNOWLEDGED != 0;
         if let Some(slot) = stash::lock(flow, slot.index) {
@@ -457,7 +459,7 @@ fn more(ctx: &XdpContext, key: &Key, entry: Entry, segment: &Segment) -> u64 {
         stash::unlock(slot);
         return verdict.to_bits();
     }
-    let kept = stash::lb_keep(ctx.ctx, u32::from(key.service), u32::from(slot.index), at);
+    let kept = keep::lb_keep(ctx.ctx, u32::from(key.service), u32::from(slot.index), at);
     if awaiting && kept != 0 && at <= stash.limit {
         if segment.flags & FIN != 0 {
             // SAFETY: a map value stays valid.
@@ -494,7 +496,7 @@ fn is_late(flow: &Flow, entry: Entry) -> bool {
     let (Some(settings), Some(slot)) = (settings(), stash::of(entry.index, flow.stash)) else { return false };
     // SAFETY: a map value stays valid; the owner is one aligned word.
     let owner = unsafe { core::ptr::read_volatile(&raw const (*slot.stash).owner) };
-    flows::is_over(settings.head_ticks, (owner >> 32) as u32, flows::now(settings))
+    is_over(settings.head_ticks, (owner >> 32) as u32, clock::now(settings))
 }
 
 /// The client repeats itself because the backend is silent. The first time the same backend gets its SYN again, which

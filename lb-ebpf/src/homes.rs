@@ -3,14 +3,14 @@
 //! An entry is two words. Who fills one in claims its tag first, then writes where the session is at home, then the new tag:
 //! whoever reads finds the same tag before and after the other word, or takes nothing from it.
 
-use crate::atomic::{compare_exchange, exchange, read_last};
-use crate::flows::{is_over, now};
+use crate::atomic::{compare_exchange, exchange, read, read_last, write};
+use crate::clock::now;
 use crate::maps::{BACKENDS, FLOW_KEYS, HOMES, SERVICES, count, settings};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::home::{CLAIMED, FREE, GROUP, Home};
 use lb_common::maglev::NOBODY;
-use lb_common::settings::Settings;
+use lb_common::settings::{Settings, is_over};
 
 /// How often an entry is chosen anew because another processor took the one that was chosen. Each time that one has gone on, so
 /// as many others as a group has entries are let pass.
@@ -45,7 +45,7 @@ fn place(settings: &Settings, tag: u64, i: u32) -> Option<*mut Home> {
 #[inline(always)]
 fn tag_of(home: *mut Home) -> u64 {
     // SAFETY: map values stay valid; the tag is an aligned word.
-    unsafe { core::ptr::read_volatile(&raw const (*home).tag) }
+    unsafe { read(&raw const (*home).tag) }
 }
 
 /// Whether what was just read of an entry was of this tag: nobody else has claimed it meanwhile.
@@ -58,7 +58,7 @@ fn is_still(home: *mut Home, tag: u64) -> bool {
 #[inline(always)]
 fn whereabouts(home: *mut Home) -> Whereabouts {
     // SAFETY: map values stay valid; what follows the tag is an aligned word.
-    Whereabouts::from_bits(unsafe { core::ptr::read_volatile((&raw const (*home).slot).cast()) })
+    Whereabouts::from_bits(unsafe { read((&raw const (*home).slot).cast()) })
 }
 
 /// Notes that a session was asked for. Once in a tick: the word is shared by all processors.
@@ -66,7 +66,7 @@ fn whereabouts(home: *mut Home) -> Whereabouts {
 fn touch(home: *mut Home, last_used: u32, now: u32) {
     if last_used != now {
         // SAFETY: map values stay valid. If the entry is another session's by now, that one is of this moment, too.
-        unsafe { (&raw mut (*home).last_used).write_volatile(now) };
+        unsafe { write(&raw mut (*home).last_used, now) };
     }
 }
 

@@ -10,6 +10,7 @@
 mod asked;
 mod atomic;
 mod bounds;
+mod clock;
 mod cold;
 mod datagram;
 mod endpoints;
@@ -20,6 +21,7 @@ mod handshake;
 mod header;
 mod homes;
 mod joint;
+mod keep;
 mod learn;
 mod lost;
 mod maps;

@@ -4,6 +4,7 @@
 //! A segment in mid-stream that no flow is known for goes where the hash leads as well: the connection may have begun at
 //! another node that shares the address, or before the tables were lost.
 
+use crate::clock;
 use crate::cold::{self, Parsed};
 use crate::flows::{self, Claimant, Entry, Key};
 use crate::handshake::set_head;
@@ -89,7 +90,7 @@ fn begin(
         return refuse(ctx, segment);
     }
     let slot = chosen as u16;
-    let now = flows::now(settings);
+    let now = clock::now(settings);
     let entry = match flows::claim(settings, key, own, now, Claimant::Unproven) {
         Ok(entry) => entry,
         Err(counter) => return consume(counter),

@@ -1,6 +1,6 @@
 //! How many flows services and backends have: what one may have of the tables that all share.
 
-use crate::atomic::add;
+use crate::atomic::{self, add};
 use crate::bounds::barrier_var;
 use crate::maps::{LIVE, SERVICES, USES, WAITING};
 use lb_common::flow::{HELD, Head, LIVES, PENDS, WAITS};
@@ -65,7 +65,7 @@ pub(crate) fn add_to(count: Option<*mut u64>, more: u64) {
 #[inline(always)]
 fn read(count: Option<&u64>) -> u64 {
     // SAFETY: a reference to a map value is aligned and valid.
-    let count = count.map_or(0, |count| unsafe { core::ptr::read_volatile(count) });
+    let count = count.map_or(0, |count| unsafe { atomic::read(count) });
     if (count as i64) < 0 { 0 } else { count }
 }
 

@@ -1,7 +1,8 @@
 //! A client's SYN: answered for the backend with a SYN cookie, leaving no trace in memory.
 
+use crate::clock::jiffies;
 use crate::cold::{self, Parsed};
-use crate::flows::{Key, jiffies};
+use crate::flows::Key;
 use crate::header::{self, End, Header, MAX_HEADER};
 use crate::maps::{SERVICES, settings};
 use crate::options;

@@ -1,8 +1,9 @@
 //! A segment of a client whose flow is not in the table: the second half of the cookie handshake, a keep-alive, a FIN,
 //! or a connection that nobody knows.
 
+use crate::clock::jiffies;
 use crate::cold::{self, Parsed};
-use crate::flows::{Key, jiffies};
+use crate::flows::Key;
 use crate::handshake;
 use crate::header::{Header, timestamp_options};
 use crate::maps::{FLOWS, SERVICES, settings};
