@@ -36,8 +36,9 @@ fn a_server_may_speak_first() -> Result<()> {
             }
             let expected = if affinity == Affinity::None { 3 } else { 1 };
             assert_eq!(shares.len(), expected, "{shares:?}");
-            // Where each instruction is translated, an answer may take longer than a client waits.
-            assert!(is_slow() || world.town.client.netns.counter("TcpRetransSegs")? == 0);
+            // On a busy machine an answer may take longer than a client waits: of one connection, not of one in ten.
+            let resent = world.town.client.netns.counter("TcpRetransSegs")?;
+            assert!(is_slow() || resent < 6, "{resent} segments were sent again");
             let counts = world.balancer.maps.counts()?;
             assert_eq!((counts.get(Counter::SynAnswered), counts.get(Counter::Spliced)), (0, 0));
         }
