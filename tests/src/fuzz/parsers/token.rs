@@ -70,8 +70,11 @@ pub(super) fn keys(input: &[u8]) -> Result<()> {
             ensure!(newest.is_some(), "there is no newest key");
         }
         Err(reason) => {
-            for secret in secrets(text) {
-                ensure!(!reason.contains(secret), "a message shows a secret: {reason}");
+            for secret in secrets(text).filter(|secret| reason.contains(secret)) {
+                // A secret may read like a message: that one says the same of any other.
+                let other = text.replacen(secret, &"~".repeat(secret.len()), 1);
+                let same = fuzzing::keys(&other).is_err_and(|other| other == reason);
+                ensure!(same, "a message shows a secret: {reason}");
             }
         }
     }
