@@ -5,9 +5,10 @@ use crate::flow::{DATAGRAMS, FIN_SEEN, FlowState};
 use crate::hash::{FlowSeed, SipKey};
 use crate::quic_lb;
 use bytemuck::{Pod, Zeroable};
+use core::fmt;
 
 /// Value of the settings map.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Settings {
     /// Which half of the endpoint table is live: first bucket of it in the low 32 bits, bucket mask in the high 32.
@@ -73,6 +74,36 @@ pub struct Settings {
     pub _pad: u32,
 }
 
+/// Without the keys, seeds and secrets: whoever reads a log must not be able to forge or to steer.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("live", &self.live)
+            .field("quic_live", &self.quic_live)
+            .field("flow_group_mask", &self.flow_group_mask)
+            .field("stash_mask", &self.stash_mask)
+            .field("home_group_mask", &self.home_group_mask)
+            .field("cookie_key", &self.cookie_key)
+            .field("slot_base", &self.slot_base)
+            .field("slot_jiffies", &self.slot_jiffies)
+            .field("slot_mult", &self.slot_mult)
+            .field("tick_shift", &self.tick_shift)
+            .field("idle_ticks", &self.idle_ticks)
+            .field("datagram_idle_ticks", &self.datagram_idle_ticks)
+            .field("half_closed_ticks", &self.half_closed_ticks)
+            .field("closing_ticks", &self.closing_ticks)
+            .field("binding_ticks", &self.binding_ticks)
+            .field("opening_ticks", &self.opening_ticks)
+            .field("head_ticks", &self.head_ticks)
+            .field("evictable_ticks", &self.evictable_ticks)
+            .field("token_key_mask", &self.token_key_mask)
+            .field("trace", &self.trace)
+            .field("trace_service", &self.trace_service)
+            .field("trace_client", &self.trace_client)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Whether more than `limit` ticks lie between `then` and `now`. Signed: another processor may have written a tick that
 /// began after this one has read the clock, and that is no age at all.
 #[inline(always)]
@@ -134,3 +165,29 @@ impl Settings {
 }
 
 crate::map_types! { Settings: 576 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_shows_a_secret() {
+        const SECRET: u64 = 0xabab_abab_abab_abab;
+        let mut settings = Settings {
+            endpoint_seed: [SECRET; 2],
+            cookie_keys: [[SECRET; 2]; 2],
+            token_keys: [[SECRET; 2]; 16],
+            home_key: [SECRET; 2],
+            name_key: [SECRET; 2],
+            ..Settings::default()
+        };
+        bytemuck::bytes_of_mut(&mut settings.flow_seed).fill(0xab);
+        bytemuck::bytes_of_mut(&mut settings.quic_seed).fill(0xab);
+        let shown = std::format!("{settings:?} {settings:x?}");
+        assert!(shown.contains("idle_ticks"), "{shown}");
+        for word in [SECRET, u64::from(SECRET as u32), u64::from(SECRET as u16)] {
+            let (decimal, hexadecimal) = (std::format!("{word}"), std::format!("{word:x}"));
+            assert!(!shown.contains(&decimal) && !shown.contains(&hexadecimal), "{word}: {shown}");
+        }
+    }
+}
