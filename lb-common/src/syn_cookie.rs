@@ -9,17 +9,18 @@
 //! | 23..16 | maximum segment size, in 256 steps | | |
 //! | 15..0 | code, 16 bits | 23..0 | code, 24 bits |
 //!
-//! The code is SipHash-2-4 of client, service, the client's initial sequence number, slot and the bits in front. The slot also
-//! says which of the two keys. Without timestamps its upper six bits know nothing of the sequence number, so that a segment
-//! which overtook the first one is told from what is not ours, wherever it stands.
+//! Client, service and slot have a [`Secret`]: 64 bits of SipHash-2-4, by the one of the two keys that the slot says. The code is one
+//! half of it, mixed with the client's initial sequence number and the bits in front: for each of these every code is as likely as
+//! any other. Without timestamps its upper six bits are bits of the other half and know nothing of the sequence number, so that a
+//! segment which overtook the first one is told from what is not ours, wherever it stands.
 //!
 //! Timestamps need no bit: every later segment shows whether they were agreed. Our SYN-ACK's TSval is the client's own initial
-//! sequence number, exclusive-or a [`pad`] that nobody else knows; each of the client's segments echoes it. So a segment from the
+//! sequence number, exclusive-or the secret's other half, its [`Secret::pad`]; each of the client's segments echoes it. So a segment from the
 //! middle of the first flight is recognised, too, and who has not seen the SYN-ACK must guess the 32 bits of the echo
 //! beside the 16 of the code: one chance in 2^48. Without timestamps it is one in 2^24.
 
 use crate::addr::{Addr, Be16};
-use crate::hash::{SipKey, siphash24};
+use crate::hash::siphash24;
 use crate::settings::Settings;
 use crate::tcp::NO_WINDOW_SCALE;
 
@@ -130,25 +131,6 @@ pub struct Peer {
     pub service: u16,
 }
 
-/// SipHash-2-4 of a peer and up to seven bytes. `form` tells the uses apart: it stands in the place of the message's length.
-#[inline(always)]
-fn hash(key: &SipKey, peer: &Peer, tail: u64, form: u64) -> u64 {
-    let service = peer.port.bits() as u64 | (peer.service as u64) << 16;
-    // As few words as hold it all.
-    if peer.client.is_v4() {
-        siphash24(key, &[service << 32 | peer.client.v4_bits() as u64], tail | form << 56)
-    } else {
-        siphash24(key, &[peer.client.hi, peer.client.lo, service], tail | (16 + form) << 56)
-    }
-}
-
-/// `form` of a cookie's code, with timestamps...
-const OF_CODE: u64 = 15;
-/// ...and without...
-const OF_BARE_CODE: u64 = 13;
-/// ...and of a pad.
-const OF_PAD: u64 = 14;
-
 /// What is not zero of a cookie's slot, in the cookie's own place.
 #[inline(always)]
 const fn slot_bits(slot: u32, timestamps: bool) -> u32 {
@@ -171,44 +153,77 @@ const fn slot_of(cookie: u32, timestamps: bool, now: u32) -> Option<u32> {
 /// Bits of the code without timestamps that depend on the sequence number.
 const CODE_ISN: u32 = 18;
 
-/// The upper bits of a code without timestamps, in their place.
-#[inline(always)]
-fn peer_code(settings: &Settings, peer: &Peer, slot: u32) -> u32 {
-    (pad_hash(settings, peer, slot) as u32 & ((1 << (CODE_BARE - CODE_ISN)) - 1)) << CODE_ISN
+/// What a peer's cookies of a slot are made of, and its client learns of it no more than they show.
+#[derive(Clone, Copy)]
+pub struct Secret {
+    bits: u64,
+    slot: u32,
 }
 
-#[inline(always)]
-fn code(settings: &Settings, peer: &Peer, isn: u32, slot: u32, head: u32, timestamps: bool) -> u32 {
-    // The sequence number, what stands in front of the code, and of the slot what does not stand there.
-    let bits = if timestamps { CODE } else { CODE_BARE };
-    let front = u64::from(head >> bits);
-    let tail = u64::from(isn) | front << 32 | u64::from(slot >> 2 & 0xff) << 48;
-    let form = if timestamps { OF_CODE } else { OF_BARE_CODE };
-    let hash = hash(&settings.cookie_key_of(slot), peer, tail, form) as u32;
-    if timestamps {
-        hash & ((1 << CODE) - 1)
-    } else {
-        peer_code(settings, peer, slot) | hash & ((1 << CODE_ISN) - 1)
+impl Secret {
+    /// That of a peer in a time slot; without timestamps, in the pair of slots.
+    #[inline(always)]
+    pub fn of(settings: &Settings, peer: &Peer, slot: u32, timestamps: bool) -> Self {
+        let slot = if timestamps { slot } else { slot & !1 };
+        let key = settings.cookie_key_of(slot);
+        let service = peer.port.bits() as u64 | (peer.service as u64) << 16;
+        // As few words as hold it all.
+        let bits = if peer.client.is_v4() {
+            siphash24(&key, &[service << 32 | peer.client.v4_bits() as u64], slot as u64 | 15 << 56)
+        } else {
+            siphash24(&key, &[peer.client.hi, peer.client.lo, service], slot as u64 | 31 << 56)
+        };
+        Self { bits, slot }
+    }
+
+    /// What the TSval of our SYN-ACK differs in from the client's initial sequence number.
+    #[inline(always)]
+    pub const fn pad(self) -> u32 {
+        (self.bits >> 32) as u32
+    }
+
+    /// The cookie for a client's SYN: our initial sequence number towards it.
+    #[inline(always)]
+    pub const fn cookie(self, isn: u32, agreed: Agreed) -> u32 {
+        let head = agreed.bits() | slot_bits(self.slot, agreed.timestamps);
+        head | self.code(isn, head, agreed.timestamps)
+    }
+
+    /// The code of a sequence number and what stands in front of it.
+    #[inline(always)]
+    const fn code(self, isn: u32, head: u32, timestamps: bool) -> u32 {
+        let front = (head >> CODE).wrapping_mul(0x9e37_79b1);
+        let mixed = mix(self.bits as u32 ^ isn ^ front);
+        if timestamps { mixed & ((1 << CODE) - 1) } else { self.peer_code() | mixed & ((1 << CODE_ISN) - 1) }
+    }
+
+    /// The upper bits of a code without timestamps, in their place.
+    #[inline(always)]
+    const fn peer_code(self) -> u32 {
+        (self.pad() & ((1 << (CODE_BARE - CODE_ISN)) - 1)) << CODE_ISN
     }
 }
 
-/// The cookie for a client's SYN: our initial sequence number towards it.
+/// One number for each, no two alike, and each bit of it depends on all (constants: Wellons, "Prospecting for Hash Functions").
+#[inline(always)]
+const fn mix(mut bits: u32) -> u32 {
+    bits ^= bits >> 16;
+    bits = bits.wrapping_mul(0x7feb_352d);
+    bits ^= bits >> 15;
+    bits = bits.wrapping_mul(0x846c_a68b);
+    bits ^ bits >> 16
+}
+
+/// The [`Secret::cookie`] of a SYN.
 #[inline(always)]
 pub fn make(settings: &Settings, peer: &Peer, isn: u32, agreed: Agreed, slot: u32) -> u32 {
-    let slot = if agreed.timestamps { slot } else { slot & !1 };
-    let head = agreed.bits() | slot_bits(slot, agreed.timestamps);
-    head | code(settings, peer, isn, slot, head, agreed.timestamps)
+    Secret::of(settings, peer, slot, agreed.timestamps).cookie(isn, agreed)
 }
 
-/// What the TSval of our SYN-ACK differs in from the client's initial sequence number.
+/// The [`Secret::pad`] of a SYN with timestamps.
 #[inline(always)]
 pub fn pad(settings: &Settings, peer: &Peer, slot: u32) -> u32 {
-    (pad_hash(settings, peer, slot) >> 32) as u32
-}
-
-#[inline(always)]
-fn pad_hash(settings: &Settings, peer: &Peer, slot: u32) -> u64 {
-    hash(&settings.cookie_key_of(slot), peer, slot as u64, OF_PAD)
+    Secret::of(settings, peer, slot, true).pad()
 }
 
 /// Whether `cookie`, of a connection without timestamps, may be ours for that client, whatever the sequence number: of what is not,
@@ -217,7 +232,7 @@ fn pad_hash(settings: &Settings, peer: &Peer, slot: u32) -> u64 {
 pub fn may_be(settings: &Settings, peer: &Peer, cookie: u32, now: u32) -> bool {
     let Some(slot) = slot_of(cookie, false, now) else { return false };
     let mask = ((1 << CODE_BARE) - 1) & !((1 << CODE_ISN) - 1);
-    peer_code(settings, peer, slot) == cookie & mask
+    Secret::of(settings, peer, slot, false).peer_code() == cookie & mask
 }
 
 /// Whether `cookie`, of a connection without timestamps, is ours, for that client and initial sequence number, and young enough.
@@ -225,7 +240,7 @@ pub fn may_be(settings: &Settings, peer: &Peer, cookie: u32, now: u32) -> bool {
 pub fn check(settings: &Settings, peer: &Peer, isn: u32, cookie: u32, now: u32) -> bool {
     let Some(slot) = slot_of(cookie, false, now) else { return false };
     let mask = (1 << CODE_BARE) - 1;
-    code(settings, peer, isn, slot, cookie & !mask, false) == cookie & mask
+    Secret::of(settings, peer, slot, false).code(isn, cookie & !mask, false) == cookie & mask
 }
 
 /// The client's initial sequence number, if `cookie` and the echo of our TSval are ours for that client and young enough.
@@ -234,9 +249,10 @@ pub fn check(settings: &Settings, peer: &Peer, isn: u32, cookie: u32, now: u32) 
 #[inline(always)]
 pub fn check_echo(settings: &Settings, peer: &Peer, echo: u32, cookie: u32, now: u32) -> Option<u32> {
     let slot = slot_of(cookie, true, now)?;
-    let isn = echo ^ pad(settings, peer, slot);
+    let secret = Secret::of(settings, peer, slot, true);
+    let isn = echo ^ secret.pad();
     let mask = (1 << CODE) - 1;
-    let right = code(settings, peer, isn, slot, cookie & !mask, true) == cookie & mask;
+    let right = secret.code(isn, cookie & !mask, true) == cookie & mask;
     if right { Some(isn) } else { None }
 }
 

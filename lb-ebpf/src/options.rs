@@ -129,10 +129,15 @@ impl Offer {
         if_present(self.has_timestamps, self.stamps)
     }
 
-    /// The timestamps of an answer whose own one is `val`, where they are offered and `promised`.
     #[inline(always)]
-    pub(crate) fn answered(&self, promised: bool, val: u32) -> Option<Timestamps> {
-        if_present(self.has_timestamps & promised, Timestamps { val, ecr: self.stamps.val })
+    pub(crate) const fn has_timestamps(&self) -> bool {
+        self.has_timestamps
+    }
+
+    /// The timestamps of an answer whose own one is `val`, where they are `agreed`.
+    #[inline(always)]
+    pub(crate) fn answered(&self, agreed: bool, val: u32) -> Option<Timestamps> {
+        if_present(agreed, Timestamps { val, ecr: self.stamps.val })
     }
 }
 

@@ -16,7 +16,7 @@ use lb_common::counter::Counter;
 use lb_common::service::{PROMISE_SACK, PROMISE_TIMESTAMPS, PROMISE_WINDOW_SCALE, Service};
 use lb_common::settings::Settings;
 use lb_common::stash::STASH_BYTES;
-use lb_common::syn_cookie::{self, Agreed, Peer};
+use lb_common::syn_cookie::{Agreed, Peer, Secret};
 use lb_common::tcp::{ACK, NO_WINDOW_SCALE, SYN};
 
 /// Who asks for a cookie.
@@ -72,18 +72,17 @@ fn answer(
     }
     let offer = options::offer(ctx, segment.header);
     let promised = |option: u8| service.promises & option != 0;
-    let peer = peer(key);
-    let slot = settings.slot(jiffies());
-    let shown = segment.seq ^ syn_cookie::pad(settings, &peer, slot);
-    let timestamps =
-        offer.answered(promised(PROMISE_TIMESTAMPS), shown).map(|stamps| (stamps.val, stamps.ecr));
+    let stamped = offer.has_timestamps() & promised(PROMISE_TIMESTAMPS);
+    let secret = Secret::of(settings, &peer(key), settings.slot(jiffies()), stamped);
+    let shown = segment.seq ^ secret.pad();
+    let timestamps = offer.answered(stamped, shown).map(|stamps| (stamps.val, stamps.ecr));
     let agreed = Agreed {
         mss: if offer.mss < service.mss { offer.mss } else { service.mss },
         window_scale: if promised(PROMISE_WINDOW_SCALE) { offer.window_scale } else { NO_WINDOW_SCALE },
         sack: promised(PROMISE_SACK) && offer.sack,
         timestamps: timestamps.is_some(),
     };
-    let cookie = syn_cookie::make(settings, &peer, segment.seq, agreed, slot);
+    let cookie = secret.cookie(segment.seq, agreed);
     // What the cookie can carry, not what it was asked to.
     let scales = Agreed::of(cookie, agreed.timestamps).scales_windows();
     let scale = if scales { Some(service.window_scale) } else { None };
