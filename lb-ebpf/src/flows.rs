@@ -222,7 +222,8 @@ extern "C" fn lb_claim(hash: u32, id: u32, proven: u32, now: u32) -> u32 {
     let entry = Entry { flow, index };
     let was = head(entry);
     // What was seen may be over; what is seen behind the head holds for as long as the head stays.
-    let rank = (lb_loss(index, who, now) >> RANK) as u32;
+    let is_free = was.state == FlowState::Free as u8 && who >> 17 == 0;
+    let rank = if is_free { FREE } else { (lb_loss(index, who, now) >> RANK) as u32 };
     if rank == 0 || !replace(entry, was, CLAIMED) {
         return BUSY;
     }
