@@ -64,6 +64,13 @@ pub trait SessionStore: Send + Sync + 'static {
     /// How many sessions there are, expired ones that no sweep has met included.
     fn count(&self) -> Answer<'_, u64>;
 
+    /// How many sessions of a service there are, graves of ended ones and expired ones that no sweep has met included, where the
+    /// store keeps that number and need not look. Sessions that are being written may or may not be among them.
+    fn count_of(&self, service: u16) -> Option<u64> {
+        let _ = service;
+        None
+    }
+
     /// The next epoch of a slot: larger than any it ever had, even after the slot was forgotten and given to another
     /// backend. 1 for a new one.
     fn next_epoch(&self, slot: u16) -> Answer<'_, u32>;
@@ -115,6 +122,11 @@ pub trait SessionStore: Send + Sync + 'static {
     /// not jump with that of the machine.
     fn now(&self) -> Option<u64> {
         None
+    }
+
+    /// How long a request waits for its turn behind others of the same session, which wait for the store.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(5)
     }
 
     /// Epochs that other processes gave out for a slot, as they come, where there can be other processes.
