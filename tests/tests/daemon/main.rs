@@ -6,6 +6,7 @@ mod come_and_go_udp;
 mod datagrams;
 mod devices;
 mod durability;
+mod half_sent;
 mod interfaces;
 mod learned;
 mod quic;
