@@ -5,6 +5,7 @@ mod come_and_go_http;
 mod come_and_go_udp;
 mod datagrams;
 mod devices;
+mod disk;
 mod durability;
 mod half_sent;
 mod interfaces;
