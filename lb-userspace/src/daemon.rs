@@ -31,7 +31,6 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::health::{Health, HealthEvent, Policy, Probe};
 use crate::net::{NextHopEvent, NextHops};
 use crate::registry::{Change, Effect, Outcome, Registry, Transition};
-use crate::server::ConnectionCounters;
 use crate::session::{Peers, SessionStore, TokenKeys};
 use crate::supervisor::{Exit, ServerEvent, Supervisor};
 use anyhow::Context;
@@ -42,6 +41,7 @@ use leaving::Quiet;
 use lost::Losses;
 use phase::Step;
 use proofs::Proofs;
+use servers::ServerCounters;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -90,8 +90,8 @@ struct Daemon {
     health: Health,
     next_hops: NextHops,
     store: Arc<dyn SessionStore>,
-    /// What became of connections to managed servers, by service.
-    connections: BTreeMap<String, Arc<ConnectionCounters>>,
+    /// What the managed servers count, by service.
+    server_counters: BTreeMap<String, ServerCounters>,
     /// The caches of all servers that lbd runs.
     peers: Arc<Peers>,
     keys: Arc<ArcSwap<TokenKeys>>,

@@ -242,6 +242,18 @@ impl Lbd {
         self.end(Signal::SIGTERM)
     }
 
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> Result<std::process::ExitStatus> {
+        let process = self.process.as_mut().context("lbd is not running")?;
+        let mut ended = None;
+        eventually("lbd has ended by itself", || {
+            ended = process.0.try_wait()?;
+            Ok(ended.is_some())
+        })?;
+        self.process = None;
+        ended.context("it was waited for")
+    }
+
     /// Its process, to be sent signals.
     pub fn process(&self) -> Result<&Process> {
         self.process.as_ref().context("lbd is not running")

@@ -3,6 +3,7 @@
 use super::table::Align::{Left, Right};
 use super::table::{number, table};
 use crate::control::{Request, StatsView};
+use crate::session::Admission;
 use lb_common::counter::Counter;
 use lb_common::lost::Lost;
 
@@ -43,5 +44,5 @@ fn meaning(of: &str, name: &str) -> String {
     }
     let counter = Counter::ALL.iter().find(|counter| counter.name() == name);
     let described = counter.map(|counter| counter.describe().trim()).or_else(|| Lost::describe(name));
-    described.unwrap_or_default().to_owned()
+    described.or_else(|| Admission::describe(name)).unwrap_or_default().to_owned()
 }

@@ -13,6 +13,10 @@ pub(super) fn text(status: &StatusView) -> String {
         0 => String::new(),
         leaving => format!(", {leaving} leaving"),
     };
+    let refused = match status.sessions_refused {
+        0 => String::new(),
+        refused => format!(", {} refused by the bounds of their services", number(refused)),
+    };
     let mut text = sheet(&[
         (
             "lbd",
@@ -25,7 +29,8 @@ pub(super) fn text(status: &StatusView) -> String {
         ("flows", format!("{} of {}", number(status.flows as u64), number(status.flows_limit.into()))),
         (
             "sessions",
-            status.sessions.map_or_else(|| "unknown: the store did not tell in time".to_owned(), number),
+            status.sessions.map_or_else(|| "unknown: the store did not tell in time".to_owned(), number)
+                + &refused,
         ),
         ("store", store(&status.store)),
         (

@@ -76,6 +76,7 @@ fn answer(request: &Request) -> Response {
             flows: 1234,
             flows_limit: 65_536,
             sessions: Some(1_000_000),
+            sessions_refused: 0,
             token_key: 2,
             token_keys: 1,
             store: StoreState { place: "sled /var/lib/lb/sessions".into(), available: true, detail: None },

@@ -26,7 +26,8 @@ const FAILED: u8 = 2;
 #[command(
     after_help = "Each request shows the client's session. Every answer tells the server that gave it, the epoch of the \
     token that was presented and that of the answer, and whether the session came from the server's memory (hit), from the \
-    database (reload), or began (new).\nExit codes: 0 answers came, 1 none came, 2 nothing could be sent."
+    database (reload), is one that the token alone tells of, because nothing has changed it yet (visit), or came with this \
+    answer (new).\nExit codes: 0 answers came, 1 none came, 2 nothing could be sent."
 )]
 pub(super) struct Args {
     /// What clients dial, such as 192.0.2.1:4000.
@@ -38,7 +39,7 @@ pub(super) struct Args {
     /// Time from one request to the next.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     interval: Duration,
-    /// The token to begin with, 44 characters; or `new`: every request begins a session. Without it, the first one does.
+    /// The token to begin with, 44 characters; or `new`: every request is a new client's. Without it, the first one is.
     #[arg(long, value_name = "TOKEN|new", value_parser = session, default_value = "first", hide_default_value = true)]
     session: Session,
     /// Send each request from a port of its own, as a client whose address changes.
@@ -49,9 +50,9 @@ pub(super) struct Args {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Session {
     Token(RawToken),
-    /// Each request begins one.
+    /// Each request gets one.
     New,
-    /// The first request begins one.
+    /// The first request gets one.
     First,
 }
 
@@ -75,6 +76,11 @@ fn epoch_of(token: &RawToken) -> Option<u32> {
     (*token != NO_TOKEN).then(|| u32::from_be_bytes([token[5], token[6], token[7], token[8]]))
 }
 
+/// The session that a token names.
+fn session_of(token: &RawToken) -> &[u8] {
+    &token[9..25]
+}
+
 /// What one request came to.
 #[derive(Debug, Serialize)]
 struct Reply {
@@ -84,7 +90,7 @@ struct Reply {
     epoch: u32,
     /// Of the token that was presented.
     token_epoch: Option<u32>,
-    /// `hit`, `reload`, `new`, or `-` when no session was looked at.
+    /// `hit`, `reload`, `visit`, `new`, or `-` when no session was looked at.
     state: &'static str,
     /// Of the session's state.
     version: u64,
@@ -99,6 +105,7 @@ struct Summary {
     lost: u64,
     hits: u64,
     reloads: u64,
+    visits: u64,
     new: u64,
     /// Microseconds: least, mean, most.
     min_us: u64,
@@ -118,6 +125,7 @@ impl Summary {
         match reply.state {
             "hit" => self.hits += 1,
             "reload" => self.reloads += 1,
+            "visit" => self.visits += 1,
             "new" => self.new += 1,
             _ => {}
         }
@@ -129,15 +137,17 @@ impl Summary {
     }
 
     fn text(&self, target: SocketAddr) -> String {
-        let Self { sent, answered, lost, hits, reloads, new, .. } = self;
+        let Self { sent, answered, lost, hits, reloads, visits, new, .. } = self;
         let share = (lost * 100).checked_div(*sent).unwrap_or(0);
         let mut text =
             format!("--- {target} ---\n{sent} sent, {answered} answered, {lost} lost ({share} %)\n");
         if *answered > 0 {
             let [least, mean, most] = [self.min_us, self.avg_us, self.max_us].map(millis);
             let servers: Vec<_> = self.servers.iter().map(|(name, n)| format!("{name} {n}")).collect();
-            text +=
-                &format!("{hits} hits, {reloads} reloads, {new} new; by server: {}\n", servers.join(", "));
+            text += &format!(
+                "{hits} hits, {reloads} reloads, {visits} visits, {new} new; by server: {}\n",
+                servers.join(", ")
+            );
             text += &format!("round trip min/avg/max {least}/{mean}/{most} ms\n");
         }
         if let Some(token) = &self.token {
@@ -257,6 +267,7 @@ fn reply(seq: u64, presented: RawToken, response: Response, time: Duration) -> R
         state: match response.source {
             Some(Source::Cache) => "hit",
             Some(Source::Database) => "reload",
+            Some(Source::New) if session_of(&presented) == session_of(&response.token) => "visit",
             Some(Source::New) => "new",
             None => "-",
         },
@@ -315,7 +326,7 @@ mod tests {
         summary.count(&reply);
         assert_eq!(
             summary.text("192.0.2.1:4000".parse().unwrap()),
-            "--- 192.0.2.1:4000 ---\n3 sent, 2 answered, 1 lost (33 %)\n1 hits, 1 reloads, 0 new; by server: s1 2\n\
+            "--- 192.0.2.1:4000 ---\n3 sent, 2 answered, 1 lost (33 %)\n1 hits, 1 reloads, 0 visits, 0 new; by server: s1 2\n\
              round trip min/avg/max 0.431/1.000/1.569 ms\n"
         );
     }

@@ -94,7 +94,7 @@ table!(RawHealth "[service.health]" {
 });
 table!(RawSession "[service.session]" {
     max_keys: u64, max_key_bytes: Size, max_value_bytes: Size, max_session_bytes: Size, idle: String, absolute: String,
-    cache_entries: u64, cache_bytes: Size,
+    max_sessions: u64, new_per_second: u64, cache_entries: u64, cache_bytes: Size,
 });
 table!(RawBackend "[[service.backend]]" {
     name: String, managed: bool, addr: String, weight: u64, server_id: ServerIds, sni: Vec<Spanned<String>>,

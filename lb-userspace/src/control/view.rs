@@ -25,6 +25,9 @@ pub struct StatusView {
     pub flows_limit: u32,
     /// Sessions in the database; `None` when it did not tell in time.
     pub sessions: Option<u64>,
+    /// Sessions that were not begun, because of the service's bounds, since lbd was started.
+    #[serde(default)]
+    pub sessions_refused: u64,
     /// Which key signs new tokens...
     pub token_key: u8,
     /// ...and how many verify.

@@ -1,5 +1,6 @@
 //! Answers lbctl: what the registry knows, what the maps and the database hold, and what the operator wants done.
 
+use super::servers::ServerCounters;
 use super::{Daemon, Waiting, chain, shares};
 use crate::control::server::Call;
 use crate::control::{
@@ -168,6 +169,7 @@ impl Daemon {
             flows: self.datapath.flows().iter().count(),
             flows_limit: self.config.limits.flows,
             sessions: None,
+            sessions_refused: self.server_counters.values().map(ServerCounters::refused).sum(),
             token_key: keys.ids().first().copied().unwrap_or(0),
             token_keys: keys.ids().len() as u32,
             store: self.store.state(),
@@ -283,8 +285,8 @@ impl Daemon {
                 None if id == 0 => "-".to_owned(),
                 None => continue,
             };
-            let connections = self.connections.get(&of).map(|counters| counters.values());
-            view.counters.extend(connections.into_iter().flatten().map(|(name, value)| CounterView {
+            let of_servers = self.server_counters.get(&of).map(|counters| counters.values());
+            view.counters.extend(of_servers.into_iter().flatten().map(|(name, value)| CounterView {
                 of: of.clone(),
                 counter: name.to_owned(),
                 value,

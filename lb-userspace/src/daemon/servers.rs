@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::server::{self, ConnectionCounters, Connections, ServerContext};
-use crate::session::{Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
+use crate::session::{Admission, Instance, Limits, Peers, SessionStore, TokenKeys, unix_millis};
 use crate::supervisor::{ManagedSpec, Server, ServerSocket};
 use crate::web::Cookie;
 use anyhow::Context;
@@ -19,10 +19,37 @@ pub(super) struct SessionServers {
     store: Arc<dyn SessionStore>,
     keys: Arc<ArcSwap<TokenKeys>>,
     peers: Arc<Peers>,
-    /// Limits, cookie and counters of each service, by its name.
-    services: HashMap<String, (Limits, Cookie, Arc<ConnectionCounters>)>,
+    /// By the service's name.
+    services: HashMap<String, Shared>,
     connections: Connections,
     runtime: Handle,
+}
+
+/// What the servers of a service share.
+#[derive(Clone)]
+struct Shared {
+    limits: Limits,
+    cookie: Cookie,
+    connections: Arc<ConnectionCounters>,
+    admission: Arc<Admission>,
+}
+
+/// What the servers of a service count.
+pub(super) struct ServerCounters {
+    connections: Arc<ConnectionCounters>,
+    admission: Arc<Admission>,
+}
+
+impl ServerCounters {
+    /// Names and values, for people.
+    pub(super) fn values(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.connections.values().into_iter().chain(self.admission.values())
+    }
+
+    /// Sessions that were not begun.
+    pub(super) fn refused(&self) -> u64 {
+        self.admission.values().iter().map(|(_, value)| value).sum()
+    }
 }
 
 impl SessionServers {
@@ -35,14 +62,24 @@ impl SessionServers {
         connections: Connections,
     ) -> Self {
         let services = config.services.iter().map(|service| {
-            (service.name.clone(), (service.session.clone(), service.cookie.clone(), Arc::default()))
+            let shared = Shared {
+                limits: service.session.clone(),
+                cookie: service.cookie.clone(),
+                connections: Arc::default(),
+                admission: Arc::new(Admission::new(&service.session)),
+            };
+            (service.name.clone(), shared)
         });
         Self { store, keys, peers, services: services.collect(), connections, runtime: Handle::current() }
     }
 
-    /// Of connections to the servers of each service.
-    pub(super) fn counters(&self) -> BTreeMap<String, Arc<ConnectionCounters>> {
-        self.services.iter().map(|(name, (.., counters))| (name.clone(), counters.clone())).collect()
+    /// Of the servers of each service.
+    pub(super) fn counters(&self) -> BTreeMap<String, ServerCounters> {
+        let counters = |shared: &Shared| ServerCounters {
+            connections: shared.connections.clone(),
+            admission: shared.admission.clone(),
+        };
+        self.services.iter().map(|(name, shared)| (name.clone(), counters(shared))).collect()
     }
 }
 
@@ -61,7 +98,8 @@ impl Server for SessionServers {
         socket: ServerSocket,
         mut shutdown: watch::Receiver<bool>,
     ) -> LocalBoxFuture<'static, anyhow::Result<()>> {
-        let (limits, cookie, counters) = self.services[&spec.service].clone();
+        let Shared { limits, cookie, connections: counters, admission } =
+            self.services[&spec.service].clone();
         let instance = Instance { service: spec.service_id, slot: spec.slot, epoch, name: spec.name.clone() };
         let (held, instance) = watch::channel(instance);
         let context = ServerContext {
@@ -72,6 +110,7 @@ impl Server for SessionServers {
             limits,
             connections: self.connections,
             counters,
+            admission,
             cookie,
             clock: Arc::new(unix_millis),
         };

@@ -3,7 +3,7 @@
 
 use super::Daemon;
 use crate::control::{Refused, Response, SessionView};
-use crate::session::{Copies, Owner, Peers, Record, SessionStore, StoreError, unix_millis};
+use crate::session::{Copies, Owner, Peers, Record, SessionStore, StoreError, unix_millis, visit};
 use lb_common::token::SessionId;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -92,7 +92,8 @@ impl Daemon {
 /// Ends a session in the database, and in every server's memory before anyone hears of it.
 async fn end(store: &dyn SessionStore, peers: &Arc<Peers>, id: SessionId) -> Response {
     for _ in 0..TRIES {
-        let ended = match store.load(id).await {
+        let loaded = store.load(id).await.map(|found| found.filter(|record| !record.is_grave()));
+        let ended = match loaded {
             Ok(None) => {
                 return Response::Refused(Refused::new(format!(
                     "there is no session {id}: it has ended already, or never was"
@@ -139,7 +140,8 @@ async fn erase(
 ) -> Result<(), StoreError> {
     store.claim(id, record.revision, Owner::UNSETTLED, record.expires).await?;
     peers.void(id);
-    store.delete(id, record.revision + 1).await
+    let owned = Record { revision: record.revision + 1, ..record.clone() };
+    visit::bury(store, id, &owned, store.now().unwrap_or_else(unix_millis)).await
 }
 
 async fn forget(store: &dyn SessionStore, service: &str, backend: &str) -> Response {
@@ -164,7 +166,7 @@ fn with_record(
     now: Option<u64>,
 ) -> Response {
     match loaded {
-        Ok(Some(record)) if !record.is_expired(now.unwrap_or_else(unix_millis)) => {
+        Ok(Some(record)) if !record.is_grave() && !record.is_expired(now.unwrap_or_else(unix_millis)) => {
             let slot = record.owner.slot;
             let name = names.iter().find(|(known, _)| *known == slot).map(|(_, name)| name.clone());
             let name = name.unwrap_or_else(|| format!("slot {slot}"));
@@ -201,7 +203,7 @@ mod tests {
         let instance = watch::channel(instance).1;
         let server =
             Sessions::new(instance, store.clone(), Limits::default(), peers.clone(), Arc::new(unix_millis));
-        let id = server.read(None).await.unwrap().id;
+        let id = server.write(None, |_| Ok(())).await.unwrap().0.id;
         let token = Some(Token { key_id: 0, service: 1, slot: 1, epoch: 1, session: id });
         assert_eq!(server.find(token).await.unwrap().unwrap().source, Source::Cache);
         let mut ending = std::pin::pin!(end(&*store, &peers, id));

@@ -121,7 +121,7 @@ impl Daemon {
             peers.clone(),
             descriptors::places(&config, descriptors),
         );
-        let connections = session_servers.counters();
+        let server_counters = session_servers.counters();
         let known = known(&config, &ids, &registry);
         known.values().for_each(|backend| next_hops.watch(backend.addr.ip()));
         let decisions = datapath.decisions()?.context("nobody has taken the decisions yet")?;
@@ -143,7 +143,7 @@ impl Daemon {
             health: Health::new(reports.health),
             next_hops,
             store: store.clone(),
-            connections,
+            server_counters,
             peers,
             keys,
             backends: known,

@@ -1,15 +1,16 @@
 //! A shopping cart over the session's state: the demonstration of what the state is good for.
 
+use super::Client;
 use super::http::{App, Origin, Shared, bad_path, read, terms};
 use super::once::once;
 use super::reply::Fault;
 use crate::session::{Changed, Refusal, Seen, SessionError, State as SessionState, Target};
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
+use axum::{Extension, Json};
 use lb_common::token::Token;
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
@@ -103,6 +104,7 @@ pub(super) async fn add(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    client: Extension<Client>,
     body: Body,
 ) -> Result<Response, Fault> {
     super::origin::json(&headers)?;
@@ -120,7 +122,8 @@ pub(super) async fn add(
             "the page / shows what is sold here",
         ));
     }
-    let terms = terms(&headers, Target::Session, once(&headers, &method, &uri, &text, Some(KEY))?)?;
+    let once = once(&headers, &method, &uri, &text, Some(KEY))?;
+    let terms = terms(&headers, Target::Session, once, client)?;
     let written = app.sessions.write_on(token, terms, move |state| put_in(state, &order)).await;
     answer(&app, token, written)
 }
@@ -131,10 +134,12 @@ pub(super) async fn remove(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    client: Extension<Client>,
 ) -> Result<Response, Fault> {
     let Path(sku) = sku.map_err(bad_path)?;
     let token = app.token(&headers);
-    let terms = terms(&headers, Target::Session, once(&headers, &method, &uri, b"", Some(KEY))?)?;
+    let once = once(&headers, &method, &uri, b"", Some(KEY))?;
+    let terms = terms(&headers, Target::Session, once, client)?;
     let written = app.sessions.write_on(token, terms, move |state| take_out(state, &sku)).await;
     answer(&app, token, written)
 }

@@ -2,9 +2,9 @@
 
 use super::once::{IDEMPOTENT_REPLAYED, once};
 use super::reply::{Fault, LB_EPOCH, LB_SERVER, LB_SOURCE, about, tagged};
-use super::{cart, condition};
+use super::{Client, cart, condition};
 use crate::session::{
-    Changed, Instance, Keyring, Once, Preconditions, Refusal, Seen, SessionError, Sessions, Source,
+    Changed, Instance, Keyring, Once, Preconditions, Refusal, Seen, SessionError, Sessions,
     State as SessionState, Target, Terms, TokenKeys, TooLarge, Unmet,
 };
 use crate::web::{self, Cookie};
@@ -17,7 +17,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, E
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, middleware};
+use axum::{Extension, Json, middleware};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use lb_common::token::Token;
@@ -55,14 +55,10 @@ impl App {
     pub(super) async fn read(&self, headers: &HeaderMap) -> Result<Read, Fault> {
         let token = self.token(headers);
         let preconditions = condition::preconditions(headers)?;
+        let seen = self.sessions.read(token).await?;
         // Who asks for a version knows a session: in its place, a new one would be no answer.
-        let seen = match preconditions.if_match {
-            None => Some(self.sessions.read(token).await?),
-            Some(_) => self.sessions.find(token).await?,
-        };
-        let Some(seen) = seen else { return Err(Fault::precondition(Unmet::IfMatch)) };
-        if seen.source == Source::New {
-            return Ok(Read { token, seen, unchanged: false });
+        if preconditions.if_match.is_some() && token.is_none_or(|token| token.session != seen.id) {
+            return Err(Fault::precondition(Unmet::IfMatch));
         }
         self.checked(token, seen, &preconditions)
     }
@@ -218,6 +214,7 @@ async fn set(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    client: Extension<Client>,
     body: Body,
 ) -> Reply {
     let Path(key) = key.map_err(bad_path)?;
@@ -232,7 +229,7 @@ async fn set(
     })?;
     let as_sent = value.get().as_bytes() == &*text;
     let once = once(&headers, &method, &uri, &text, None)?;
-    let terms = terms(&headers, Target::Key(key.clone()), once)?;
+    let terms = terms(&headers, Target::Key(key.clone()), once, client)?;
     let change = move |state: &mut SessionState| {
         state.set(key.clone(), value.clone());
         Ok(())
@@ -254,11 +251,12 @@ async fn unset(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    client: Extension<Client>,
 ) -> Reply {
     let Path(key) = key.map_err(bad_path)?;
     let token = app.token(&headers);
     let once = once(&headers, &method, &uri, b"", None)?;
-    let terms = terms(&headers, Target::Key(key.clone()), once)?;
+    let terms = terms(&headers, Target::Key(key.clone()), once, client)?;
     let change = move |state: &mut SessionState| match state.remove(&key) {
         true => Ok(()),
         false => Err(no_such_key(&key)),
@@ -296,8 +294,14 @@ async fn end(State(app): Shared, headers: HeaderMap) -> Reply {
 }
 
 /// On what terms a request wants its change made.
-pub(super) fn terms(headers: &HeaderMap, target: Target, once: Option<Once>) -> Result<Terms, Fault> {
-    Ok(Terms { target, preconditions: condition::preconditions(headers)?, once })
+pub(super) fn terms(
+    headers: &HeaderMap,
+    target: Target,
+    once: Option<Once>,
+    Extension(Client(client)): Extension<Client>,
+) -> Result<Terms, Fault> {
+    let preconditions = condition::preconditions(headers)?;
+    Ok(Terms { target, preconditions, once, client: Some(client) })
 }
 
 fn no_such_key(key: &str) -> Refusal {

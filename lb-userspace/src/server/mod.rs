@@ -14,19 +14,25 @@ mod tests;
 
 pub use places::{ConnectionCounters, Connections};
 
-use crate::session::{Clock, Instance, Limits, Peers, SessionStore, Sessions, TokenKeys};
+use crate::session::{Admission, Clock, Instance, Limits, Peers, SessionStore, Sessions, TokenKeys};
 use crate::web::Cookie;
 use arc_swap::ArcSwap;
 use axum::Router;
+use bytes::Bytes;
+use hyper::Request;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use places::{Place, Places};
 use socket2::TcpKeepalive;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -46,6 +52,8 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: applic
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a server that stops waits for the first byte of a connection that it has accepted.
 const FIRST_BYTE: Duration = Duration::from_secs(1);
+/// So often a server that is full looks whether some connection only waits for its client.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// Pause after a failed accept: only a file that someone closes helps, and nobody tells when.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -65,6 +73,8 @@ pub struct ServerContext {
     /// How many connections it keeps, and where it counts those that it does not.
     pub connections: Connections,
     pub counters: Arc<ConnectionCounters>,
+    /// Bounds of new sessions, shared by the servers of the service.
+    pub admission: Arc<Admission>,
     /// The cookie that carries the token over HTTP.
     pub cookie: Cookie,
     /// [`crate::session::unix_millis`], unless a test has a better idea.
@@ -83,9 +93,19 @@ pub async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let ServerContext { instance, store, keys, peers, limits, connections: most, counters, cookie, clock } =
-        context;
-    let sessions = Sessions::new(instance, store, limits, peers, clock);
+    let ServerContext {
+        instance,
+        store,
+        keys,
+        peers,
+        limits,
+        connections: most,
+        counters,
+        admission,
+        cookie,
+        clock,
+    } = context;
+    let sessions = Sessions::admitted(instance, store, limits, peers, clock, admission);
     let app = http::router(http::App::new(sessions, keys, cookie));
     let stop = watch::Sender::new(false);
     let places = Places::default();
@@ -116,6 +136,9 @@ pub async fn serve(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
+            () = tokio::time::sleep(ROOM_PAUSE), if connections.len() >= most.total => {
+                counters.made_room.fetch_add(places.make_room(most.total) as u64, Ordering::Relaxed);
+            }
         }
     }
     // Clients in the queue are connected, for all they know: they get their answers, too.
@@ -137,7 +160,16 @@ pub async fn serve(
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: TcpStream, _place: Place, app: Router, mut stop: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, place: Place, app: Router, stop: watch::Receiver<bool>) {
+    let place = Arc::new(place);
+    tokio::select! {
+        biased;
+        () = converse(stream, place.clone(), app, stop) => {}
+        () = place.asked() => tracing::debug!(client = %place.client(), "closed to make room"),
+    }
+}
+
+async fn converse(stream: TcpStream, place: Arc<Place>, app: Router, mut stop: watch::Receiver<bool>) {
     // Answers are whole when they are written; waiting for more would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
@@ -164,7 +196,19 @@ async fn connection(stream: TcpStream, _place: Place, app: Router, mut stop: wat
     let mut http = hyper::server::conn::http1::Builder::new();
     // A client that has closed its half still wants its answer.
     http.half_close(true).max_buf_size(MAX_HEAD).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |request| {
+        place.works();
+        let mut request: Request<_> = request.map(|body: Incoming| Upload { body, place: place.clone() });
+        request.extensions_mut().insert(Client(place.client()));
+        let (answer, place) = (app.call(request), place.clone());
+        async move {
+            let answer = answer.await;
+            place.waits();
+            answer
+        }
+    });
+    let served = http.serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
     let result = tokio::select! {
         biased;
@@ -176,6 +220,41 @@ async fn connection(stream: TcpStream, _place: Place, app: Router, mut stop: wat
     };
     if let Err(error) = result {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+struct Client(IpAddr);
+
+/// The body of a request; while it does not come, its connection waits for its client.
+struct Upload {
+    body: Incoming,
+    place: Arc<Place>,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(task);
+        match polled {
+            Poll::Pending => self.place.waits(),
+            Poll::Ready(_) => self.place.works(),
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

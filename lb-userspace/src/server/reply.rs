@@ -74,7 +74,12 @@ impl IntoResponse for Fault {
         }
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) {
+        if matches!(
+            status,
+            StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::INSUFFICIENT_STORAGE
+                | StatusCode::TOO_MANY_REQUESTS
+        ) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -116,7 +121,8 @@ impl From<SessionError> for Fault {
             SessionError::Precondition { unmet, seen: _ } => Self::precondition(unmet),
             error => {
                 let Problem { status, error: told, hint } = Problem::from(&error);
-                if status.is_server_error() {
+                // Refusals of new sessions are counted.
+                if status.is_server_error() && !matches!(error, SessionError::NotAdmitted(_)) {
                     log(status, &error);
                 }
                 Self::new(status, told, hint)
@@ -161,7 +167,7 @@ pub(super) fn tagged(seen: &Seen, mut response: Response) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::StoreError;
+    use crate::session::{NotAdmitted, StoreError};
 
     #[test]
     fn each_failure_has_its_status_and_says_whether_it_is_worth_a_wait() {
@@ -171,7 +177,10 @@ mod tests {
         let unavailable =
             StoreError::Unavailable { store: "redis 10.0.0.9".into(), reason: "no route".into() };
         let too_many_bytes = StoreError::RecordSize { bytes: 200_000, limit: 100_000 };
-        let rows: [(SessionError, u16, bool, &str); 13] = [
+        let rows: [(SessionError, u16, bool, &str); 16] = [
+            (NotAdmitted::TooFast.into(), 429, true, "nothing was stored"),
+            (NotAdmitted::Full.into(), 503, true, "nothing was stored"),
+            (SessionError::Busy, 503, true, "nothing was changed"),
             (Refusal::NotFound("no".into()).into(), 404, false, "GET /session"),
             (Refusal::Invalid("no".into()).into(), 400, false, "nothing was stored"),
             (Refusal::Unfit("no".into()).into(), 409, false, "DELETE the key"),

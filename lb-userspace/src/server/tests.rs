@@ -43,9 +43,10 @@ impl Shop {
             store: store.clone(),
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
-            limits,
+            limits: limits.clone(),
             connections: Default::default(),
             counters: Default::default(),
+            admission: Arc::new(Admission::new(&limits)),
             cookie: Cookie::default(),
             clock: Arc::new(unix_millis),
         };
@@ -197,14 +198,15 @@ async fn a_session_from_its_first_request_to_its_end() {
     let cookie = first.cookie().unwrap();
     let token = shop.verify(&cookie);
     assert_eq!((token.service, token.slot, token.epoch), (1, 3, 7));
-    let expected = json!({"session": token.session.to_string(), "server": "s3", "epoch": 7, "version": 1,
+    let expected = json!({"session": token.session.to_string(), "server": "s3", "epoch": 7, "version": 0,
         "state": {}, "source": "new"});
     assert_eq!(first.json(), expected);
+    assert_eq!(shop.store.count().await.unwrap(), 0, "a visit without a write leaves nothing behind");
 
     // A connection that is kept, and one for each request: the same session.
     let mut client = server.client().await;
     let put = client.ask("PUT", "/session/name", Some(&cookie), Some(r#"{"first": "Ada"}"#)).await;
-    assert_eq!((put.status, put.json()["version"].as_u64(), put.cookie()), (201, Some(2), None));
+    assert_eq!((put.status, put.json()["version"].as_u64(), put.cookie()), (201, Some(1), None));
     for _ in 0..3 {
         let again = client.ask("GET", "/session", Some(&cookie), None).await;
         assert_eq!((again.header("lb-source"), again.cookie()), (Some("cache"), None), "token unchanged");
@@ -322,7 +324,7 @@ async fn a_session_id_that_was_signed_and_never_stored_is_not_used() {
 async fn a_rotated_key_gives_a_new_token_for_the_same_session() {
     let shop = Shop::new();
     let server = shop.start(3, 1);
-    let cookie = server.ask("GET", "/session", None, None).await.cookie().unwrap();
+    let cookie = server.ask("PUT", "/session/a", None, Some("1")).await.cookie().unwrap();
     let rotated = shop.context.keys.load().rotated().unwrap();
     shop.context.keys.store(Arc::new(rotated));
     let answer = server.ask("GET", "/session", Some(&cookie), None).await;
@@ -387,7 +389,7 @@ async fn bad_bodies_are_refused_with_a_reason_and_the_connection_stays() {
         assert!(answer.json()["error"].as_str().unwrap().contains(reason), "{}", answer.body);
     }
     let after = client.ask("GET", "/session", Some(&cookie), None).await;
-    assert_eq!((&after.json()["state"], &after.json()["version"]), (&json!({}), &json!(1)));
+    assert_eq!((&after.json()["state"], &after.json()["version"]), (&json!({}), &json!(0)));
     client.ask("PUT", "/session/cart", Some(&cookie), Some("7")).await;
     let answer = client.ask("GET", "/cart", Some(&cookie), None).await;
     assert_eq!(answer.status, 409, "{}", answer.body);
@@ -436,18 +438,21 @@ async fn a_full_disk_is_507_and_the_page_is_still_there() {
     let full = SledOptions { cache_bytes: 16 << 20, reserve_bytes: u64::MAX };
     let shop = Shop::with(full, Limits::default());
     let server = shop.start(3, 1);
-    for (method, path, body) in [
-        ("PUT", "/session/a", Some("1")),
-        ("GET", "/session", None),
-        ("POST", "/cart/items", Some(r#"{"sku":"mug"}"#)),
-    ] {
+    for (method, path, body) in
+        [("PUT", "/session/a", Some("1")), ("POST", "/cart/items", Some(r#"{"sku":"mug"}"#))]
+    {
         let answer = server.ask(method, path, None, body).await;
         assert_eq!((answer.status, answer.header("retry-after")), (507, Some("1")), "{path}");
         assert!(answer.json()["hint"].as_str().unwrap().contains("free space"), "{}", answer.body);
         assert_eq!(answer.header("set-cookie"), None);
     }
-    let page = server.ask("GET", "/", None, None).await;
-    assert_eq!((page.status, page.header("lb-source"), page.cookie()), (200, Some("none"), None));
+    for path in ["/", "/session", "/cart"] {
+        let page = server.ask("GET", path, None, None).await;
+        assert_eq!(
+            (page.status, page.header("lb-source"), page.cookie().is_some()),
+            (200, Some("new"), true)
+        );
+    }
 }
 
 #[tokio::test]
@@ -462,15 +467,24 @@ async fn head_has_the_headers_and_no_body() {
 }
 
 #[tokio::test]
-async fn the_page_begins_a_session_that_its_requests_share() {
+async fn the_page_gives_a_token_that_its_requests_share() {
     let shop = Shop::new();
     let server = shop.start(3, 1);
     let page = server.ask("GET", "/", None, None).await;
     assert!(page.header("content-type").unwrap().starts_with("text/html"));
     let cookie = page.cookie().unwrap();
     let cart = server.ask("GET", "/cart", Some(&cookie), None).await;
-    assert_eq!((cart.header("lb-source"), cart.cookie()), (Some("cache"), None));
+    assert_eq!((cart.header("lb-source"), cart.cookie()), (Some("new"), None));
     assert_eq!(cart.json()["items"], json!([]));
+    assert_eq!(shop.store.count().await.unwrap(), 0);
+    let session = shop.verify(&cookie).session.to_string();
+    let order = Some(r#"{"sku": "mug"}"#);
+    let orders = (0..4).map(|_| server.ask("POST", "/cart/items", Some(&cookie), order));
+    for answer in futures::future::join_all(orders).await {
+        assert_eq!((answer.status, answer.json()["session"].as_str()), (200, Some(session.as_str())));
+    }
+    let cart = server.ask("GET", "/cart", Some(&cookie), None).await;
+    assert_eq!((cart.json()["count"].as_u64(), shop.store.count().await.unwrap()), (Some(4), 1));
 }
 
 #[tokio::test]
@@ -487,4 +501,67 @@ async fn a_killed_server_loses_nothing_that_it_acknowledged() {
     assert!(server.served.await.unwrap_err().is_cancelled());
     let answer = shop.start(4, 1).ask("GET", "/session", cookie.as_deref(), None).await;
     assert_eq!((answer.header("lb-source"), &answer.json()["state"]["n"]), (Some("database"), &json!(19)));
+}
+
+#[tokio::test]
+async fn what_a_visitor_read_can_be_compared_with() {
+    let shop = Shop::new();
+    let server = shop.start(3, 1);
+    let first = server.ask("GET", "/session", None, None).await;
+    let (cookie, tag) = (first.cookie().unwrap(), first.header("etag").unwrap().to_owned());
+    let same = server.ask_on("GET", "/session", Some(&cookie), &[("If-None-Match", &tag)], None).await;
+    assert_eq!((same.status, same.header("etag"), same.cookie()), (304, Some(tag.as_str()), None));
+    let any = server.ask_on("GET", "/session", Some(&cookie), &[("If-Match", "*")], None).await;
+    assert_eq!((any.status, any.header("etag")), (412, Some(tag.as_str())), "there is nothing yet");
+    let order = Some(r#"{"sku": "mug"}"#);
+    for (more, status) in
+        [(("If-Match", "*"), 412), (("If-Match", tag.as_str()), 200), (("If-Match", &tag), 412)]
+    {
+        let answer = server.ask_on("POST", "/cart/items", Some(&cookie), &[more], order).await;
+        assert_eq!(answer.status, status, "{more:?}");
+    }
+    let renewed = server.ask("GET", "/", None, None).await.cookie().unwrap();
+    let answer = server.ask("POST", "/renew", Some(&renewed), None).await;
+    assert_eq!((answer.status, answer.json()["version"].as_u64()), (200, Some(0)));
+    assert_ne!(shop.verify(&answer.cookie().unwrap()).session, shop.verify(&renewed).session);
+}
+
+/// Neither the bound of a network nor that of the service keeps anybody from a session that is there.
+#[tokio::test]
+async fn new_sessions_are_bounded_and_those_that_are_there_never_suffer() {
+    let options = SledOptions { cache_bytes: 16 << 20, reserve_bytes: 0 };
+    let shop = Shop::with(options, Limits { max_sessions: 5, new_per_second: 2, ..Limits::default() });
+    let (a, b) = (shop.start(3, 1), shop.start(4, 1));
+    let first = a.ask("PUT", "/session/a", None, Some("1")).await.cookie().unwrap();
+    let begin = async |server: &Running, cookie: Option<&str>| {
+        server.ask("PUT", "/session/a", cookie, Some("1")).await
+    };
+    // As fast as it can: more than two in a second are too many, at both servers together.
+    let mut refused = 0;
+    while shop.store.count().await.unwrap() < 5 {
+        let answer = begin([&a, &b][refused % 2], None).await;
+        if answer.status == 429 {
+            assert_eq!((answer.header("retry-after"), answer.header("set-cookie")), (Some("1"), None));
+            assert!(answer.json()["error"].as_str().unwrap().contains("network"), "{}", answer.body);
+            refused += 1;
+        }
+        assert_eq!(a.ask("PUT", "/session/a", Some(&first), Some("2")).await.status, 200);
+    }
+    assert!(refused > 0, "it took no second");
+    let visitor = a.ask("GET", "/", None, None).await.cookie().unwrap();
+    for cookie in [None, Some(visitor.as_str())] {
+        let answer = begin(&b, cookie).await;
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{}", answer.body);
+        assert!(answer.json()["error"].as_str().unwrap().contains("as many sessions"), "{}", answer.body);
+    }
+    let [full, too_fast] = shop.context.admission.values().map(|(_, value)| value);
+    assert_eq!((full, too_fast), (2, refused as u64));
+    let renewed = b.ask("POST", "/renew", Some(&first), None).await;
+    assert_eq!(renewed.status, 200, "{}", renewed.body);
+    let renewed = renewed.cookie().unwrap();
+    assert_eq!(a.ask("PUT", "/session/b", Some(&renewed), Some("2")).await.status, 201);
+    assert_eq!(a.ask("DELETE", "/session", Some(&renewed), None).await.status, 200);
+    // The next second.
+    while begin(&a, Some(&visitor)).await.status == 429 {}
+    assert_eq!(shop.store.count().await.unwrap(), 5);
 }

@@ -38,7 +38,7 @@ impl fmt::Display for Tag {
 /// Which versions a precondition speaks of.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Tags {
-    /// `*`: any, as long as there is one.
+    /// `*`: any, as long as there is one that was written.
     Any,
     /// One of these. Tags that no session of ours can have are left out; an empty list matches nothing.
     Of(Vec<Tag>),
@@ -48,7 +48,8 @@ impl Tags {
     fn matches(&self, current: Option<Tag>) -> bool {
         match (self, current) {
             (_, None) => false,
-            (Self::Any, Some(_)) => true,
+            // Nothing of version 0 was ever written.
+            (Self::Any, Some(current)) => current.version > 0,
             (Self::Of(tags), Some(current)) => tags.contains(&current),
         }
     }

@@ -19,6 +19,10 @@ pub struct Limits {
     pub idle: Duration,
     /// A session older than this is gone, used or not.
     pub absolute: Duration,
+    /// Sessions of the service in the store, where it counts those of each service ([`super::SessionStore::count_of`]).
+    pub max_sessions: u64,
+    /// Sessions that begin within a second from one network of clients: a /24 of IPv4, a /56 of IPv6.
+    pub new_per_second: u32,
     /// Sessions in a server's cache.
     pub cache_entries: usize,
     /// Bytes of memory that the sessions in a server's cache may take, their bookkeeping included.
@@ -34,6 +38,8 @@ impl Default for Limits {
             max_session_bytes: 64 * 1024,
             idle: Duration::from_secs(30 * 60),
             absolute: Duration::from_secs(7 * 24 * 3600),
+            max_sessions: 10_000_000,
+            new_per_second: 1000,
             cache_entries: 100_000,
             cache_bytes: 256 << 20,
         }

@@ -186,7 +186,7 @@ mod tests {
         assert!(Arc::ptr_eq(&members[0].peers, &members[1].peers));
         assert!(!Arc::ptr_eq(&members[0].peers, &members[2].peers));
         let (a, b) = (members[0].sessions(Limits::default()), members[1].sessions(Limits::default()));
-        let seen = a.read(None).await.unwrap();
+        let (seen, ()) = a.write(None, |_| Ok(())).await.unwrap();
         let token = Token { key_id: 0, service: 1, slot: 0, epoch: 1, session: seen.id };
         assert_eq!(a.find(Some(token)).await.unwrap().unwrap().source, Source::Cache);
         assert!(b.end(Some(token)).await.unwrap());

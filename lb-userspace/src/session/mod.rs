@@ -11,6 +11,7 @@
 //!   `SledStore`, `RedisStore`, or [`MemoryStore`] where nothing has to be kept. A store of your own implements the trait.
 //! * [`Keyring`] turns a session and its instance into a token's text and back.
 
+pub mod admission;
 pub mod cache;
 #[cfg(any(feature = "redis", feature = "sled"))]
 pub mod clock;
@@ -26,7 +27,9 @@ pub mod shelf;
 pub mod state;
 pub mod store;
 pub mod token;
+pub mod visit;
 
+pub use admission::{Admission, NotAdmitted};
 pub use cache::SessionCache;
 pub use condition::{Preconditions, Tag, Tags, Target, Unmet};
 pub use keyring::Keyring;

@@ -33,7 +33,8 @@ impl Owner {
 /// One session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// Grows by one with each change of the state; 1 when the session begins. What clients see of it.
+    /// Grows by one with each change of the state; 1 when the session begins. What clients see of it. 0: there is nothing, yet
+    /// or any more.
     pub version: u64,
     /// Grows by one with each change of the record, hand-overs and moved expiries included; 1 when the session begins.
     /// A change takes effect only while the database holds the revision that it is based on, so one that arrives late

@@ -26,8 +26,12 @@
 //! * **What has ended stays ended.** Every copy is void before the session is deleted, so nobody sees it end before it
 //!   has ended for all. Ids are never used twice, so no write that is late can bring it back. What has expired is
 //!   deleted, too, before anybody is told so.
-//! * **No session fixation.** A session id that is not in the database is never used, whoever signed it: the client gets
-//!   a new one, made here, which is in the database before the client hears of it.
+//! * **Nothing is stored before the first change.** A visitor without a session gets the token of an id that says of itself
+//!   until when it may begin one ([`super::visit`]). Its first change writes the session under that id, at whichever server;
+//!   of several at once one begins it and the others change it. Where such a session ends, a grave is left for as long
+//!   as its id could begin another.
+//! * **No session fixation.** Any other session id that is not in the database is never used, whoever signed it: the client
+//!   gets a new one, made here.
 //!
 //! A server that is killed may leave a write in the store's queue. It takes effect late and unacknowledged, and nobody
 //! answers from a copy that is older than what somebody has seen of it: seeing it means taking the session over.
@@ -40,16 +44,18 @@ mod change;
 mod outside;
 mod own;
 
-use super::shelf::Shelf;
+use super::shelf::{Shelf, Work};
 use super::{
-    Clock, Copies, Instance, Limits, Owner, Peers, Preconditions, Receipts, Record, SessionCache,
-    SessionStore, State, StoreError, Tag, TooLarge, Unmet,
+    Admission, Clock, Copies, Instance, Limits, NotAdmitted, Owner, Peers, Preconditions, Receipts, Record,
+    SessionCache, SessionStore, State, StoreError, Tag, TooLarge, Unmet, visit,
 };
+use change::Begins;
 pub use change::{Changed, Terms};
 use lb_common::token::{SessionId, Token};
+use own::Sight;
 use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 /// How often a change is repeated on fresh state before the client is told of the conflict.
 const MAX_TRIES: usize = 64;
@@ -57,7 +63,7 @@ const MAX_TRIES: usize = 64;
 /// Where the state in an answer came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// The session began with this request.
+    /// The session began with this request, or does not exist before its first change.
     New,
     Cache,
     Database,
@@ -73,7 +79,7 @@ impl Source {
     }
 }
 
-/// A session as this server saw it at one moment.
+/// A session as this server saw it at one moment. Its version is 0 while nothing was written yet.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub id: SessionId,
@@ -119,6 +125,11 @@ pub enum SessionError {
     Conflict,
     #[error(transparent)]
     Store(StoreError),
+    #[error(transparent)]
+    NotAdmitted(#[from] NotAdmitted),
+    /// Nothing was changed.
+    #[error("requests of this session that came before still wait for the store")]
+    Busy,
     #[error("no random numbers for a session id: {0}")]
     Random(String),
     #[error("the server is stopping")]
@@ -150,6 +161,7 @@ pub struct Sessions {
     peers: Arc<Peers>,
     shelf: Arc<Shelf>,
     clock: Clock,
+    admission: Arc<Admission>,
 }
 
 impl Sessions {
@@ -161,11 +173,24 @@ impl Sessions {
         peers: Arc<Peers>,
         clock: Clock,
     ) -> Arc<Self> {
+        let admission = Arc::new(Admission::new(&limits));
+        Self::admitted(instance, store, limits, peers, clock, admission)
+    }
+
+    /// With bounds of new sessions that are shared by several servers of the service.
+    pub fn admitted(
+        instance: watch::Receiver<Instance>,
+        store: Arc<dyn SessionStore>,
+        limits: Limits,
+        peers: Arc<Peers>,
+        clock: Clock,
+        admission: Arc<Admission>,
+    ) -> Arc<Self> {
         let shelf = Shelf::new(SessionCache::new(limits.cache_entries, limits.cache_bytes));
         peers.join(&shelf);
         let copies: Arc<dyn Copies> = peers.clone();
         store.watch(Arc::downgrade(&copies));
-        Arc::new(Self { instance, store, limits, peers, shelf, clock })
+        Arc::new(Self { instance, store, limits, peers, shelf, clock, admission })
     }
 
     pub fn instance(&self) -> Instance {
@@ -176,30 +201,33 @@ impl Sessions {
         &self.limits
     }
 
+    /// The bounds of new sessions.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// Sessions in the cache, and the bytes they take.
     pub fn cached(&self) -> (usize, usize) {
         self.shelf.usage()
     }
 
-    /// The session that a verified token names, or a new one.
+    /// The session that a verified token names, or one that begins with its first change: nothing is stored for it.
     ///
     /// # Errors
-    /// [`SessionError`] of the store; of a new session also that it could not be written.
+    /// [`SessionError`] of the store. Without a token it is not asked.
     pub async fn read(self: &Arc<Self>, token: Option<Token>) -> Result<Seen, SessionError> {
         let token = self.ours(token);
         if let Some(seen) = token.and_then(|token| self.cached_now(token)) {
             return Ok(seen);
         }
+        let Some(token) = token else { return self.visit(None) };
         let sessions = self.clone();
-        to_the_end(async move {
-            if let Some(token) = token
-                && let Some(seen) = sessions.look(token).await?
-            {
-                return Ok(seen);
-            }
-            sessions.create(1, State::default(), Receipts::default()).await
-        })
-        .await
+        let sight = to_the_end(async move { sessions.look(token).await }).await?;
+        match sight {
+            Sight::Seen(seen) => Ok(seen),
+            Sight::Open => self.visit(Some(token.session)),
+            Sight::Gone => self.visit(None),
+        }
     }
 
     /// Changes the session that a verified token names, or begins one with the change in it. `change` may be called
@@ -284,7 +312,7 @@ impl Sessions {
         let sessions = self.clone();
         to_the_end(async move {
             if let Some(token) = token
-                && let Some(changed) = sessions.change(token, &terms, &change).await?
+                && let Some(changed) = sessions.change(token, Begins::Yes, &terms, &change).await?
             {
                 return Ok(changed);
             }
@@ -307,7 +335,7 @@ impl Sessions {
     }
 
     fn lives(&self, record: &Record) -> bool {
-        self.is_of_ours(record) && !record.is_expired(self.now())
+        self.is_of_ours(record) && !record.is_grave() && !record.is_expired(self.now())
     }
 
     fn is_of_ours(&self, record: &Record) -> bool {
@@ -322,11 +350,33 @@ impl Sessions {
         Seen { id, record, source, owner: self.owner() }
     }
 
-    /// Begins a session. It is durable before the client hears of it, so no server will take it for made up.
-    async fn create(&self, version: u64, state: State, receipts: Receipts) -> Result<Seen, SessionError> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|error| SessionError::Random(error.to_string()))?;
-        let id = SessionId(bytes);
+    /// What a visitor sees that has changed nothing yet, under the id that it has or a new one.
+    fn visit(&self, id: Option<SessionId>) -> Result<Seen, SessionError> {
+        let now = self.now();
+        let until = now.saturating_add(visit::window(&self.limits));
+        let id = id.map_or_else(|| visit::mint(until), Ok).map_err(no_random)?;
+        let instance = self.instance();
+        let record = Arc::new(Record {
+            version: 0,
+            revision: 0,
+            service: instance.service,
+            owner: instance.owner(),
+            created: now,
+            expires: until,
+            receipts: Receipts::default(),
+            state: State::default(),
+        });
+        Ok(Seen { id, record, source: Source::New, owner: instance.owner() })
+    }
+
+    /// Begins a session. It is durable before the client hears of it.
+    async fn create(
+        &self,
+        id: SessionId,
+        version: u64,
+        state: State,
+        receipts: Receipts,
+    ) -> Result<Seen, StoreError> {
         let instance = self.instance();
         let created = self.now();
         let record = Arc::new(Record {
@@ -345,6 +395,16 @@ impl Sessions {
         work.keep(mark, record.clone());
         Ok(Seen { id, record, source: Source::New, owner: instance.owner() })
     }
+
+    /// Waits until nobody else works on this session in this server. While the store does not answer, those who wait do not
+    /// wait for it one after the other.
+    async fn turn(&self, work: &Work) -> Result<OwnedMutexGuard<()>, SessionError> {
+        tokio::time::timeout(self.store.patience(), work.turn()).await.map_err(|_| SessionError::Busy)
+    }
+}
+
+fn no_random(error: getrandom::Error) -> SessionError {
+    SessionError::Random(error.to_string())
 }
 
 /// Runs work that must not stop half-way when the client goes away.

@@ -29,8 +29,9 @@ pub(super) enum Order {
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// An instance that ran that long has not failed by starting.
 const PROVEN: Duration = Duration::from_secs(30);
-/// Connections that the kernel accepts before the server does.
-const BACKLOG: i32 = 1024;
+/// Connections that the kernel accepts before the server does, at most `net.core.somaxconn`. Beyond it SYNs are dropped, those of
+/// health checks among them.
+const BACKLOG: i32 = 4096;
 
 pub(super) struct Worker {
     pub(super) spec: ManagedSpec,

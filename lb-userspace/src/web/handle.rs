@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 /// The session of one request, put into its extensions by [`super::SessionLayer`].
 ///
-/// Nothing is loaded before it is asked for, and no session begins before something is written (or [`Session::begin`]
-/// asks for one), so requests that need no session cost nothing. Every method that changes something returns when the
+/// Nothing is loaded before it is asked for, and no session begins before something is written ([`Session::begin`] gives
+/// a client its token before), so requests that need no session cost nothing. Every method that changes something returns when the
 /// change is durable, and each read answers with the latest acknowledged state of that moment: from the cache of this
 /// process where that is certain, else from the database.
 ///
@@ -47,6 +47,8 @@ struct Now {
     source: Option<Source>,
     /// It was seen alive in this request.
     seen: bool,
+    /// The client gets its token, written or not.
+    begun: bool,
     ended: bool,
 }
 
@@ -56,7 +58,7 @@ impl Session {
         Self(Arc::new(Inner {
             context: context.clone(),
             presented,
-            now: Mutex::new(Now { token: presented, source: None, seen: false, ended: false }),
+            now: Mutex::new(Now { token: presented, source: None, seen: false, begun: false, ended: false }),
             turn: tokio::sync::Mutex::default(),
         }))
     }
@@ -187,7 +189,8 @@ impl Session {
         Ok(ended)
     }
 
-    /// The session, which begins now if there is none.
+    /// The session. If there is none, the client gets the token of one that its first change begins: nothing is stored before,
+    /// and the version is 0 until then.
     ///
     /// # Errors
     /// Those of the store.
@@ -195,6 +198,7 @@ impl Session {
         let _turn = self.0.turn.lock().await;
         let seen = self.sessions().read(self.token()).await?;
         self.know(&seen);
+        self.0.now.lock().begun = true;
         Ok(seen)
     }
 
@@ -213,7 +217,8 @@ impl Session {
         Ok(renewed.is_some())
     }
 
-    /// The whole session as it is now, with its version and where its state came from; `None` when there is none.
+    /// The whole session as it is now, with its version and where its state came from; `None` when there is none, and in requests
+    /// that did not [`Session::begin`] it also before its first change.
     ///
     /// # Errors
     /// Those of the store.
@@ -222,10 +227,15 @@ impl Session {
         if token.is_none() {
             return Ok(None);
         }
-        let found = self.sessions().find(token).await?;
+        let begun = self.0.now.lock().begun;
+        let found = match begun {
+            true => Some(self.sessions().read(token).await?),
+            false => self.sessions().find(token).await?,
+        };
         match &found {
             Some(seen) => self.know(seen),
-            None => self.lose(),
+            // The token stays: where nothing was written yet, the first change begins the session that it names.
+            None => self.0.now.lock().seen = false,
         }
         Ok(found)
     }
@@ -269,7 +279,7 @@ impl Session {
 
     fn lose(&self) {
         let mut now = self.0.now.lock();
-        (now.token, now.seen) = (None, false);
+        (now.token, now.seen, now.begun) = (None, false, false);
     }
 
     /// Writes into the response what the client must know. A token whose session is gone stays: another request of the same

@@ -1,13 +1,13 @@
 //! What a client is told of a [`SessionError`].
 
-use crate::session::{Refusal, SessionError, StoreError};
+use crate::session::{NotAdmitted, Refusal, SessionError, StoreError};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, RETRY_AFTER};
 
 /// An error as a client may see it: no paths, no addresses, no sizes of disks. Those are in the error itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
-    /// 400, 404, 409, 412, 413, 422, 500, 503 or 507.
+    /// 400, 404, 409, 412, 413, 422, 429, 500, 503 or 507.
     pub status: StatusCode,
     /// What is wrong.
     pub error: String,
@@ -48,7 +48,12 @@ impl Problem {
 
     /// Whether the same request may succeed if it is sent again, in a second or so.
     pub fn is_temporary(&self) -> bool {
-        matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE)
+        matches!(
+            self.status,
+            StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::INSUFFICIENT_STORAGE
+                | StatusCode::TOO_MANY_REQUESTS
+        )
     }
 
     /// Writes what the status asks for into a response's headers: `Retry-After`, and that nobody keeps it.
@@ -100,6 +105,21 @@ impl From<&SessionError> for Problem {
                 Self::new(StatusCode::CONFLICT, text, "nothing was stored; send the request again")
             }
             SessionError::Store(error) => Self::of_store(error),
+            SessionError::NotAdmitted(NotAdmitted::TooFast) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                text,
+                "nothing was stored; wait as long as Retry-After says. Sessions that there are can be used meanwhile",
+            ),
+            SessionError::NotAdmitted(NotAdmitted::Full) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                text,
+                "nothing was stored; wait until others have ended. Sessions that there are can be used meanwhile",
+            ),
+            SessionError::Busy => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                text,
+                "nothing was changed; send the request again when Retry-After says so",
+            ),
             SessionError::Random(_) | SessionError::Stopping => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 text,
@@ -132,6 +152,9 @@ mod tests {
             (unavailable.into(), 503, true),
             (stopped.into(), 503, true),
             (SessionError::Stopping, 503, true),
+            (SessionError::Busy, 503, true),
+            (NotAdmitted::Full.into(), 503, true),
+            (NotAdmitted::TooFast.into(), 429, true),
             (SessionError::Reused, 422, false),
         ];
         for (error, status, temporary) in rows {

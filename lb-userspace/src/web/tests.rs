@@ -185,6 +185,15 @@ async fn a_session_begins_with_its_first_write_alone() {
     assert_eq!(begun.body, format!("{} true", app.token(&begun.cookie().unwrap()).session));
     let twice = app.ask("/twice", None).await;
     assert_eq!(twice.body, "Some(2)", "one session, two versions");
+    assert_eq!(town.store.count().await.unwrap(), 2, "one that began is written with its first change");
+    let cookie = begun.cookie().unwrap();
+    assert_eq!(app.ask("/get/k", Some(&cookie)).await.body, " from none");
+    assert_eq!(app.ask("/begin", Some(&cookie)).await.cookie(), None, "it keeps its token");
+    let renewed = app.ask("/renew", Some(&cookie)).await.cookie().unwrap();
+    assert_ne!(app.token(&renewed).session, app.token(&cookie).session);
+    let written = app.ask("/set/k", Some(&cookie)).await;
+    assert_eq!((written.body.clone(), written.cookie()), (format!("{} 1", app.token(&cookie).session), None));
+    assert_eq!(app.ask("/get/k", Some(&cookie)).await.body, "value from cache");
     assert_eq!(town.store.count().await.unwrap(), 3);
 }
 

@@ -15,7 +15,7 @@ pub enum Model {
 /// A session that is there.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Alive {
-    /// 1 when it begins; each change makes it one more.
+    /// 0 while only a visit has begun it, 1 with its first change; each change makes it one more.
     pub version: u64,
     pub values: Values,
     pub cart: Cart,
@@ -49,7 +49,8 @@ impl Model {
         let Operation { call, outcome, begins, .. } = operation;
         match (self, outcome) {
             (Self::Unborn, Outcome::Done(shown)) if *begins => {
-                let mut alive = Alive { version: 1, ..Alive::default() };
+                let version = u64::from(*call != Call::Read);
+                let mut alive = Alive { version, ..Alive::default() };
                 alive.change(call);
                 alive.shows(shown).then_some(Self::Alive(alive))
             }

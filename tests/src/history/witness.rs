@@ -143,15 +143,16 @@ impl<'a> Told<'a> {
     /// Each version follows from the one before, and answers show what there was.
     fn follows(&self) -> Result<(), Violation> {
         let last = self.at.keys().next_back().copied().unwrap_or(0);
-        let (mut version, mut model, mut used) = (0, Model::Unborn, BTreeSet::new());
+        // A visit begins a session with version 0, a change with version 1.
+        let first = u64::from(!self.at.contains_key(&0));
+        let (mut version, mut model, mut used) = (first, Model::Unborn, BTreeSet::new());
         let mut forks: Vec<Fork> = Vec::new();
         // Of all that did not fit, what came furthest is nearest to the truth.
         let mut furthest: Option<(u64, Violation)> = None;
         for _ in 0..BUDGET {
-            if version == last {
+            if version > last {
                 return Ok(());
             }
-            version += 1;
             match self.next(version, &model, &used) {
                 Ok(mut choices) => {
                     let (index, after) = choices.pop().expect("without a choice there is a violation");
@@ -160,6 +161,7 @@ impl<'a> Told<'a> {
                     }
                     used.extend(index);
                     model = after;
+                    version += 1;
                 }
                 Err(violation) => {
                     if furthest.as_ref().is_none_or(|(reached, _)| version > *reached) {
@@ -169,7 +171,7 @@ impl<'a> Told<'a> {
                         return Err(furthest.expect("this violation, or one that came further").1);
                     };
                     let (index, after) = fork.choices.pop().expect("a fork without choices is no fork");
-                    (version, model) = (fork.version, after);
+                    (version, model) = (fork.version + 1, after);
                     used.clone_from(&fork.used);
                     used.extend(index);
                     if fork.choices.is_empty() {

@@ -9,7 +9,8 @@ use arc_swap::ArcSwap;
 use lb_common::token::SessionId;
 use lb_userspace::server::{ServerContext, serve};
 use lb_userspace::session::{
-    Instance, Limits, Peers, Refusal, SessionStore, Sessions, Source, State, TokenKeys, unix_millis,
+    Admission, Instance, Limits, Peers, Refusal, SessionStore, Sessions, Source, State, TokenKeys,
+    unix_millis,
 };
 use lb_userspace::web::Cookie;
 use std::net::{SocketAddr, TcpListener};
@@ -59,6 +60,7 @@ impl Site {
             limits: Limits::default(),
             connections: Default::default(),
             counters: Default::default(),
+            admission: Arc::new(Admission::new(&Limits { new_per_second: u32::MAX, ..Limits::default() })),
             cookie: Cookie::default(),
             clock: Arc::new(unix_millis),
         };

@@ -5,7 +5,6 @@ use super::wire::{Ticket, View, tag};
 use crate::history::{Call, Operation, Outcome, Shown};
 use anyhow::{Context, Result, ensure};
 use lb_common::token::SessionId;
-use std::sync::Arc;
 
 /// A request before it is sent.
 pub(super) struct Asked {
@@ -60,20 +59,42 @@ impl Asked {
     }
 }
 
-/// Begins a session, with its first key in it.
+/// How a session begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Beginning {
+    /// With a read: nothing is in it, and it has version 0.
+    Visit,
+    /// With its first key in it, and version 1.
+    Change,
+}
+
+/// Begins a session; also tells its version.
 ///
 /// # Errors
 /// It could not be, or is not known to have begun.
-pub(super) fn begin(client: u32, door: &Door, now: &dyn Fn() -> u64) -> Result<(Operation, Ticket)> {
+pub(super) fn begin(
+    beginning: Beginning,
+    client: u32,
+    door: &Door,
+    now: &dyn Fn() -> u64,
+) -> Result<(Operation, Ticket, u64)> {
+    let (request, call, status) = match beginning {
+        Beginning::Visit => ("GET /session", Call::Read, 200),
+        Beginning::Change => ("PUT /session/k0", Call::Put { key: "k0".into(), value: "0".into() }, 201),
+    };
+    let body = if beginning == Beginning::Change { "\"0\"" } else { "" };
     let mut line = door.open()?;
-    let value: Arc<str> = "0".into();
     let invoked = now();
     line.send(
-        b"PUT /session/k0 HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nContent-Length: 3\r\n\r\n\"0\"",
+        format!(
+            "{request} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .as_bytes(),
     )?;
     let answer = line.answer()?;
     let returned = now();
-    ensure!(answer.status == 201, "a session could not begin: {}", String::from_utf8_lossy(&answer.body));
+    ensure!(answer.status == status, "a session could not begin: {}", String::from_utf8_lossy(&answer.body));
     let (view, ticket) =
         (View::read(&answer.body)?, answer.ticket.context("a session began without a token")?);
     let operation = Operation {
@@ -81,7 +102,7 @@ pub(super) fn begin(client: u32, door: &Door, now: &dyn Fn() -> u64) -> Result<(
         session: view.session,
         invoked,
         returned,
-        call: Call::Put { key: "k0".into(), value },
+        call,
         outcome: Outcome::Done(Shown { version: Some(view.version), values: view.values, cart: view.cart }),
         begins: true,
         token: None,
@@ -89,7 +110,7 @@ pub(super) fn begin(client: u32, door: &Door, now: &dyn Fn() -> u64) -> Result<(
         way: door.name.clone(),
         by: Some(answer.by),
     };
-    Ok((operation, ticket))
+    Ok((operation, ticket, view.version))
 }
 
 /// Reads a session through a connection of its own.

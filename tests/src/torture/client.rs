@@ -93,6 +93,8 @@ impl<'a> Client<'a> {
                 quantity: 1 + self.dice.below(2) as u32,
                 order: self.dice.percent(90).then(|| self.shared.order()),
             },
+            // The answer at version 0, that there is nothing, would be that of a session which has ended.
+            _ if known.version == 0 => Call::Read,
             _ => Call::End,
         };
         Asked { place, session: known.id, ticket, call, unless }
@@ -237,6 +239,7 @@ impl<'a> Client<'a> {
         shown: Shown,
     ) -> Result<()> {
         let ticket = answer.ticket.context("a session began without a token")?;
+        let version = shown.version.context("a session began without a version")?;
         let begun = Operation {
             session,
             outcome: Outcome::Done(shown),
@@ -247,7 +250,7 @@ impl<'a> Client<'a> {
         };
         self.log.push(Operation { outcome: Outcome::Gone, ..operation });
         self.log.push(begun);
-        self.shared.replace(asked.place, asked.session, ticket);
+        self.shared.replace(asked.place, asked.session, ticket, version);
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use crate::dice::Dice;
 use crate::history::epochs::Epochs;
 use crate::history::{self, Operation, Violation};
 use anyhow::{Context, Result};
+use asked::Beginning;
 use client::Client;
 use nemesis::Nemesis;
 use shared::Shared;
@@ -96,7 +97,12 @@ impl Torture<'_> {
         let doors = town.doors();
         let number = self.summary.rounds as u64;
         let mut log = Vec::new();
-        let begun = (0..SESSIONS).map(|_| self.begin(&doors[0], &mut log)).collect::<Result<_>>()?;
+        let begun = (0..SESSIONS)
+            .map(|n| {
+                let beginning = if n % 2 == 0 { Beginning::Visit } else { Beginning::Change };
+                self.begin(beginning, &doors[0], &mut log)
+            })
+            .collect::<Result<_>>()?;
         let shared = Shared::new(self.begin, begun);
         let (shared, doors) = (&shared, &doors[..]);
         let dealt = std::thread::scope(|scope| -> Result<Result<()>> {
@@ -154,12 +160,12 @@ impl Torture<'_> {
         self.begin.elapsed().as_nanos() as u64
     }
 
-    /// Begins a session.
-    fn begin(&self, door: &Door, log: &mut Vec<Operation>) -> Result<(Ticket, u64)> {
-        let (operation, ticket) = patiently(|| door.visit(|| asked::begin(LAST, door, &|| self.now())))
-            .context("a session cannot begin")?;
+    /// Begins a session: its token and version.
+    fn begin(&self, beginning: Beginning, door: &Door, log: &mut Vec<Operation>) -> Result<(Ticket, u64)> {
+        let begin = || door.visit(|| asked::begin(beginning, LAST, door, &|| self.now()));
+        let (operation, ticket, version) = patiently(begin).context("a session cannot begin")?;
         log.push(operation);
-        Ok((ticket, 1))
+        Ok((ticket, version))
     }
 
     /// Reads a session for the last time: all that was acknowledged must be there.

@@ -108,12 +108,12 @@ impl Shared {
         }
     }
 
-    /// A session was found to have ended, and `ticket` is of the one that began in its place.
-    pub(super) fn replace(&self, place: usize, ended: SessionId, ticket: Ticket) {
+    /// A session was found to have ended, and `ticket` is of the one that began in its place, with this version.
+    pub(super) fn replace(&self, place: usize, ended: SessionId, ticket: Ticket, version: u64) {
         locked(&self.all).insert(ticket.session, ticket.clone());
         let mut known = locked(&self.places[place]);
         if known.id == ended {
-            *known = Known::new(ticket, 1);
+            *known = Known::new(ticket, version);
         }
     }
 

@@ -1,6 +1,6 @@
 //! UDP, end to end: the real lbd, session servers that speak datagrams, and clients whose addresses change.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_common::settings::Settings;
 use lb_userspace::server::datagram::{NO_TOKEN, Operation, RawToken, Request, Response, Status};
@@ -260,12 +260,20 @@ fn udp_ping_needs_no_lbd_and_tells_what_each_request_came_to() -> Result<()> {
     let (code, lines, _) = udp_ping(&town, &vip, &["--count", "6", "--interval", "10ms", "--new-port"])?;
     ensure!(code == 0 && lines.len() == 7, "{code}: {lines:?}");
     let states: Vec<_> = lines[..6].iter().map(|line| line["state"].as_str().unwrap_or("?")).collect();
-    ensure!(states == ["new", "hit", "hit", "hit", "hit", "hit"], "{lines:?}");
+    ensure!(states == ["new", "visit", "visit", "visit", "visit", "visit"], "{lines:?}");
     let summary = &lines[6]["summary"];
-    ensure!(summary["sent"] == 6 && summary["lost"] == 0 && summary["hits"] == 5, "{summary}");
+    ensure!(summary["sent"] == 6 && summary["lost"] == 0 && summary["visits"] == 5, "{summary}");
     let token = summary["token"].as_str().context("a token")?;
     let home = lines[0]["server"].as_str().context("a server")?;
     ensure!(lines.iter().take(6).all(|line| line["server"] == home), "{lines:?}");
+    let status: Value = serde_json::from_str(&lbd.ctl(&["status", "--json"])?)?;
+    ensure!(status["sessions"] == 0, "a ping leaves nothing behind: {status}");
+    // Its first change begins it, at home.
+    let raw = lb_common::token::decode(token.as_bytes()).map_err(|error| anyhow!("{error}"))?;
+    let begun = ask(&socket(&town, town.client.ip)?, &put(raw, 1, "n", "1"))?;
+    ensure!((begun.status, &*begun.server, begun.version) == (Status::Created, home, 1), "{begun:?}");
+    let (code, lines, _) = udp_ping(&town, &vip, &["--count", "1", "--session", token])?;
+    ensure!(code == 0 && lines[0]["state"] == "hit" && lines[0]["server"] == home, "{lines:?}");
     // The same session after a restart of its server: reloaded once.
     lbd.ctl(&["backend", "restart", home])?;
     let (code, lines, _) =

@@ -64,7 +64,10 @@ fn a_session_ends_everywhere_when_the_operator_says_so() -> Result<()> {
     ensure!(!done && said.contains("it has ended already, or never was"), "{said}");
     let (done, said) = lbctl(&lbd, &["session", "end", "rubbish"])?;
     ensure!(!done && said.contains("a token is the value of the session cookie"), "{said}");
+    let (done, said) = lbctl(&lbd, &["session", "end", after["session"].as_str().context("an id")?])?;
+    ensure!(!done && said.contains("never was"), "nothing was stored for a visit: {said}");
     // By its id, too.
+    visitor.put(netns, "n", "2")?;
     let session = visitor.session(netns)?["session"].clone();
     lbd.ctl(&["session", "end", session.as_str().context("an id")?])?;
     ensure!(visitor.session(netns)?["session"] != session, "it is another one");

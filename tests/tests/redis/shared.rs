@@ -165,7 +165,7 @@ async fn live_through(redis: Redis, seed: u64, trouble: impl FnOnce(Redis, Dice)
     let first = &world.servers[0];
     let mut ids = Vec::new();
     while ids.len() < SESSIONS {
-        ids.push(first.read(None).await.unwrap().id);
+        ids.push(first.write(None, |_| Ok(())).await.unwrap().0.id);
     }
     let (stop, next) = (AtomicBool::new(false), AtomicU32::new(0));
     let troubling = tokio::task::spawn_blocking(move || trouble(redis, Dice(seed)));

@@ -7,13 +7,14 @@ use crate::toolchain::{Compiler, Toolchain};
 
 /// Commands that verbs run, the Debian package of each, and who needs it. `python3 -m X` asks whether Python has that
 /// module.
-pub(crate) const COMMANDS: [(&str, &str, Need); 21] = [
+pub(crate) const COMMANDS: [(&str, &str, Need); 22] = [
     ("ip", "iproute2", Need::Run),
     ("ethtool", "ethtool", Need::Run),
     ("curl", "curl", Need::Run),
     ("nginx", "nginx-light", Need::Peers),
     ("redis-server", "redis-server", Need::Peers),
     ("openssl", "openssl", Need::Peers),
+    ("mkfs.ext4", "e2fsprogs", Need::Peers),
     ("php-cgi", "php-cgi", Need::Guests),
     ("node", "nodejs", Need::Guests),
     ("npm", "npm", Need::Guests),

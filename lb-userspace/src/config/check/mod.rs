@@ -14,7 +14,7 @@ use super::fault::{ConfigError, Faults, Span, suggest};
 use super::raw::{FromToml, RawConfig, RawLbd, RawLimits, RawManaged, RawTimeouts, Size};
 use super::secret;
 use super::values::Subnet;
-use super::{Config, Lbd, Limits, Managed, Mode, Timeouts};
+use super::{Config, Lbd, Limits, Managed, Mode, Store, Timeouts};
 use lb_common::maglev::is_prime;
 use serde_spanned::Spanned;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub(super) fn config(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let value = DeValue::Table(table.into_inner());
     let raw = RawConfig::from_toml("", value, span, &mut faults).unwrap_or_default();
     let base = path.parent().unwrap_or(Path::new(""));
-    let config = Checker { faults: &mut faults, base }.config(raw);
+    let config = Checker { faults: &mut faults, base, max_sessions: Vec::new() }.config(raw);
     faults.into_result(config)
 }
 
@@ -60,6 +60,8 @@ struct Checker<'a, 'b> {
     faults: &'a mut Faults<'b>,
     /// Directory of the file.
     base: &'a Path,
+    /// Where sessions of a service are bounded.
+    max_sessions: Vec<Span>,
 }
 
 impl Checker<'_, '_> {
@@ -77,7 +79,21 @@ impl Checker<'_, '_> {
         let timeouts = self.timeouts(&inner(raw.timeouts));
         let services = self.services(raw.service, raw.mistyped, &managed, &limits);
         self.room_for_names(&services, &limits);
+        self.counted(&lbd.store);
         Config { lbd, limits, client_connections, timeouts, managed, services }
+    }
+
+    /// Sessions are bounded where they are counted.
+    fn counted(&mut self, store: &Store) {
+        let Store::Redis(_) = store else { return };
+        for span in std::mem::take(&mut self.max_sessions) {
+            let help = "leave it away, and bound their memory with `maxmemory` of the Redis servers";
+            self.faults.push(
+                span,
+                "`max_sessions` with a Redis store, which does not count the sessions of a service",
+                help,
+            );
+        }
     }
 
     fn lbd(&mut self, raw: Option<Spanned<RawLbd>>, mistyped: bool) -> Lbd {

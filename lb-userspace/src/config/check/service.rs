@@ -282,6 +282,7 @@ impl Checker<'_, '_> {
 
     fn session(&mut self, raw: RawSession) -> SessionLimits {
         let default = SessionLimits::default();
+        self.max_sessions.extend(raw.max_sessions.as_ref().map(Spanned::span));
         let year = Duration::from_secs(366 * 86_400);
         let whole = MAX_STATE_BYTES as u64;
         let cache_span = raw.cache_bytes.as_ref().map(Spanned::span);
@@ -303,6 +304,18 @@ impl Checker<'_, '_> {
             ),
             idle: self.duration(&raw.idle, "idle", SECOND..=year, default.idle),
             absolute: self.duration(&raw.absolute, "absolute", SECOND..=year, default.absolute),
+            max_sessions: self.number(
+                raw.max_sessions,
+                "max_sessions",
+                1..=1_000_000_000_000_u64,
+                default.max_sessions,
+            ),
+            new_per_second: self.number(
+                raw.new_per_second,
+                "new_per_second",
+                1..=1_000_000_000_u32,
+                default.new_per_second,
+            ),
             cache_entries: self.number(
                 raw.cache_entries,
                 "cache_entries",

@@ -327,6 +327,19 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         (
             "vip =",
+            "session = { max_sessions = 0, new_per_second = 0 }\nvip =",
+            &[
+                (
+                    6,
+                    28,
+                    "`max_sessions` is 0",
+                    "it must be from 1 to 1000000000000; without it, it is 10000000",
+                ),
+                (6, 48, "`new_per_second` is 0", "it must be from 1 to 1000000000; without it, it is 1000"),
+            ],
+        ),
+        (
+            "vip =",
             "session = { cache_bytes = \"64 kB\" }\nvip =",
             &[(
                 6,

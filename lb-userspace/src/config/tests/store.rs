@@ -269,3 +269,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn sessions_are_bounded_where_they_are_counted() {
+    let bound = MINIMAL.replace("vip =", "session = { max_sessions = 5 }\nvip =");
+    assert_eq!(parse(&bound).unwrap().services[0].session.max_sessions, 5);
+    let redis = "[lbd]\nstore = { kind = \"redis\", nodes = [\"redis://10.0.0.5\"] }";
+    let found = faults(&bound.replace("[lbd]", redis));
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].line, 7);
+    assert!(
+        found[0].reason.contains("max_sessions") && found[0].help.contains("maxmemory"),
+        "{:?}",
+        found[0]
+    );
+}

@@ -18,7 +18,7 @@ use lb_common::token::{self, Token};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::net::UdpSocket;
@@ -43,8 +43,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let socket = Arc::new(UdpSocket::from_std(socket)?);
-    let ServerContext { instance, store, keys, peers, limits, clock, .. } = context;
-    let sessions = Sessions::new(instance, store, limits, peers, clock);
+    let ServerContext { instance, store, keys, peers, limits, clock, admission, .. } = context;
+    let sessions = Sessions::admitted(instance, store, limits, peers, clock, admission);
     let server = Arc::new(Server { sessions, keys: keys.into(), socket });
     let mut under_way = JoinSet::new();
     let mut waiting = VecDeque::new();
@@ -128,7 +128,7 @@ impl From<SessionError> for Told {
             507 => Status::Full,
             _ => Status::Unavailable,
         };
-        if problem.status.is_server_error() {
+        if problem.status.is_server_error() && !matches!(error, SessionError::NotAdmitted(_)) {
             super::reply::log(problem.status, &error);
         }
         // The hints of a problem speak of headers: here the status says what to do.
@@ -144,7 +144,7 @@ impl Server {
     /// Does what one datagram asks for, and answers it.
     async fn answer(self: Arc<Self>, datagram: Box<[u8]>, client: SocketAddr) {
         let told = match Request::parse(&datagram) {
-            Ok(request) => self.ask(&request).await,
+            Ok(request) => self.ask(&request, client.ip()).await,
             Err(malformed) => Told::only(Status::BadRequest, malformed.to_string()),
         };
         self.reply(&datagram, client, told).await;
@@ -189,14 +189,14 @@ impl Server {
     }
 
     /// Does what a request asks for.
-    async fn ask(&self, request: &Request<'_>) -> Told {
+    async fn ask(&self, request: &Request<'_>, client: IpAddr) -> Told {
         let token = self.verify(&request.token);
         let done = match request.operation {
             Operation::Ping => return Told::only(Status::Done, Vec::new()),
             Operation::Show => self.show(token).await,
             Operation::Get => self.get(token, request.key).await,
-            Operation::Put => self.put(token, request).await,
-            Operation::Delete => self.delete(token, request).await,
+            Operation::Put => self.put(token, request, terms(request, client)).await,
+            Operation::Delete => self.delete(token, request, terms(request, client)).await,
             Operation::End => self.sessions.end(token).await.map(|_| Told::only(Status::Done, Vec::new())),
         };
         done.unwrap_or_else(Told::from)
@@ -217,7 +217,12 @@ impl Server {
         })
     }
 
-    async fn put(&self, token: Option<Token>, request: &Request<'_>) -> Result<Told, SessionError> {
+    async fn put(
+        &self,
+        token: Option<Token>,
+        request: &Request<'_>,
+        terms: Terms,
+    ) -> Result<Told, SessionError> {
         if request.value.len() > MAX_VALUE {
             return Err(SessionError::TooLarge(TooLarge {
                 what: format!("the value of {:?}", request.key),
@@ -234,18 +239,23 @@ impl Server {
             state.set(key.clone(), value.clone());
             Ok(())
         };
-        let changed = self.sessions.write_on(token, terms(request), change).await?;
+        let changed = self.sessions.write_on(token, terms, change).await?;
         let status = if changed.created { Status::Created } else { Status::Done };
         Ok(made(status, changed))
     }
 
-    async fn delete(&self, token: Option<Token>, request: &Request<'_>) -> Result<Told, SessionError> {
+    async fn delete(
+        &self,
+        token: Option<Token>,
+        request: &Request<'_>,
+        terms: Terms,
+    ) -> Result<Told, SessionError> {
         let key = request.key.to_owned();
         let change = move |state: &mut State| match state.remove(&key) {
             true => Ok(()),
             false => Err(no_such_key(&key)),
         };
-        let changed = self.sessions.write_on(token, terms(request), change).await?;
+        let changed = self.sessions.write_on(token, terms, change).await?;
         Ok(made(Status::Done, changed))
     }
 
@@ -268,11 +278,16 @@ fn too_many() -> Told {
 }
 
 /// Once is enough, however often its client sends it.
-fn terms(request: &Request<'_>) -> Terms {
+fn terms(request: &Request<'_>, client: IpAddr) -> Terms {
     let parts: [&[u8]; 3] = [&[request.operation as u8], request.key.as_bytes(), request.value];
     // The answer shows nothing of the state: there is never a key without a name.
     let once = Once::new(&request.id.to_be_bytes(), &parts, Some(""));
-    Terms { target: Target::Key(request.key.to_owned()), once: Some(once), ..Terms::default() }
+    Terms {
+        target: Target::Key(request.key.to_owned()),
+        once: Some(once),
+        client: Some(client),
+        ..Terms::default()
+    }
 }
 
 fn made(status: Status, changed: Changed) -> Told {

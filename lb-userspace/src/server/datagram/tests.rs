@@ -3,7 +3,7 @@
 use super::*;
 use crate::session::store::sled::{SledOptions, SledStore};
 use crate::session::store::trial::Trial;
-use crate::session::{Instance, Limits, SessionStore, Source, TokenKeys, unix_millis};
+use crate::session::{Admission, Instance, Limits, SessionStore, Source, TokenKeys, unix_millis};
 use arc_swap::ArcSwap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,9 +36,10 @@ impl Town {
             store: store.clone(),
             keys: Arc::new(ArcSwap::from_pointee(TokenKeys::generate().unwrap())),
             peers: Arc::default(),
-            limits,
+            limits: limits.clone(),
             connections: Default::default(),
             counters: Default::default(),
+            admission: Arc::new(Admission::new(&limits)),
             cookie: crate::web::Cookie::default(),
             clock: Arc::new(unix_millis),
         };
@@ -102,20 +103,20 @@ async fn a_session_begins_is_changed_moves_and_ends() {
     let first = server.ask(&Request::new(Operation::Show, NO_TOKEN, 1)).await;
     assert_eq!(
         (first.status, first.source, first.version, text(&first)),
-        (Status::Done, Some(Source::New), 1, "{}")
+        (Status::Done, Some(Source::New), 0, "{}")
     );
     assert_eq!((first.epoch, first.server.as_str()), (1, "s3"));
     let token = first.token;
     let session = town.token(&token);
     assert_eq!((session.service, session.slot, session.epoch), (1, 3, 1));
     let created = server.ask(&put(token, 2, "cart", "[1, 2]")).await;
-    assert_eq!((created.status, created.source, created.version), (Status::Created, Some(Source::Cache), 2));
+    assert_eq!((created.status, created.source, created.version), (Status::Created, Some(Source::New), 1));
     assert_eq!((created.token, created.body.len(), created.repeated), (token, 0, false));
     assert_eq!(server.ask(&put(token, 3, "name", "\"é\"")).await.status, Status::Created);
     let value = server.ask(&get(token, "name")).await;
     assert_eq!((value.status, value.source, text(&value)), (Status::Done, Some(Source::Cache), "\"é\""));
     let missing = server.ask(&get(token, "nothing")).await;
-    assert_eq!((missing.status, missing.version), (Status::NotFound, 3));
+    assert_eq!((missing.status, missing.version), (Status::NotFound, 2));
     assert_eq!(text(&missing), "the session has no key \"nothing\"");
     // Another server takes it over, and the first one learns of it.
     let other = town.start(4, 7);
@@ -126,13 +127,13 @@ async fn a_session_begins_is_changed_moves_and_ends() {
     assert_eq!((there.session, there.slot, there.epoch), (session.session, 4, 7));
     let removed =
         other.ask(&Request { key: "cart", ..Request::new(Operation::Delete, moved.token, 5) }).await;
-    assert_eq!((removed.status, removed.source, removed.version), (Status::Done, Some(Source::Cache), 4));
+    assert_eq!((removed.status, removed.source, removed.version), (Status::Done, Some(Source::Cache), 3));
     let back = server.ask(&get(moved.token, "cart")).await;
     assert_eq!((back.status, back.source), (Status::NotFound, Some(Source::Database)));
     assert_eq!(town.token(&back.token).slot, 3);
     let ended = server.ask(&Request::new(Operation::End, back.token, 6)).await;
     assert_eq!((ended.status, ended.token, ended.source), (Status::Done, NO_TOKEN, None));
-    assert_eq!(town.store.load(session.session).await.unwrap(), None);
+    assert!(town.store.load(session.session).await.unwrap().is_none_or(|left| left.is_grave()));
     assert_eq!(server.ask(&Request::new(Operation::End, back.token, 6)).await, ended, "again, and the same");
     let anew = server.ask(&Request::new(Operation::Show, back.token, 7)).await;
     assert_eq!(anew.source, Some(Source::New));
@@ -147,11 +148,12 @@ async fn what_is_sent_again_is_done_once() {
     let request = put(token, 77, "n", "1");
     let first = server.ask(&request).await;
     let again = server.ask(&request).await;
-    assert_eq!(again, Response { repeated: true, ..first.clone() });
+    // Where the state came from is about the answer.
+    assert_eq!(again, Response { repeated: true, source: Some(Source::Cache), ..first.clone() });
     // In between somebody else changes it: the answer is that of the first time, the value is not set back.
     server.ask(&put(token, 78, "n", "2")).await;
     let elsewhere = other.ask(&request).await;
-    assert_eq!((elsewhere.status, elsewhere.version, elsewhere.repeated), (Status::Created, 2, true));
+    assert_eq!((elsewhere.status, elsewhere.version, elsewhere.repeated), (Status::Created, 1, true));
     assert_eq!(text(&other.ask(&get(elsewhere.token, "n")).await), "2");
     let reused = other.ask(&put(elsewhere.token, 77, "n", "3")).await;
     assert_eq!((reused.status, reused.token), (Status::Reused, elsewhere.token));
@@ -239,7 +241,7 @@ async fn pings_are_as_health_checks_expect() {
 #[tokio::test]
 async fn pings_are_answered_while_the_store_hangs() {
     const CLIENTS: usize = 64;
-    let mut town = Town::new(Limits::default());
+    let mut town = Town::new(Limits { new_per_second: u32::MAX, ..Limits::default() });
     let store = Arc::new(Trial::new(town.store.clone()));
     town.context.store = store.clone();
     let server = town.start(3, 1);
@@ -283,4 +285,23 @@ async fn a_server_that_stops_answers_what_has_arrived() {
     server.served.await.unwrap().unwrap();
     let closed = UdpSocket::bind(server.addr).await;
     assert!(closed.is_ok(), "{closed:?}");
+}
+
+#[tokio::test]
+async fn a_network_that_begins_sessions_too_fast_is_told_to_come_again() {
+    let town = Town::new(Limits { new_per_second: 1, ..Limits::default() });
+    let server = town.start(3, 1);
+    let token = server.ask(&put(NO_TOKEN, 1, "k", "1")).await.token;
+    let mut id = 2;
+    let refused = loop {
+        let answer = server.ask(&put(NO_TOKEN, id, "k", "1")).await;
+        id += 1;
+        if answer.status != Status::Created {
+            break answer;
+        }
+    };
+    assert_eq!((refused.status, refused.token), (Status::Unavailable, NO_TOKEN));
+    assert!(text(&refused).contains("within a second"), "{}", text(&refused));
+    assert_eq!(server.ask(&put(token, id, "k", "2")).await.status, Status::Done);
+    assert_eq!(town.context.admission.values()[1].1, 1);
 }

@@ -43,11 +43,11 @@ async fn stopping_finishes_what_is_under_way_and_closes_the_rest() {
     assert_eq!(idle.ask("GET", "/healthz", None, None).await.status, 200);
     // In the listener's queue or just accepted, request and all.
     let mut late = server.client().await;
-    late.send("GET /session HTTP/1.1\r\nHost: shop\r\n\r\n").await;
+    late.send("PUT /session/b HTTP/1.1\r\nHost: shop\r\nContent-Length: 1\r\n\r\n1").await;
     server.stop.send(()).unwrap();
     assert!(idle.is_closed().await);
-    let answer = late.answer("GET").await;
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    let answer = late.answer("PUT").await;
+    assert_eq!((answer.status, answer.header("connection")), (201, Some("close")));
     busy.send("2").await;
     let answer = busy.answer("PUT").await;
     assert_eq!((answer.status, &answer.json()["state"]["a"]), (201, &json!(12)));

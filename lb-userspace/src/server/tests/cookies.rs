@@ -24,7 +24,10 @@ async fn every_accepted_cookie_name_is_served() {
             let app = app(&shop, &rule);
             assert_eq!(app.is_some(), (1..=31).contains(&length), "{rule}");
             let Some(app) = app else { continue };
-            let request = axum::http::Request::put("/session/a").body("1".to_owned()).unwrap();
+            let request = axum::http::Request::put("/session/a")
+                .extension(super::super::Client([192, 0, 2, 9].into()))
+                .body("1".to_owned())
+                .unwrap();
             let response = tower::ServiceExt::oneshot(http::router(app), request).await.unwrap();
             let set = response.headers()["set-cookie"].to_str().unwrap();
             assert!(set.starts_with(&format!("{name}=")), "{rule}: {set}");
@@ -40,6 +43,7 @@ async fn a_cookie_with_a_maximum_age_does_not_end_under_a_client_that_is_there()
     let router = http::router(app);
     let ask = async |method: &str, path: &str, cookie: &str| {
         let request = axum::http::Request::builder().method(method).uri(path).header("cookie", cookie);
+        let request = request.extension(super::super::Client([192, 0, 2, 9].into()));
         let response =
             tower::ServiceExt::oneshot(router.clone(), request.body("1".to_owned()).unwrap()).await.unwrap();
         response.headers().get("set-cookie").map(|set| set.to_str().unwrap().to_owned())

@@ -242,5 +242,5 @@ async fn what_is_no_key_is_refused() {
             assert!(bad.json()["hint"].as_str().unwrap().contains("255"), "{}", bad.body);
         }
     }
-    assert_eq!(server.ask("GET", "/session", Some(&cookie), None).await.json()["version"], 1);
+    assert_eq!(server.ask("GET", "/session", Some(&cookie), None).await.json()["version"], 0);
 }

@@ -1,11 +1,12 @@
 //! Changing and ending sessions: compare and swap, repeated on fresh state until it is made, refused or hopeless.
 
-use super::own::Found;
-use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions};
+use super::own::{Found, Lookup};
+use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, no_random};
 use crate::session::receipts::{self, Receipt};
 use crate::session::shelf::Work;
-use crate::session::{Once, Preconditions, Receipts, Record, State, StoreError, Tag, Target};
+use crate::session::{Once, Preconditions, Receipts, Record, State, StoreError, Tag, Target, visit};
 use lb_common::token::{SessionId, Token};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub struct Terms {
     pub preconditions: Preconditions,
     /// The change is not to be made again.
     pub once: Option<Once>,
+    /// Where the request comes from: new sessions are bounded by it, if it is known.
+    pub client: Option<IpAddr>,
 }
 
 /// A change that was made.
@@ -29,6 +32,13 @@ pub struct Changed {
     pub created: bool,
     /// Whether it was made before, and nothing was changed now.
     pub repeated: bool,
+}
+
+/// Whether a change may begin the session that its token names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Begins {
+    Yes,
+    No,
 }
 
 /// What is to be done about a change.
@@ -44,10 +54,11 @@ enum Plan<T> {
 }
 
 impl Sessions {
-    /// Changes the session that a token names, if it lives.
+    /// Changes the session that a token names, if it lives, or begins it where its first change may.
     pub(super) async fn change<T, F>(
         &self,
         token: Token,
+        begins: Begins,
         terms: &Terms,
         change: &F,
     ) -> Result<Option<(Changed, Option<T>)>, SessionError>
@@ -56,11 +67,19 @@ impl Sessions {
     {
         let id = token.session;
         let work = self.shelf.join(id);
-        let _turn = work.turn().await;
+        let _turn = self.turn(&work).await?;
         for tries in 0..MAX_TRIES {
             pause(tries).await;
-            let Some(found) = self.fetch(&work, token).await? else { return Ok(None) };
-            let (told, repeat) = match self.plan(Some((id, &found.record)), terms, change) {
+            let found = match self.fetch(&work, token).await? {
+                Lookup::Found(found) => found,
+                Lookup::Open if begins == Begins::Yes => match self.begin_as(id, terms, change).await {
+                    // Another one has begun it.
+                    Err(SessionError::Store(StoreError::Conflict)) => continue,
+                    begun => return begun.map(Some),
+                },
+                Lookup::Open | Lookup::Gone => return Ok(None),
+            };
+            let (told, repeat) = match self.plan(Some(id), Some(&found.record), terms, change) {
                 Ok(Plan::Make { state, receipts, created, made }) => {
                     match self.save(&work, id, &found, state, receipts).await {
                         Ok(record) => {
@@ -91,7 +110,7 @@ impl Sessions {
         Err(SessionError::Conflict)
     }
 
-    /// Begins a session with a change in it.
+    /// Begins a session under a new id with a change in it.
     pub(super) async fn begin<T, F>(
         &self,
         terms: &Terms,
@@ -100,10 +119,46 @@ impl Sessions {
     where
         F: Fn(&mut State) -> Result<T, Refusal>,
     {
-        let Plan::Make { state, receipts, created, made } = self.plan(None, terms, change)? else {
+        let plan = self.plan(None, None, terms, change)?;
+        self.admit(terms)?;
+        self.write_first(visit::plain().map_err(no_random)?, plan).await.map_err(SessionError::from)
+    }
+
+    /// Begins the session of a visitor.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] as it is: it is there by now.
+    async fn begin_as<T, F>(
+        &self,
+        id: SessionId,
+        terms: &Terms,
+        change: &F,
+    ) -> Result<(Changed, Option<T>), SessionError>
+    where
+        F: Fn(&mut State) -> Result<T, Refusal>,
+    {
+        match self.plan(Some(id), None, terms, change) {
+            Ok(plan) => {
+                self.admit(terms)?;
+                self.write_first(id, plan).await.map_err(|error| match error {
+                    StoreError::Conflict => SessionError::Store(error),
+                    error => error.into(),
+                })
+            }
+            Err(refused) => Err(refused.with(self.visit(Some(id))?)),
+        }
+    }
+
+    fn admit(&self, terms: &Terms) -> Result<(), SessionError> {
+        let there = self.store.count_of(self.instance.borrow().service);
+        Ok(self.admission.admit(there, terms.client, self.now())?)
+    }
+
+    async fn write_first<T>(&self, id: SessionId, plan: Plan<T>) -> Result<(Changed, Option<T>), StoreError> {
+        let Plan::Make { state, receipts, created, made } = plan else {
             unreachable!("a session that is not there has seen nothing");
         };
-        let seen = self.create(1, state, receipts).await?;
+        let seen = self.create(id, 1, state, receipts).await?;
         Ok((Changed { seen, created, repeated: false }, Some(made)))
     }
 
@@ -115,10 +170,10 @@ impl Sessions {
     ) -> Result<Option<Seen>, SessionError> {
         let id = token.session;
         let work = self.shelf.join(id);
-        let _turn = work.turn().await;
+        let _turn = self.turn(&work).await?;
         for tries in 0..MAX_TRIES {
             pause(tries).await;
-            let Some(found) = self.fetch(&work, token).await? else { return Ok(None) };
+            let Lookup::Found(found) = self.fetch(&work, token).await? else { return Ok(None) };
             // Who sees that it is gone must be the last to see it, so all copies are void before it goes.
             let record = match self.own(&work, id, &found).await {
                 Ok(record) => record,
@@ -130,7 +185,7 @@ impl Sessions {
                 SessionError::Precondition { unmet, seen: Some(Box::new(seen)) }
             })?;
             work.forget();
-            match self.store.delete(id, record.revision).await {
+            match visit::bury(&*self.store, id, &record, self.now()).await {
                 Ok(()) => return Ok(Some(self.seen(id, record, found.source))),
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
@@ -139,10 +194,11 @@ impl Sessions {
         Err(SessionError::Conflict)
     }
 
-    /// What a change makes of a session, or of none.
+    /// What a change makes of a session, or of none: then the id is that of a visitor that has one.
     fn plan<T, F>(
         &self,
-        base: Option<(SessionId, &Record)>,
+        id: Option<SessionId>,
+        base: Option<&Record>,
         terms: &Terms,
         change: &F,
     ) -> Result<Plan<T>, SessionError>
@@ -150,20 +206,22 @@ impl Sessions {
         F: Fn(&mut State) -> Result<T, Refusal>,
     {
         let now = self.now();
-        let receipts = base.map(|(_, record)| record.receipts.clone()).unwrap_or_default();
+        let receipts = base.map(|record| record.receipts.clone()).unwrap_or_default();
         // First of all: the change itself may be why the preconditions are no longer met (RFC 9110 §13.1.1).
         match terms.once.and_then(|once| receipts.seen(&once, now)) {
             Some(receipts::Seen::Made(receipt)) => return Ok(Plan::Repeat(receipt.clone())),
             Some(receipts::Seen::Other) => return Err(SessionError::Reused),
             None => {}
         }
-        let mut state = base.map(|(_, record)| record.state.clone()).unwrap_or_default();
-        let current = base
-            .filter(|(_, record)| match &terms.target {
-                Target::Session => true,
-                Target::Key(key) => record.state.get(key).is_some(),
-            })
-            .map(|(id, record)| Tag::new(id, record.version));
+        let mut state = base.map(|record| record.state.clone()).unwrap_or_default();
+        let version = base.map_or(0, |record| record.version);
+        let is_there = match &terms.target {
+            Target::Session => base.is_some(),
+            Target::Key(key) => base.is_some_and(|record| record.state.get(key).is_some()),
+        };
+        // What a visitor was shown is a version, too, though there is nothing yet.
+        let current = id.filter(|_| is_there || terms.target == Target::Session);
+        let current = current.map(|id| Tag::new(id, version));
         let made = match change(&mut state) {
             Err(absent @ Refusal::NotFound(_)) => return Err(absent.into()),
             made => made,
@@ -174,8 +232,7 @@ impl Sessions {
             .map_err(|unmet| SessionError::Precondition { unmet, seen: None })?;
         let made = made?;
         self.limits.check(&state)?;
-        let created = current.is_none();
-        let version = base.map_or(1, |(_, record)| record.version + 1);
+        let (created, version) = (!is_there, version + 1);
         let receipts = match &terms.once {
             Some(once) => receipts.with(once, now, version, created, &state),
             None => receipts,

@@ -1,9 +1,10 @@
 //! What applications do with sessions that the session servers do not: look without beginning one, change only what
 //! lives, and move a session to a new id.
 
-use super::change::{Terms, pause};
-use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, to_the_end};
-use crate::session::{Preconditions, State, StoreError, Tag};
+use super::change::{Begins, Terms, pause};
+use super::own::{Lookup, Sight};
+use super::{MAX_TRIES, Refusal, Seen, SessionError, Sessions, no_random, to_the_end};
+use crate::session::{Preconditions, State, StoreError, Tag, visit};
 use lb_common::token::Token;
 use std::sync::Arc;
 
@@ -18,7 +19,10 @@ impl Sessions {
             return Ok(Some(seen));
         }
         let sessions = self.clone();
-        to_the_end(async move { sessions.look(token).await }).await
+        match to_the_end(async move { sessions.look(token).await }).await? {
+            Sight::Seen(seen) => Ok(Some(seen)),
+            Sight::Open | Sight::Gone => Ok(None),
+        }
     }
 
     /// Changes the session that a verified token names, if it lives. Unlike [`Sessions::write`], this begins none: a
@@ -38,7 +42,7 @@ impl Sessions {
         let Some(token) = self.ours(token) else { return Ok(None) };
         let sessions = self.clone();
         to_the_end(async move {
-            let changed = sessions.change(token, &Terms::default(), &change).await?;
+            let changed = sessions.change(token, Begins::No, &Terms::default(), &change).await?;
             let once = "what is not to be made once is never found to be made";
             Ok(changed.map(|(changed, made)| (changed.seen, made.expect(once))))
         })
@@ -57,7 +61,8 @@ impl Sessions {
     }
 
     /// Gives the session that a verified token names a new id, and ends the old one: for the moment when a session
-    /// gains rights, so that who planted the old id gains none. Its age counts anew, its versions go on. `None` when there is no such session.
+    /// gains rights, so that who planted the old id gains none. Its age counts anew, its versions go on. A visitor that has
+    /// changed nothing yet gets another id, too. `None` when there is no such session.
     ///
     /// # Errors
     /// [`SessionError`] of the store. It is not certain then whether the old id still lives; the new one is not used.
@@ -78,10 +83,24 @@ impl Sessions {
         let sessions = self.clone();
         to_the_end(async move {
             let work = sessions.shelf.join(token.session);
-            let _turn = work.turn().await;
+            let _turn = sessions.turn(&work).await?;
             for tries in 0..MAX_TRIES {
                 pause(tries).await;
-                let Some(found) = sessions.fetch(&work, token).await? else { return Ok(None) };
+                let found = match sessions.fetch(&work, token).await? {
+                    Lookup::Found(found) => found,
+                    Lookup::Open => {
+                        let tag = Tag::new(token.session, 0);
+                        let unmet = preconditions.check(Some(tag)).err();
+                        let seen = sessions.visit(unmet.map(|_| token.session))?;
+                        return match unmet {
+                            None => Ok(Some(seen)),
+                            Some(unmet) => {
+                                Err(SessionError::Precondition { unmet, seen: Some(Box::new(seen)) })
+                            }
+                        };
+                    }
+                    Lookup::Gone => return Ok(None),
+                };
                 // As when a session ends: who sees that the old one is gone must be the last to see it.
                 let base = match sessions.own(&work, token.session, &found).await {
                     Ok(base) => base,
@@ -95,9 +114,10 @@ impl Sessions {
                 // The new one first: a crash in between leaves a session that nobody has heard of, which expires.
                 // Its versions go on: receipts tell of some, and none of those may come again with another state.
                 let (state, receipts) = (base.state.clone(), base.receipts.clone());
-                let seen = sessions.create(base.version, state, receipts).await?;
+                let id = visit::plain().map_err(no_random)?;
+                let seen = sessions.create(id, base.version, state, receipts).await?;
                 work.forget();
-                match sessions.store.delete(token.session, base.revision).await {
+                match visit::bury(&*sessions.store, token.session, &base, sessions.now()).await {
                     Ok(()) => return Ok(Some(seen)),
                     // The state that was copied is not the latest any more.
                     Err(StoreError::Conflict) => {

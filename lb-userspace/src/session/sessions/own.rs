@@ -3,7 +3,7 @@
 use super::change::pause;
 use super::{MAX_TRIES, Seen, SessionError, Sessions, Source};
 use crate::session::shelf::{Mark, Work};
-use crate::session::{Owner, Record, StoreError};
+use crate::session::{Owner, Record, StoreError, visit};
 use lb_common::token::{SessionId, Token};
 use std::sync::Arc;
 
@@ -15,6 +15,22 @@ pub(super) struct Found {
     pub(super) mark: Mark,
 }
 
+/// What came of looking a session up.
+pub(super) enum Lookup {
+    Found(Found),
+    /// It is not there, and its first change may begin it.
+    Open,
+    /// It has ended, or never was.
+    Gone,
+}
+
+/// [`Lookup`], once it may be told.
+pub(super) enum Sight {
+    Seen(Seen),
+    Open,
+    Gone,
+}
+
 impl Sessions {
     /// What can be told from memory at once, with nothing to be written down.
     pub(super) fn cached_now(&self, token: Token) -> Option<Seen> {
@@ -22,15 +38,19 @@ impl Sessions {
         Some(Seen { id: token.session, source: Source::Cache, owner: record.owner, record })
     }
 
-    /// The session that a token names, if it lives.
-    pub(super) async fn look(&self, token: Token) -> Result<Option<Seen>, SessionError> {
+    /// The session that a token names.
+    pub(super) async fn look(&self, token: Token) -> Result<Sight, SessionError> {
         let work = self.shelf.join(token.session);
-        let _turn = work.turn().await;
+        let _turn = self.turn(&work).await?;
         for tries in 0..MAX_TRIES {
             pause(tries).await;
-            let Some(found) = self.fetch(&work, token).await? else { return Ok(None) };
+            let found = match self.fetch(&work, token).await? {
+                Lookup::Found(found) => found,
+                Lookup::Open => return Ok(Sight::Open),
+                Lookup::Gone => return Ok(Sight::Gone),
+            };
             match self.tell(&work, token.session, &found).await {
-                Ok(record) => return Ok(Some(self.seen(token.session, record, found.source))),
+                Ok(record) => return Ok(Sight::Seen(self.seen(token.session, record, found.source))),
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -41,26 +61,30 @@ impl Sessions {
     /// The session's state, from where it may be taken from. Nothing of it may be told before it is owned. One that has
     /// expired is gone from the database before anybody is told so: a change that found it alive, and is written only
     /// now, would bring it back.
-    pub(super) async fn fetch(&self, work: &Work, token: Token) -> Result<Option<Found>, SessionError> {
+    pub(super) async fn fetch(&self, work: &Work, token: Token) -> Result<Lookup, SessionError> {
+        let id = token.session;
         for tries in 0..MAX_TRIES {
             pause(tries).await;
             let mark = work.mark();
             if let Some(record) = self.copy(token) {
-                return Ok(Some(Found { record, source: Source::Cache, mark }));
+                return Ok(Lookup::Found(Found { record, source: Source::Cache, mark }));
             }
-            let stored = self.store.load(token.session).await?.filter(|record| self.is_of_ours(record));
-            let Some(record) = stored else {
+            let Some(record) = self.store.load(id).await? else {
                 work.forget();
-                return Ok(None);
+                let open = visit::is_open(id, self.now(), &self.limits);
+                return Ok(if open { Lookup::Open } else { Lookup::Gone });
             };
-            if !record.is_expired(self.now()) {
-                return Ok(Some(Found { record: Arc::new(record), source: Source::Database, mark }));
+            if self.lives(&record) {
+                return Ok(Lookup::Found(Found { record: Arc::new(record), source: Source::Database, mark }));
             }
             work.forget();
-            match self.store.delete(token.session, record.revision).await {
+            if record.is_grave() || !self.is_of_ours(&record) {
+                return Ok(Lookup::Gone);
+            }
+            match visit::bury(&*self.store, id, &record, self.now()).await {
                 Ok(()) => {
-                    self.peers.void_others(token.session, &self.shelf);
-                    return Ok(None);
+                    self.peers.void_others(id, &self.shelf);
+                    return Ok(Lookup::Gone);
                 }
                 // Swept, ended, or kept alive by a change that was faster.
                 Err(StoreError::Conflict) => {}

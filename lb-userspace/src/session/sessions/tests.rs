@@ -1,6 +1,8 @@
 mod expiry;
 mod history;
 mod interleavings;
+mod turns;
+mod visits;
 mod world;
 
 use super::*;
@@ -89,6 +91,11 @@ async fn add_one(server: &Arc<Sessions>, token: Option<Token>) -> Result<(Seen, 
         .await
 }
 
+/// A session that was written, with nothing in it.
+async fn begun(server: &Arc<Sessions>) -> Seen {
+    server.write(None, |_| Ok(())).await.unwrap().0
+}
+
 fn value(seen: &Seen, key: &str) -> Option<u64> {
     seen.record.state.get_as(key).unwrap()
 }
@@ -97,7 +104,7 @@ fn value(seen: &Seen, key: &str) -> Option<u64> {
 async fn new_then_cache_and_durable_before_it_is_answered() {
     let town = Town::new();
     let server = town.server(1, 1);
-    let first = server.read(None).await.unwrap();
+    let first = begun(&server).await;
     assert_eq!((first.source, first.record.version), (Source::New, 1));
     assert_eq!(town.store.load(first.id).await.unwrap().as_ref(), Some(&*first.record));
     for _ in 0..3 {
@@ -123,7 +130,7 @@ async fn a_restarted_server_reloads_then_caches() {
 #[tokio::test]
 async fn a_token_of_an_earlier_instance_is_never_answered_from_the_cache() {
     let town = Town::new();
-    let old = town.server(1, 1).read(None).await.unwrap();
+    let old = begun(&town.server(1, 1)).await;
     let server = town.server(1, 2);
     let new = server.read(token(&old)).await.unwrap();
     assert_eq!(server.read(token(&new)).await.unwrap().source, Source::Cache);
@@ -134,7 +141,7 @@ async fn a_token_of_an_earlier_instance_is_never_answered_from_the_cache() {
 async fn a_new_epoch_makes_the_cache_worthless_at_once() {
     let town = Town::new();
     let (server, instance) = town.watched(1, 1);
-    let seen = server.read(None).await.unwrap();
+    let seen = begun(&server).await;
     instance.send_replace(self::instance(1, 2));
     // Not even a token that was made for the new epoch meets the old copy.
     let forged = Token { epoch: 2, ..token(&seen).unwrap() };
@@ -210,7 +217,7 @@ async fn a_refused_change_stores_nothing_and_begins_no_session() {
     let refuse = |_: &mut State| -> Result<(), Refusal> { Err(Refusal::NotFound("no".into())) };
     assert!(matches!(server.write(None, refuse).await, Err(SessionError::Refused(_))));
     assert_eq!(town.store.count().await.unwrap(), 0);
-    let seen = server.read(None).await.unwrap();
+    let seen = begun(&server).await;
     assert!(server.write(token(&seen), refuse).await.is_err());
     assert_eq!(server.read(token(&seen)).await.unwrap().record.version, 1);
 }
@@ -367,7 +374,7 @@ async fn without_a_store_that_holds_nothing_is_told_from_memory() {
     assert!(matches!(read, SessionError::Store(StoreError::Unavailable { .. })), "{read}");
     let write = put(&server, token(&seen), "n", 2).await.unwrap_err();
     assert!(matches!(write, SessionError::Store(StoreError::Unavailable { .. })), "{write}");
-    assert!(server.end(token(&seen)).await.is_err() && server.read(None).await.is_err());
+    assert!(server.end(token(&seen)).await.is_err() && put(&server, None, "n", 1).await.is_err());
     // What it may tell from memory, it tells without the store.
     town.store.holds.store(true, Ordering::SeqCst);
     let after = server.read(token(&seen)).await.unwrap();
@@ -427,7 +434,7 @@ async fn writers_of_many_servers_all_get_on() {
             Sessions::new(instance, store.clone(), Limits::default(), peers.clone(), clock)
         })
         .collect();
-    let first = token(&servers[0].read(None).await.unwrap());
+    let first = token(&begun(&servers[0]).await);
     let work = servers.iter().cloned().flat_map(|server| {
         let reader = server.clone();
         let write = tokio::spawn(async move {
@@ -457,7 +464,7 @@ async fn counter_is_linearizable(seed: u64) {
     const STEPS: u64 = 15;
     let town = Town::new();
     let servers: Vec<_> = (0..SERVERS).map(|slot| town.server(slot, 1)).collect();
-    let begin = servers[0].read(None).await.unwrap();
+    let begin = begun(&servers[0]).await;
     let acknowledged = Arc::new(AtomicU64::new(0));
     let clients = (0..CLIENTS).map(|client| {
         let servers = servers.clone();

@@ -162,7 +162,7 @@ pub async fn export(
         match (entry.id, entry.record) {
             (None, _) => exported.damaged.push(damaged("it is no session id".into())),
             (_, Err(damage)) => exported.damaged.push(damaged(damage.to_string())),
-            (_, Ok(record)) if record.is_expired(now) => exported.expired += 1,
+            (_, Ok(record)) if record.is_grave() || record.is_expired(now) => exported.expired += 1,
             (Some(id), Ok(record)) => match names.get(&record.service) {
                 Some(service) => exported.lines.push(line(id, service, record)),
                 None => exported.damaged.push(damaged(format!("no service has its id, {}", record.service))),

@@ -64,6 +64,13 @@ pub trait SessionStore: Send + Sync + 'static {
     /// How many sessions there are, expired ones that no sweep has met included.
     fn count(&self) -> Answer<'_, u64>;
 
+    /// How many sessions of a service there are, graves of ended ones and expired ones that no sweep has met included, where the
+    /// store keeps that number and need not look. Sessions that are being written may or may not be among them.
+    fn count_of(&self, service: u16) -> Option<u64> {
+        let _ = service;
+        None
+    }
+
     /// The next epoch of a slot: larger than any it ever had, even after the slot was forgotten and given to another
     /// backend. 1 for a new one.
     fn next_epoch(&self, slot: u16) -> Answer<'_, u32>;
@@ -115,6 +122,11 @@ pub trait SessionStore: Send + Sync + 'static {
     /// not jump with that of the machine.
     fn now(&self) -> Option<u64> {
         None
+    }
+
+    /// How long a request waits for its turn behind others of the same session, which wait for the store.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(5)
     }
 
     /// Epochs that other processes gave out for a slot, as they come, where there can be other processes.
@@ -301,6 +313,8 @@ mod tests {
     use super::memory::MemoryStore;
     use super::*;
     use crate::session::{Receipts, State};
+    use lb_common::hash::mix64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_expired_sessions_is_removed_without_pauses() {
@@ -319,6 +333,45 @@ mod tests {
         // A thousand slices, one a second otherwise.
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!(store.count().await.unwrap(), 5_000);
+        sweeper.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_begin_faster_than_slices_are_swept_do_not_pile_up() {
+        const RATE: u64 = 2_000;
+        const LIFE: u64 = 10;
+        let store = Arc::new(MemoryStore::new());
+        let time = Arc::new(AtomicU64::new(0));
+        let told = time.clone();
+        let clock: Clock = Arc::new(move || told.load(Ordering::SeqCst));
+        // A tenth of what begins.
+        let sweeper = tokio::spawn(sweep_forever(store.clone(), clock, Duration::from_secs(1), 200));
+        let mut most = 0;
+        for second in 1..=60 {
+            time.store(second * 1000, Ordering::SeqCst);
+            for n in 0..RATE {
+                let id = SessionId(
+                    [mix64(second * RATE + n), mix64(n)].map(u64::to_be_bytes).concat().try_into().unwrap(),
+                );
+                let (owner, receipts, state) = (Owner::UNSETTLED, Receipts::default(), State::default());
+                let expires = (second + LIFE) * 1000;
+                let record = Record {
+                    version: 1,
+                    revision: 1,
+                    service: 1,
+                    owner,
+                    created: 0,
+                    expires,
+                    receipts,
+                    state,
+                };
+                store.save(id, &record, None).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            most = most.max(store.count().await.unwrap());
+        }
+        // Those that live, and of what has expired about a third of that.
+        assert!(most < RATE * LIFE * 3 / 2, "{most} sessions");
         sweeper.abort();
     }
 

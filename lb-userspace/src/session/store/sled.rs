@@ -224,6 +224,10 @@ impl SessionStore for SledStore {
         async move { count }.boxed()
     }
 
+    fn count_of(&self, service: u16) -> Option<u64> {
+        Some(self.shared.count_of(service))
+    }
+
     fn next_epoch(&self, slot: u16) -> Answer<'_, u32> {
         self.queue().submit(Touches::default(), move |trees| names::next_epoch(trees, slot))
     }

@@ -94,6 +94,9 @@ impl SessionStore for Trial {
     fn count(&self) -> Answer<'_, u64> {
         self.inner.count()
     }
+    fn count_of(&self, service: u16) -> Option<u64> {
+        self.inner.count_of(service)
+    }
     fn next_epoch(&self, slot: u16) -> Answer<'_, u32> {
         self.inner.next_epoch(slot)
     }

@@ -8,7 +8,7 @@ async fn idle_sessions_expire_and_used_ones_do_not() {
     town.limits.idle = Duration::from_secs(100);
     town.limits.absolute = Duration::from_secs(1000);
     let server = town.server(1, 1);
-    let seen = server.read(None).await.unwrap();
+    let seen = begun(&server).await;
     for _ in 0..9 {
         town.pass(Duration::from_secs(99));
         assert_eq!(server.read(token(&seen)).await.unwrap().id, seen.id, "used less than 100 s ago");
@@ -20,7 +20,7 @@ async fn idle_sessions_expire_and_used_ones_do_not() {
     assert_eq!((there.id, there.source), (seen.id, Source::Database));
     town.pass(Duration::from_secs(20));
     assert_eq!(other.read(token(&there)).await.unwrap().source, Source::New, "1000 s are the end");
-    let idle = server.read(None).await.unwrap();
+    let idle = begun(&server).await;
     town.pass(Duration::from_secs(111));
     let after = server.read(token(&idle)).await.unwrap();
     assert_eq!(after.source, Source::New, "the cached copy has expired as well");

@@ -4,7 +4,7 @@
 use super::history::{Event, Saw, check};
 use super::world::{Chance, World};
 use super::*;
-use crate::session::{Once, Tag, Tags, Target};
+use crate::session::{Once, Tag, Tags};
 use parking_lot::Mutex;
 
 /// Longer than any pause between two tries, in the time of the runtime.
@@ -121,21 +121,32 @@ fn append(change: u32) -> impl Fn(&mut State) -> Result<(), Refusal> {
     }
 }
 
-/// Sends a request. With what it tells, the client may learn a token and a tag.
-async fn ask(server: &Arc<Sessions>, token: Token, wish: Wish) -> (Saw, Option<Seen>) {
+/// Sends a request. With what it tells, the client may learn a token and a tag. A session that began with a visit has one
+/// version less: the first change begins it.
+async fn ask(server: &Arc<Sessions>, token: Token, wish: Wish, visit: bool) -> (Saw, Option<Seen>) {
+    let version = |seen: &Seen| seen.record.version + u64::from(visit);
     let this = |seen: Seen| if seen.id == token.session { Some(seen) } else { None };
     let state = |seen: Option<Seen>| match seen {
-        Some(seen) => (Saw::State { version: seen.record.version, log: log(&seen.record.state) }, Some(seen)),
+        Some(seen) => (Saw::State { version: version(&seen), log: log(&seen.record.state) }, Some(seen)),
         None => (Saw::Gone, None),
     };
     let change = |id: u32, terms: Terms| server.write_on(Some(token), terms, append(id));
     let (id, changed) = match wish {
-        Wish::Find => return server.find(Some(token)).await.map_or((Saw::Nothing, None), state),
+        Wish::Find => {
+            return match server.find(Some(token)).await {
+                // Perhaps it has not begun.
+                Ok(None) if visit => (Saw::Nothing, None),
+                found => found.map_or((Saw::Nothing, None), state),
+            };
+        }
         Wish::Read => {
             return server.read(Some(token)).await.map_or((Saw::Nothing, None), |seen| state(this(seen)));
         }
         Wish::End => {
-            let saw = server.end(Some(token)).await.map_or(Saw::Nothing, |_| Saw::Gone);
+            let saw = match server.end(Some(token)).await {
+                Ok(ended) if ended || !visit => Saw::Gone,
+                _ => Saw::Nothing,
+            };
             return (saw, None);
         }
         Wish::Refuse => {
@@ -159,7 +170,7 @@ async fn ask(server: &Arc<Sessions>, token: Token, wish: Wish) -> (Saw, Option<S
         Wish::IfMatch(id, tag) => {
             let preconditions =
                 Preconditions { if_match: Some(Tags::Of(vec![tag])), ..Preconditions::default() };
-            let terms = Terms { target: Target::Session, preconditions, once: None };
+            let terms = Terms { preconditions, ..Terms::default() };
             (id, change(id, terms).await)
         }
     };
@@ -167,7 +178,7 @@ async fn ask(server: &Arc<Sessions>, token: Token, wish: Wish) -> (Saw, Option<S
         Ok(Changed { seen, repeated, .. }) => match this(seen) {
             None => (Saw::Gone, None),
             Some(seen) => {
-                let (version, log) = (seen.record.version, log(&seen.record.state));
+                let (version, log) = (version(&seen), log(&seen.record.state));
                 let saw = match repeated {
                     true => Saw::Repeated { change: id, version, log },
                     false => Saw::Made { change: id, version, log },
@@ -191,9 +202,15 @@ async fn history(seed: u64) -> Vec<Event> {
     let mut chance = Chance::new(seed);
     let (processes, servers) = (1 + chance.below(2), 2 + chance.below(3));
     let mut town = Town::new(processes, servers);
+    let visit = chance.percent(50);
     let first = {
         let server = town.servers[0].sessions.clone();
-        let begun = tokio::spawn(async move { server.read(None).await.unwrap() });
+        let begun = tokio::spawn(async move {
+            match visit {
+                true => server.read(None).await.unwrap(),
+                false => super::begun(&server).await,
+            }
+        });
         while !begun.is_finished() {
             tokio::time::sleep(REST).await;
             town.world.step(&mut chance, 0);
@@ -250,7 +267,7 @@ async fn history(seed: u64) -> Vec<Event> {
                 let index = events.lock().len();
                 events.lock().push(Event { began, ended: None, saw: Saw::Nothing });
                 tokio::spawn(async move {
-                    let (saw, seen) = ask(&server, token, wish).await;
+                    let (saw, seen) = ask(&server, token, wish, visit).await;
                     let mut client = clients[at].lock();
                     client.busy = false;
                     if let Some(seen) = seen {

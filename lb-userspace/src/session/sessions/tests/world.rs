@@ -8,6 +8,7 @@ use lb_common::token::SessionId;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Numbers by chance, the same ones for the same seed.
@@ -334,6 +335,10 @@ impl SessionStore for View {
     }
     fn holds(&self) -> bool {
         self.world.inner.lock().processes[self.process].holds
+    }
+    /// Time passes here only while nothing else can happen.
+    fn patience(&self) -> Duration {
+        Duration::MAX
     }
     fn sweep(&self, now: u64, after: Option<SessionId>, slice: usize) -> Answer<'_, Swept> {
         self.world.names.sweep(now, after, slice)

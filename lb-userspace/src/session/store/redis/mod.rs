@@ -105,6 +105,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 pub use tls::RedisTls;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -316,6 +317,10 @@ impl SessionStore for RedisStore {
 
     fn holds(&self) -> bool {
         self.core.lease.holds()
+    }
+
+    fn patience(&self) -> Duration {
+        self.core.options.deadline
     }
 
     fn epochs(&self) -> Option<broadcast::Receiver<(u16, u32)>> {

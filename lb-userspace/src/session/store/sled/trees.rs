@@ -1,6 +1,6 @@
 //! The open database and what every thread may do with it: read sessions, claim them, and open it anew after a failure.
 
-use super::count::{self, Tally};
+use super::count::{self, Counts, Tally};
 use super::{CommitStats, FORMAT, FORMAT_KEY, SledOptions, StoreError, open, sessions};
 use crate::panics;
 use crate::session::Copies;
@@ -77,7 +77,7 @@ pub(super) struct Shared {
     /// Places for threads that read.
     readers: Arc<Semaphore>,
     /// How many sessions there are; of the committer.
-    sessions: AtomicU64,
+    sessions: Mutex<Counts>,
     writes: AtomicU64,
     flushes: AtomicU64,
 }
@@ -99,7 +99,7 @@ impl Shared {
             claims: Mutex::default(),
             copies: Mutex::default(),
             readers: Arc::new(Semaphore::new(READERS)),
-            sessions: AtomicU64::new(sessions),
+            sessions: Mutex::new(sessions),
             writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
         })
@@ -206,19 +206,24 @@ impl Shared {
     /// How many sessions there are.
     pub(super) fn count(&self) -> Result<u64, StoreError> {
         self.running()?;
-        Ok(self.sessions.load(Ordering::Relaxed))
+        Ok(self.sessions.lock().values().sum())
+    }
+
+    /// How many sessions a service has.
+    pub(super) fn count_of(&self, service: u16) -> u64 {
+        self.sessions.lock().get(&service).copied().unwrap_or(0)
     }
 
     /// Before a batch that may add or remove these sessions.
     pub(super) fn begin_count(&self, ids: Vec<SessionId>) -> Result<Tally, StoreError> {
-        let before = self.sessions.load(Ordering::Relaxed);
+        let before = self.sessions.lock().clone();
         self.with(|trees| Tally::begin(&trees.db, &trees.sessions, before, ids))
     }
 
     /// After that batch.
     pub(super) fn end_count(&self, tally: &Tally) -> Result<(), StoreError> {
         let total = self.with(|trees| tally.total(&trees.sessions))?;
-        self.sessions.store(total, Ordering::Relaxed);
+        *self.sessions.lock() = total;
         Ok(())
     }
 
@@ -367,7 +372,7 @@ impl Shared {
                         }
                     }
                     tracing::info!(path = %self.path.display(), "session store opened again");
-                    self.sessions.store(sessions, Ordering::Relaxed);
+                    *self.sessions.lock() = sessions;
                     *trees = Some(opened);
                 }
                 Err(error) => tracing::error!(%error, "session store cannot be opened again"),
@@ -409,8 +414,8 @@ impl Shared {
 }
 
 impl Trees {
-    /// With the number of sessions.
-    fn open(path: &Path, options: SledOptions, log: &File) -> Result<(Self, u64), StoreError> {
+    /// With the numbers of sessions.
+    fn open(path: &Path, options: SledOptions, log: &File) -> Result<(Self, Counts), StoreError> {
         let db = open::database(path, options, log)?;
         let open = |error: sled::Error| StoreError::Open { path: path.into(), reason: error.to_string() };
         match db.get(FORMAT_KEY).map_err(open)? {

@@ -139,10 +139,11 @@ async fn the_number_of_sessions_is_right_after_a_crash_at_any_batch() {
         assert_eq!((crashed.count().await.unwrap(), store.count().await.unwrap()), (there, there), "{n}");
     }
     // A store of a version that did not count.
-    let counted = store.shared.with(|trees| Ok(trees.db.remove("sessions").unwrap())).unwrap();
+    let counted = store.shared.with(|trees| Ok(trees.db.remove("counts").unwrap())).unwrap();
     assert!(counted.is_some());
     drop(store);
-    assert_eq!(place.open().count().await.unwrap(), 20);
+    let store = place.open();
+    assert_eq!((store.count().await.unwrap(), store.count_of(1), store.count_of(7)), (20, Some(20), Some(0)));
 }
 
 /// How often a start is interrupted; more with `LB_STORE_STARTS`.
