@@ -11,11 +11,12 @@ use crate::homes::{answers_last, key_of, lb_forget, lb_learn, note_answered, set
 use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
 use crate::packet::{Packet, Segment, read};
 use crate::token::datagram::lb_tag_key;
-use crate::token::locate::differs;
+use crate::token::locate::{differs, named};
 use crate::token::text::{
-    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, SEMICOLONS, TOPS, search, within, zeros,
+    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, SEMICOLONS, TOPS, highest, is_blank, nonzeros, search,
+    within, zeros,
 };
-use crate::token::value::{CUT, SCRATCHED, lb_hash, lb_span};
+use crate::token::value::{CUT, SCRATCHED, lb_behind_blanks, lb_hash, lb_span};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
@@ -33,8 +34,6 @@ const KEYS: u32 = 4;
 const SET: u32 = 1 << 8;
 /// How many attributes of a cookie are looked at.
 const ATTRIBUTES: u32 = 16;
-/// White space before a value, at most.
-const BLANKS: u32 = 4;
 
 const LOWER_S: u64 = b's' as u64 * ONES;
 const DASHES: u64 = b'-' as u64 * ONES;
@@ -226,15 +225,9 @@ fn last_line(bytes: Bytes, limit: u32) -> u32 {
             return 0;
         }
         let at = limit - back;
-        let word = bytes.word(At::new(u64::from(at)), 0) ^ NEWLINES;
-        // The top bit of each byte that is zero, and of no other.
-        let mut tops = !((word & !TOPS).wrapping_add(!TOPS) | word) & TOPS;
+        let tops = !nonzeros(bytes.word(At::new(u64::from(at)), 0) ^ NEWLINES) & TOPS;
         if tops != 0 {
-            // All tops up to the highest.
-            tops |= tops >> 8;
-            tops |= tops >> 16;
-            tops |= tops >> 32;
-            return at + ((tops >> 7).wrapping_mul(ONES) >> 56) as u32 - 1;
+            return at + highest(tops) as u32;
         }
         back += 8;
     }
@@ -378,17 +371,13 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32, before: u32) -> u3
         // It is kept whole until the rest of it comes.
         return 0;
     }
-    let mut name = line.plus(12);
-    let mut turn = 0;
-    while turn < BLANKS {
-        let byte = bytes.byte(name);
-        name = name.plus(u64::from(byte == b' ' || byte == b'\t'));
-        turn += 1;
-    }
-    let value = name.plus(u64::from(entry.key_name_len));
-    if differs(entry, &bytes.before(value), 0) != 0 {
+    let name = solid(bytes, line.plus(12));
+    let behind = name.plus(u64::from(entry.key_name_len));
+    let equals = solid(bytes, At::new(behind.0.wrapping_sub(1)));
+    if bytes.byte(equals) != b'=' || differs(entry, &named(bytes, behind), 0) != 0 {
         return 0;
     }
+    let value = equals.plus(1);
     let from = value.0 as u32;
     if cut && lb_next_attribute(from) == NOWHERE {
         count(service as u16, Counter::LearnedCut as u32);
@@ -412,6 +401,12 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32, before: u32) -> u3
         set_key(flow, 0);
     }
     1
+}
+
+/// The first offset of the scratch memory at or behind another one at which no white space stands.
+#[inline(always)]
+fn solid(bytes: Bytes, at: At) -> At {
+    if is_blank(bytes.byte(at)) { At::new(u64::from(lb_behind_blanks(SCRATCHED, at.0 as u32))) } else { at }
 }
 
 /// The tag of the value at an offset of the scratch memory; 0 when there is none. A global function, as [`lb_next_field`].

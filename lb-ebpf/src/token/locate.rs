@@ -7,7 +7,7 @@ use super::text::{
     At, Bytes, CASE, COLONS, NEWLINES, NOWHERE, ONES, SPACES, TURNS, ends_head, every, head_ends, is_blank,
     search, within, zeros,
 };
-use super::value::lb_character;
+use super::value::{lb_behind_blanks, lb_character};
 use crate::bounds::barrier_var;
 use crate::maps::{SERVICES, STASHES, count};
 use lb_common::counter::Counter;
@@ -117,18 +117,49 @@ fn among_cookies(bytes: Bytes, stash: u32, service: u32, entry: &Service, from: 
     if hit == NOWHERE {
         return NOWHERE;
     }
-    let value = At::new(u64::from(hit)).plus(2);
-    let words = bytes.before(value);
+    let behind = At::new(u64::from(hit)).plus(2);
+    let words = bytes.before(behind);
+    let next = (words[NAME_ROOM / 8 - 1] >> 56) as u8;
     if words[NAME_ROOM / 8 - 1] >> 48 & 0xff == u64::from(b'\n') {
         // A line that begins with white space goes on with the one before it (RFC 9112 §5.2).
-        return if is_blank((words[NAME_ROOM / 8 - 1] >> 56) as u8) { (hit + 1) | INSIDE } else { hit };
+        return if is_blank(next) { (hit + 1) | INSIDE } else { hit };
     }
-    if differs(entry, &words, 0) == 0
-        && begins_pair(bytes, stash, At::new(value.0.wrapping_sub(u64::from(entry.key_name_len))))
+    let mut value = behind.0 as u32;
+    if next != b'=' {
+        let equals = lb_equals(stash, hit + 1);
+        if equals >= END {
+            return if equals == NOWHERE { NOWHERE } else { (hit + 1) | INSIDE };
+        }
+        value = equals + 1;
+    }
+    if differs(entry, &named(bytes, behind), 0) == 0
+        && begins_pair(bytes, stash, At::new(behind.0.wrapping_sub(u64::from(entry.key_name_len))))
     {
-        return value.0 as u32 | INSIDE | FOUND;
+        return value | INSIDE | FOUND;
     }
     (hit + 1) | INSIDE
+}
+
+/// The bytes before an offset of which the last one follows a name, as if that were an equals sign: white space may stand before it
+/// (RFC 6265 §5.2).
+#[inline(always)]
+pub(crate) fn named(bytes: Bytes, behind: At) -> [u64; NAME_ROOM / 8] {
+    let mut words = bytes.before(behind);
+    words[NAME_ROOM / 8 - 1] = words[NAME_ROOM / 8 - 1] << 8 >> 8 | u64::from(b'=') << 56;
+    words
+}
+
+/// Offset of the equals sign that stands at an offset or behind the white space there; [`END`] where something else does,
+/// [`NOWHERE`] where what follows is not there. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_equals(stash: u32, at: u32) -> u32 {
+    let Some(place) = STASHES.get(stash) else { return END };
+    let equals = lb_behind_blanks(stash, at);
+    if equals == NOWHERE {
+        return NOWHERE;
+    }
+    if Bytes::of(place).byte(At::new(u64::from(equals))) == b'=' { equals } else { END }
 }
 
 /// The next parameter of the target's query (RFC 3986 §3.4), whatever form the target has (RFC 9112 §3.2). Nothing behind it is
@@ -153,7 +184,7 @@ fn in_query(bytes: Bytes, stash: u32, service: u32, entry: &Service, from: u32) 
 }
 
 /// How much white space may stand before a cookie's name.
-const BLANKS: u32 = 16;
+const BLANKS: u32 = 256;
 
 /// Whether a cookie can begin at an offset: behind the field's name or a semicolon, with white space between or without.
 #[inline(always)]
@@ -247,7 +278,7 @@ extern "C" fn lb_next_line(stash: u32, service: u32, from: u32) -> u32 {
     within(bytes, hit)
 }
 
-/// Finds the next newline, or the next equals sign behind the last letter of the service's cookie: that letter.
+/// Finds the next newline, or the last letter of the service's cookie where an equals sign or white space follows it: that letter.
 ///
 /// A global function, as [`lb_next_line`].
 #[unsafe(no_mangle)]
@@ -258,7 +289,13 @@ extern "C" fn lb_next_name(stash: u32, service: u32, from: u32) -> u32 {
     let last = (service.key_name[3] >> 48 & 0xff).wrapping_mul(ONES);
     let hit = search::<TURNS>(bytes, from, |at, n| {
         let word = bytes.word(at, n);
-        zeros((word ^ last) | (bytes.word(at, n + 1) ^ EQUALS)) | zeros(word ^ NEWLINES)
+        if zeros(word ^ last) | zeros(word ^ NEWLINES) == 0 {
+            return 0;
+        }
+        let next = bytes.word(at, n + 1);
+        // White space, a few signs that no name holds, and the equals sign.
+        let blank = (word ^ last) | (next & every(!(b' ' | b'\t')));
+        zeros((word ^ last) | (next ^ EQUALS)) | zeros(blank) | zeros(word ^ NEWLINES)
     });
     // What follows tells whether it ends there.
     if hit == NOWHERE || u64::from(hit) + 1 >= bytes.len() { NOWHERE } else { hit }

@@ -23,6 +23,7 @@ pub(crate) const TOPS: u64 = 0x8080_8080_8080_8080;
 pub(crate) const SEMICOLONS: u64 = every(b';');
 pub(crate) const COLONS: u64 = every(b':');
 pub(crate) const SPACES: u64 = every(b' ');
+pub(crate) const TABS: u64 = every(b'\t');
 pub(crate) const RETURNS: u64 = every(b'\r');
 pub(crate) const NEWLINES: u64 = every(b'\n');
 
@@ -128,6 +129,23 @@ pub(crate) const fn lowest(tops: u64) -> u64 {
 #[inline(always)]
 pub(crate) const fn first(n: u64) -> u64 {
     !(u64::MAX << (8 * (n & 7)))
+}
+
+/// The top bit of every byte that is not zero, and of no other.
+#[inline(always)]
+pub(crate) const fn nonzeros(word: u64) -> u64 {
+    ((word & !TOPS).wrapping_add(!TOPS) | word) & TOPS
+}
+
+/// Index of the highest byte whose top bit is set.
+#[inline(always)]
+pub(crate) const fn highest(tops: u64) -> u64 {
+    let mut tops = tops;
+    // All tops up to the highest.
+    tops |= tops >> 8;
+    tops |= tops >> 16;
+    tops |= tops >> 32;
+    ((tops >> 7).wrapping_mul(ONES) >> 56).wrapping_sub(1)
 }
 
 /// Whether a byte is white space within a line (RFC 9110 §5.6.3).

@@ -2,7 +2,8 @@
 
 use super::locate::lb_parameter_end;
 use super::text::{
-    At, Bytes, NEWLINES, NOWHERE, SEMICOLONS, TURNS, every, first, is_blank, search, within, zeros,
+    At, Bytes, NEWLINES, NOWHERE, RETURNS, SEMICOLONS, SPACES, TABS, TURNS, every, first, highest, is_blank,
+    nonzeros, search, within, zeros,
 };
 use crate::maps::{SCRATCH, SERVICES, STASHES, settings};
 use core::ffi::c_void;
@@ -17,9 +18,6 @@ pub(crate) type Span = u64;
 pub(crate) const CUT: Span = u64::MAX;
 /// In place of the index of a stash: this processor's scratch memory.
 pub(crate) const SCRATCHED: u32 = u32::MAX;
-
-/// White space before a value, and behind it, that is left away.
-const BLANKS: u32 = 32;
 
 /// The value at an offset of a stash, up to what ends a cookie, a parameter or a line, without white space and quotes around it
 /// (RFC 9110 §5.5, RFC 6265 §4.1.1). A global function (see [`crate::cold`]).
@@ -42,19 +40,15 @@ pub(super) fn span(bytes: Bytes, memory: u32, service: u32, entry: &Service, at:
     if in_query {
         return from.0 | end.0.saturating_sub(from.0) << 32;
     }
-    let mut turn = 0;
-    while turn < BLANKS && is_blank(bytes.byte(from)) {
-        from = from.plus(1);
-        turn += 1;
-    }
-    turn = 0;
-    while turn < BLANKS {
-        let byte = bytes.byte(At::new(end.0.wrapping_sub(1)));
-        if !is_blank(byte) && byte != b'\r' {
-            break;
-        }
+    if bytes.byte(At::new(end.0.wrapping_sub(1))) == b'\r' {
         end = At::new(end.0.wrapping_sub(1));
-        turn += 1;
+    }
+    if is_blank(bytes.byte(from)) {
+        from = At::new(u64::from(lb_behind_blanks(memory, from.0 as u32)));
+    }
+    let last = bytes.byte(At::new(end.0.wrapping_sub(1)));
+    if is_blank(last) || last == b'\r' {
+        end = At::new(u64::from(lb_before_blanks(memory, from.0 as u32, end.0 as u32)));
     }
     if entry.place == Place::Cookie as u8
         && bytes.byte(from) == b'"'
@@ -65,6 +59,46 @@ pub(super) fn span(bytes: Bytes, memory: u32, service: u32, entry: &Service, at:
         end = At::new(end.0.wrapping_sub(1));
     }
     from.0 | end.0.saturating_sub(from.0) << 32
+}
+
+/// Offset of the first byte at or behind an offset that is no white space (RFC 6265 §5.2), or [`NOWHERE`]. A global function, as
+/// [`lb_span`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_behind_blanks(memory: u32, at: u32) -> u32 {
+    let Some(stash) = of(memory) else { return NOWHERE };
+    let bytes = Bytes::of(stash);
+    let hit = search::<ALL_TURNS>(bytes, at, |at, n| {
+        let word = bytes.word(at, n);
+        nonzeros(word ^ SPACES) & nonzeros(word ^ TABS)
+    });
+    within(bytes, hit)
+}
+
+/// Words before an offset: all that offsets reach.
+const BACK: u32 = 512;
+
+/// Offset behind the last byte before `end`, and not before `from`, that is neither white space nor a carriage return. A global
+/// function, as [`lb_span`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_before_blanks(memory: u32, from: u32, end: u32) -> u32 {
+    let Some(stash) = of(memory) else { return end };
+    let bytes = Bytes::of(stash);
+    let mut end = u64::from(end);
+    let mut turn = 0;
+    while turn < BACK && end > u64::from(from) {
+        let at = At::new(end.wrapping_sub(8));
+        let word = bytes.word(at, 0);
+        let solid = nonzeros(word ^ SPACES) & nonzeros(word ^ TABS) & nonzeros(word ^ RETURNS);
+        if solid != 0 {
+            let end = (at.0 + highest(solid) + 1) as u32;
+            return if end < from { from } else { end };
+        }
+        end = at.0;
+        turn += 1;
+    }
+    from
 }
 
 /// A stash, or the scratch memory.

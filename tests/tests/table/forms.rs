@@ -31,6 +31,7 @@ fn a_token_in_a_cookie_is_found_in_every_form() -> Result<()> {
     let mut scene = scene(|service| service.set_cookie_name("lb"))?;
     let token = scene.runner.setup.token(2, 7);
     let other = "A".repeat(token.len());
+    let blanks = " \t".repeat(40);
     let crumbs: String = (0..60).map(|n| format!("Cookie: c{n}=1\r\n")).collect();
     let with = |lines: &str| format!("GET / HTTP/1.1\r\nHost: s\r\n{lines}\r\n\r\n");
     check(
@@ -45,6 +46,9 @@ fn a_token_in_a_cookie_is_found_in_every_form() -> Result<()> {
             with(&format!("Cookie: lb=; lb={token}")),
             with(&format!("Cookie: lb=\"{token}\"")),
             with(&format!("Cookie: lb= {token}")),
+            with(&format!("Cookie: lb ={token}")),
+            with(&format!("Cookie: a=b;\tlb\t = \t{token}\t; c=d")),
+            with(&format!("Cookie: a=b;{blanks}lb{blanks}={blanks}{token}{blanks}; c=d")),
             with(&format!("Cookie: a=b;\r\n lb={token}")),
             format!("\r\nGET / HTTP/1.1\r\nCookie: lb={token}\r\n\r\n"),
             format!("GET / HTTP/1.1\nHost: s\nCookie: lb={token}\n\n"),
@@ -60,6 +64,9 @@ fn a_token_in_a_cookie_is_found_in_every_form() -> Result<()> {
             format!("POST / HTTP/1.1\nContent-Length: 99\n\na\nCookie: lb={token}\n\n"),
             format!("GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nCookie: lb={token}\r\n\r\n"),
             with(&format!("Cookie: a=\"b lb={token}\"")),
+            with(&format!("Cookie: lb!={token}")),
+            with(&format!("Cookie: lb b={token}")),
+            with(&format!("Cookie: blb ={token}")),
             with(&format!("Cookie: {}lb={token}", format!("lb={other}; ").repeat(17))),
         ],
     )

@@ -19,6 +19,7 @@ fn what_a_head_says_is_read() -> Result<()> {
     let mut scene = scene(3)?;
     let long = "x".repeat(127);
     let longer = "x".repeat(300);
+    let blanks = " \t".repeat(40);
     let many: Vec<String> = (0..30).map(|n| format!("S{n}-a: {n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).chain(["Set-Cookie: JSESSIONID=v"]).collect();
     let rows: &[(&str, &[&str], Option<&str>)] = &[
@@ -27,6 +28,13 @@ fn what_a_head_says_is_read() -> Result<()> {
         ("in upper case", &["SET-COOKIE: JSESSIONID=v; path=/"], Some("v")),
         ("without white space", &["Set-Cookie:JSESSIONID=v;path=/"], Some("v")),
         ("with a tab and blanks", &["Set-Cookie:\t  JSESSIONID=v\t; path=/"], Some("v")),
+        ("with a blank behind the name", &["Set-Cookie: JSESSIONID =v"], Some("v")),
+        ("with tabs and blanks behind the name", &["Set-Cookie: JSESSIONID\t \t= \tv"], Some("v")),
+        (
+            "with much white space",
+            &[&format!("Set-Cookie:{blanks}JSESSIONID{blanks}={blanks}v{blanks};x")],
+            Some("v"),
+        ),
         ("first", &["Set-Cookie: JSESSIONID=v", "Content-Length: 0", "X-Y: Z"], Some("v")),
         ("last", &["Content-Length: 0", "Server-A: Z", "Set-Cookie: JSESSIONID=v"], Some("v")),
         (
@@ -48,6 +56,8 @@ fn what_a_head_says_is_read() -> Result<()> {
         ("until another year", &["Set-Cookie: JSESSIONID=v; Expires=Thu, 01 Jan 2070 00:00:00"], Some("v")),
         ("another name", &["Set-Cookie: SESSIONID=v"], None),
         ("a longer name", &["Set-Cookie: XJSESSIONID=v"], None),
+        ("something else behind the name", &["Set-Cookie: JSESSIONID!=v"], None),
+        ("two names", &["Set-Cookie: JSESSIONID b=v"], None),
         ("a longer name behind", &["Set-Cookie: JSESSIONIDS=v"], None),
         ("the name in another case", &["Set-Cookie: jsessionid=v"], None),
         ("in the value of another", &["Set-Cookie: a=b; JSESSIONID=v"], None),
