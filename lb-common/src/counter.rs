@@ -95,6 +95,8 @@ counters! {
     LearnedEvicted = "learned_evicted" Packet,
     /// A key in a response was cut by the end of its segment and could not be learned.
     LearnedCut = "learned_cut" Packet,
+    /// A connection or flow of datagrams handed out more new keys in a second than are learned of one: this one was not.
+    LearnedRefused = "learned_refused" Packet,
     /// A steering decision that `lbctl trace` could not be told: its ring buffer was full.
     TraceLost = "trace_lost" Packet,
     /// More payload was stashed while the backend had not answered.

@@ -1,7 +1,9 @@
 //! Where the sessions are at home whose keys the backends themselves hand out: the value of the table of learned sessions.
 //!
 //! The table is an array of our own, in groups of [`GROUP`] entries: a session stands anywhere in the group that its tag
-//! names. In a full group the entry that was not asked for longest makes room. The program creates and touches entries,
+//! names. In a full group one that no client has presented yet makes room, the one first that was learned longest ago; where there
+//! is none, the one that was not asked for longest. So whoever begins sessions in great number and presents none of them takes one
+//! entry of each group. The program creates and touches entries,
 //! and forgets those whose cookie is deleted; the daemon forgets those of a backend that is removed, with the same
 //! compare-and-swap on [`Home::tag`] by which the program claims them.
 
@@ -28,7 +30,25 @@ pub struct Home {
     pub service: u16,
     /// When it was asked for last, in [`crate::settings::Settings`] ticks.
     pub last_used: u32,
+    /// A hash of the path and the domain of its cookie (RFC 6265 §5.3), see [`scope`]; 0: not known, or several.
+    pub scope: u32,
+    /// 1 once a client has presented it.
+    pub seen: u32,
 }
+
+/// How many new sessions are learned of one connection, or flow of datagrams, in a second.
+pub const SHARE: u16 = 64;
+
+/// The scope of a cookie: which one of that name it is, by hashes of its path and its domain. Never 0.
+#[inline(always)]
+pub const fn scope(path: u32, domain: u32) -> u32 {
+    let scope = path.wrapping_mul(0x9e37_79b1) ^ domain;
+    if scope == 0 { 1 } else { scope }
+}
+
+/// The hash of the path that cookies have whose request's path has no other slash than its first (RFC 6265 §5.1.4), and that say
+/// none. It stands for `/` wherever that is.
+pub const ROOT: u32 = 1;
 
 /// Bytes of a cut line that are kept.
 pub const TAIL_ROOM: usize = 512;
@@ -76,11 +96,13 @@ pub const fn usable(hash: u64) -> u64 {
     if hash <= CLAIMED { hash + 2 } else { hash }
 }
 
-/// Whose request a flow's client sent last, by the cookie that it came with: a connection may carry the requests of several.
+/// Whose request a flow's client sent last, by the cookie that it came with: a connection may carry the requests of several. And
+/// what was seen of the head of the response.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Asked {
-    /// Tag of the session that the request asked for, or that the response handed out; 0: none.
+    /// Tag of the session that the request asked for, or that the response handed out; 0: none. Of a flow of datagrams: hash of the
+    /// key that its backend handed out last.
     pub tag: u64,
     /// Sequence number with which the last request began.
     pub at: u32,
@@ -88,7 +110,34 @@ pub struct Asked {
     pub asked: u16,
     /// Heads of final responses that have ended, modulo 2^16. Written on the backend's path alone.
     pub answered: u16,
+    /// Hash of the path that cookies get which say none (RFC 6265 §5.1.4): that of the last request. Written on the client's path
+    /// alone.
+    pub path: u32,
+    /// 1: the last request is a HEAD, whose response has no body. Written on the client's path alone.
+    pub is_head: u16,
+    /// Some of [`COOKIE_SET`], [`COOKIE_DELETED`], [`INTERIM`], [`SWITCHED`], [`LENGTH_KNOWN`]. Written on the backend's path alone.
+    pub head: u16,
+    /// Sequence number of the backend at which the next head begins at the earliest. While a head goes on that has told it: the length
+    /// of its body in bytes.
+    pub next: u32,
+    /// Sessions that were learned of the flow...
+    pub learned: u16,
+    /// ...in this second, modulo 2^16.
+    pub second: u16,
 }
+
+/// The head of the response has set the cookie.
+pub const COOKIE_SET: u16 = 1;
+/// It has deleted the cookie of its request.
+pub const COOKIE_DELETED: u16 = 2;
+/// It is that of an interim response (RFC 9110 §15.2).
+pub const INTERIM: u16 = 4;
+/// The connection speaks another protocol (RFC 9110 §15.2.2): nothing on it is a head.
+pub const SWITCHED: u16 = 8;
+/// It has told the length of its body.
+pub const LENGTH_KNOWN: u16 = 16;
+/// Its response has no body whatever its fields say (RFC 9112 §6.3).
+pub const NO_BODY: u16 = 32;
 
 impl Asked {
     /// Whether a response whose head has not ended yet answers the last request, and neither one before it nor one that was
@@ -96,6 +145,12 @@ impl Asked {
     #[inline(always)]
     pub const fn answers_last(&self) -> bool {
         self.asked.wrapping_sub(self.answered) == 1
+    }
+
+    /// Whether a request was seen of which no final response was. A head that answers none is none: it stands in a body.
+    #[inline(always)]
+    pub const fn is_open(&self) -> bool {
+        self.asked.wrapping_sub(self.answered) as i16 > 0
     }
 
     /// What `asked` becomes with one more request. More answers than requests are of requests that were not seen, or came
@@ -108,7 +163,7 @@ impl Asked {
     }
 }
 
-crate::map_types! { Home: 16, Tail: 528, Asked: 16 }
+crate::map_types! { Home: 24, Tail: 528, Asked: 32 }
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ pub mod backend;
 pub mod buckets;
 pub mod checksum;
 pub mod counter;
+pub mod date;
 pub mod endpoint;
 pub mod flow;
 pub mod hash;

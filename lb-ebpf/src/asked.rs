@@ -12,6 +12,7 @@ use crate::token::http::find;
 use crate::token::text::{At, Bytes, SPACES, lowest, zeros};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use bytemuck::Zeroable;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
 use lb_common::flow::{Flow, LEARNS};
@@ -37,7 +38,7 @@ pub(crate) fn begin(service: u16, flow: u32, seq: u32) -> u8 {
     }
     if let Some(known) = FLOW_KEYS.get_ptr_mut(flow) {
         // SAFETY: a map value stays valid; the entry is nobody else's before the flow is published.
-        unsafe { (*known) = lb_common::home::Asked { tag: 0, at: seq, asked: 1, answered: 0 } };
+        unsafe { (*known) = lb_common::home::Asked { at: seq, asked: 1, ..Zeroable::zeroed() } };
     }
     LEARNS
 }

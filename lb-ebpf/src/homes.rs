@@ -8,7 +8,7 @@ use crate::clock::now;
 use crate::maps::{BACKENDS, FLOW_KEYS, HOMES, SERVICES, count, settings};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
-use lb_common::home::{CLAIMED, FREE, GROUP, Home};
+use lb_common::home::{Asked, CLAIMED, FREE, GROUP, Home, SHARE};
 use lb_common::maglev::NOBODY;
 use lb_common::settings::{Settings, is_over};
 
@@ -70,6 +70,24 @@ fn touch(home: *mut Home, last_used: u32, now: u32) {
     }
 }
 
+/// Notes that a client has presented a session.
+#[inline(always)]
+fn see(home: *mut Home) {
+    // SAFETY: map values stay valid; the word is aligned. If the entry is another session's by now, that one stays a little longer.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*home).seen) == 0 {
+            (&raw mut (*home).seen).write_volatile(1);
+        }
+    }
+}
+
+/// Which cookie of its name a session is.
+#[inline(always)]
+fn scope_of(home: *mut Home) -> u32 {
+    // SAFETY: map values stay valid; the word is aligned.
+    unsafe { core::ptr::read_volatile(&raw const (*home).scope) }
+}
+
 /// Whether a backend stands behind a service.
 #[inline(always)]
 fn stands_behind(slot: u16, service: u16) -> bool {
@@ -110,6 +128,7 @@ pub(crate) extern "C" fn lb_home(service: u32, tag: u64) -> u32 {
                 && stands_behind(at.slot, at.service)
             {
                 touch(home, at.last_used, now);
+                see(home);
                 return u32::from(at.slot);
             }
         }
@@ -118,13 +137,17 @@ pub(crate) extern "C" fn lb_home(service: u32, tag: u64) -> u32 {
     u32::from(NOBODY)
 }
 
-/// Notes that a session of a service is at home at the backend in `slot`: in its own former entry, a free one, one whose time
-/// has come, or that of the session which was not asked for longest.
+/// Not the index of a flow.
+pub(crate) const NO_FLOW: u32 = u32::MAX;
+
+/// Notes that a session of a service is at home at the backend in `slot`, and which cookie of its name it is: in its own former
+/// entry, a free one, one whose time has come, that of a session which no client has presented, or that of the one which was not
+/// asked for longest. A flow has its share of new ones in a second.
 ///
 /// A global function, as [`lb_home`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
+pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32, flow: u32, scope: u32) -> u32 {
     let Some(settings) = settings() else { return 0 };
     if !takes_back(slot) {
         return 0;
@@ -140,8 +163,16 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
             let at = whereabouts(home);
             if at.slot == here.slot && at.service == here.service {
                 touch(home, at.last_used, here.last_used);
+                if scope_of(home) != scope {
+                    // Several cookies have this value: the end of one is not the session's.
+                    // SAFETY: an aligned word of a map value.
+                    unsafe { (&raw mut (*home).scope).write_volatile(0) };
+                }
                 return 0;
             }
+        } else if turn == 0 && lb_has_share(flow) == 0 {
+            count(here.service, Counter::LearnedRefused as u32);
+            return 0;
         }
         let as_chosen = match suits {
             OWN => seen == tag,
@@ -154,11 +185,14 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
             // the two is a barrier.
             unsafe {
                 exchange((&raw mut (*home).slot).cast(), here.to_bits());
+                // Who is learned anew stays one that was presented.
+                let seen = if suits == OWN { u64::from((*home).seen) } else { 0 };
+                exchange((&raw mut (*home).scope).cast(), u64::from(scope) | seen << 32);
                 exchange(&raw mut (*home).tag, tag);
             }
             only_first(settings, tag);
             count(here.service, Counter::Learned as u32);
-            if suits == IN_USE {
+            if suits <= UNSEEN {
                 count(here.service, Counter::LearnedEvicted as u32);
             }
             return 1;
@@ -168,14 +202,34 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32) -> u32 {
     0
 }
 
-/// How well an entry suits a session: another one, whose time has not come, has it...
+/// Whether a flow may begin one more session: 1, and it is counted, or 0. A global function, as [`lb_home`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_has_share(flow: u32) -> u32 {
+    let Some(known) = FLOW_KEYS.get_ptr_mut(flow) else { return 1 };
+    // SAFETY: the helper takes nothing and returns a number.
+    let second = (unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() } / 1_000_000_000) as u16;
+    // SAFETY: a map value stays valid; of two processors that count at once, one may count for both.
+    unsafe {
+        let learned = if (*known).second == second { (*known).learned } else { 0 };
+        if learned >= SHARE {
+            return 0;
+        }
+        ((*known).second, (*known).learned) = (second, learned + 1);
+    }
+    1
+}
+
+/// How well an entry suits a session: another one has it that clients have presented, and whose time has not come...
 const IN_USE: u32 = 0;
+/// ...or one that none has...
+const UNSEEN: u32 = 1;
 /// ...or one whose time is over...
-const OVERDUE: u32 = 1;
+const OVERDUE: u32 = 2;
 /// ...or none...
-const UNUSED: u32 = 2;
+const UNUSED: u32 = 3;
 /// ...or the session itself.
-const OWN: u32 = 3;
+const OWN: u32 = 4;
 
 /// The entry of its group that a session shall have: its index, and how well it suits in the second byte. Of those that suit
 /// alike the one that was not asked for longest.
@@ -222,6 +276,9 @@ extern "C" fn lb_rank(tag: u64, i: u32, now: u32) -> u64 {
         UNUSED
     } else if is_over(limit(at.service), at.last_used, now) {
         OVERDUE
+    // SAFETY: map values stay valid; the word is aligned.
+    } else if unsafe { core::ptr::read_volatile(&raw const (*home).seen) } == 0 {
+        UNSEEN
     } else {
         IN_USE
     };
@@ -244,6 +301,22 @@ fn only_first(settings: &Settings, tag: u64) {
         }
         i += 1;
     }
+}
+
+/// Whether a session is known as a cookie of this scope: 1 if so. A global function, as [`lb_home`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_has_scope(tag: u64, scope: u32) -> u32 {
+    let Some(settings) = settings() else { return 0 };
+    let mut i = 0;
+    while i < GROUP as u32 {
+        let Some(home) = place(settings, tag, i) else { break };
+        if tag_of(home) == tag {
+            return u32::from(scope_of(home) == scope);
+        }
+        i += 1;
+    }
+    0
 }
 
 /// Forgets a session. Returns 1 if it was known.
@@ -282,10 +355,16 @@ pub(crate) fn set_key(flow: u32, tag: u64) {
     }
 }
 
+/// What is known of the requests and responses of a flow.
+#[inline(always)]
+pub(crate) fn asked(flow: u32) -> Option<*mut Asked> {
+    FLOW_KEYS.get_ptr_mut(flow)
+}
+
 /// Notes that the head of a final response has ended.
 #[inline(always)]
 pub(crate) fn note_answered(flow: u32) {
-    if let Some(key) = FLOW_KEYS.get_ptr_mut(flow) {
+    if let Some(key) = asked(flow) {
         // SAFETY: map values stay valid; the backend's path alone writes this.
         unsafe { (*key).answered = (*key).answered.wrapping_add(1) };
     }
@@ -294,5 +373,5 @@ pub(crate) fn note_answered(flow: u32) {
 /// Whether the response that a flow's backend sends answers the last request ([`lb_common::home::Asked::answers_last`]).
 #[inline(always)]
 pub(crate) fn answers_last(flow: u32) -> bool {
-    FLOW_KEYS.get(flow).is_some_and(lb_common::home::Asked::answers_last)
+    FLOW_KEYS.get(flow).is_some_and(Asked::answers_last)
 }

@@ -7,33 +7,33 @@
 use crate::atomic::{compare_exchange, exchange};
 use crate::bounds::{Length, barrier_var, offset};
 use crate::flows::Entry;
-use crate::homes::{answers_last, key_of, lb_forget, lb_learn, note_answered, set_key};
+use crate::homes::{
+    NO_FLOW, answers_last, asked, key_of, lb_forget, lb_has_scope, lb_learn, note_answered, set_key,
+};
 use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
 use crate::packet::{Packet, Segment, read};
+use crate::scope::{DELETED, SCAN, lb_attributes, lb_next_attribute, solid};
 use crate::token::datagram::lb_tag_key;
 use crate::token::locate::{differs, named};
 use crate::token::text::{
-    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, SEMICOLONS, TOPS, highest, is_blank, nonzeros, search,
-    within, zeros,
+    At, Bytes, CASE, NEWLINES, NOWHERE, ONES, RETURNS, TOPS, highest, nonzeros, search, within, zeros,
 };
-use crate::token::value::{CUT, SCRATCHED, lb_behind_blanks, lb_hash, lb_span};
+use crate::token::value::{CUT, SCRATCHED, lb_hash, lb_span};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::counter::Counter;
 use lb_common::flow::{IN_HEAD, LEARNS};
-use lb_common::home::{TAIL_ROOM, Tail};
+use lb_common::home::{
+    Asked, COOKIE_DELETED, COOKIE_SET, INTERIM, LENGTH_KNOWN, NO_BODY, SWITCHED, TAIL_ROOM, Tail,
+};
 use lb_common::service::{Affinity, Service};
 
 /// Longest segment that is looked at: with a line kept before it, it fits where offsets reach.
 const MAX_SEGMENT: u32 = 3_520;
-/// How many header fields are looked at that could be `Set-Cookie`, in one segment.
-const FIELDS: u32 = 48;
-/// How many times the service's cookie is looked at in one segment.
+/// How many header fields are looked at that could be one of those that matter, in one segment.
+const FIELDS: u32 = 64;
+/// How many times the service's cookie is looked at in one head, or in a segment of it: no application hands out so many at once.
 const KEYS: u32 = 4;
-/// Beside the number of times: it was set, and not only deleted.
-const SET: u32 = 1 << 8;
-/// How many attributes of a cookie are looked at.
-const ATTRIBUTES: u32 = 16;
 
 const LOWER_S: u64 = b's' as u64 * ONES;
 const DASHES: u64 = b'-' as u64 * ONES;
@@ -42,9 +42,11 @@ const SEVEN: u64 = u64::MAX >> 8;
 const SET_COOK: u64 = u64::from_le_bytes(*b"\nset-coo") | CASE;
 const IE: u64 = u64::from_le_bytes(*b"kie:\0\0\0\0") | CASE & FOUR;
 const FOUR: u64 = u32::MAX as u64;
-const MAX_AGE: u64 = u64::from_le_bytes(*b"max-age=") | CASE;
-const EXPIRES: u64 = u64::from_le_bytes(*b"expires=") | CASE;
-const YEAR_1970: u64 = u32::from_le_bytes(*b"1970") as u64;
+const LOWER_C: u64 = b'c' as u64 * ONES;
+const CONTENT: u64 = u64::from_le_bytes(*b"\ncontent") | CASE;
+const LENGTH: u64 = u64::from_le_bytes(*b"-length:") | CASE;
+/// Longest body that is followed.
+const MAX_LENGTH: u32 = 1 << 30;
 
 /// [`lb_common::home::Tail::owner`] while somebody reads or writes it.
 const TAKEN: u64 = u64::MAX;
@@ -84,9 +86,18 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
         return 0;
     };
     let Some(segment) = Segment::read(frame, ctx.len()) else { return 0 };
-    let begins = begins_a_head(&ctx, &segment);
+    let Some(known) = asked(flow) else { return 0 };
     // SAFETY: a map value stays valid; the backend's path alone writes these flags.
-    let goes_on = unsafe { (*place).backend_flags } & IN_HEAD != 0;
+    let (client_flags, goes_on) = unsafe { ((*place).client_flags, (*place).backend_flags & IN_HEAD != 0) };
+    if client_flags & LEARNS == 0 {
+        // What a flow asked for that is older than its service's rule, nobody knows.
+        return 0;
+    }
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let begins = begins_a_head(&ctx, &segment) && may_begin(unsafe { &*known }, goes_on, segment.seq);
+    if !begins && !goes_on {
+        return 0;
+    }
     let mut kept = 0;
     if goes_on {
         kept = lb_take_tail(flow, segment.seq);
@@ -123,7 +134,10 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
         behind.cast::<u64>().write_unaligned(0);
         behind.cast::<u64>().add(1).write_unaligned(0);
     }
-    if lb_fields(service, flow) != 0 {
+    if begins && kept == 0 {
+        begin_head(known, Bytes::of(scratch), At::new(0));
+    }
+    if lb_fields(service, flow, segment.seq.wrapping_sub(kept)) != 0 {
         leave_head(place, service, false);
         return 0;
     }
@@ -131,6 +145,32 @@ extern "C" fn lb_head(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     unsafe { (*place).backend_flags |= IN_HEAD };
     lb_keep_tail(flow, segment.seq.wrapping_add(segment.payload));
     0
+}
+
+/// Whether a head can begin at a sequence number: in answer to a request, and behind the body of the one before it. All else that
+/// looks like one stands in a body.
+#[inline(always)]
+fn may_begin(known: &Asked, goes_on: bool, seq: u32) -> bool {
+    let in_body = !goes_on && known.head & LENGTH_KNOWN != 0 && (seq.wrapping_sub(known.next) as i32) < 0;
+    known.is_open() && known.head & SWITCHED == 0 && !in_body
+}
+
+/// Notes that a head begins at an offset of what is looked at, and what its status says.
+#[inline(always)]
+fn begin_head(known: *mut Asked, bytes: Bytes, at: At) {
+    let status = bytes.word(at, 9) & 0x00ff_ffff;
+    let is = |text: &[u8; 4]| status == u64::from(u32::from_le_bytes(*text));
+    let head = if is(b"101\0") {
+        SWITCHED
+    } else if status & 0xff == u64::from(b'1') {
+        INTERIM
+    } else if is(b"204\0") || is(b"304\0") {
+        NO_BODY
+    } else {
+        0
+    };
+    // SAFETY: a map value stays valid; the backend's path alone writes this.
+    unsafe { (*known).head = head };
 }
 
 /// The head has ended, or is given up.
@@ -234,14 +274,20 @@ fn last_line(bytes: Bytes, limit: u32) -> u32 {
     NOWHERE
 }
 
-/// Goes through the header fields in the scratch memory. Returns 1 when the head ends there. A global function (see
-/// [`crate::cold`]).
+/// Goes through the header fields in the scratch memory, whose first byte has this sequence number. Returns 1 when the head ends
+/// there. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get(0) else { return 1 };
+extern "C" fn lb_fields(service: u32, flow: u32, seq: u32) -> u32 {
+    let (Some(scratch), Some(known)) = (SCRATCH.get(0), asked(flow)) else { return 1 };
     let bytes = Bytes::of(scratch);
-    let mut head = 0;
+    // Again, where the line was cut in the segment before: with the newline before it, if there is one.
+    let first = bytes.word(At::new(0), 0);
+    if first & SEVEN == HTTP_1 {
+        begin_head(known, bytes, At::new(0));
+    } else if first == HTTP_1 << 8 | u64::from(b'\n') {
+        begin_head(known, bytes, At::new(1));
+    }
     let mut keys = 0;
     let mut from = 0;
     let mut turn = 0;
@@ -250,66 +296,113 @@ extern "C" fn lb_fields(service: u32, flow: u32) -> u32 {
         if hit == NOWHERE {
             return 0;
         }
-        let line = At::new(u64::from(hit));
-        let first = bytes.byte(line.plus(1));
+        let first = bytes.byte(At::new(u64::from(hit)).plus(1));
         from = hit + 1;
         if first == b'\r' || first == b'\n' {
-            let next = lb_head_ends(flow, head, hit);
+            let next = lb_head_ends(service, flow, hit, seq);
             if next == NOWHERE {
                 return 1;
             }
-            head = next;
-            from = next;
-        } else {
-            keys += lb_set_cookie(service, flow, hit, keys);
-            if keys & (SET - 1) >= KEYS {
-                // No application hands out so many at once; a file that looks like a response might.
-                return 1;
-            }
+            (from, keys) = (next, 0);
+        } else if first | 0x20 == b'c' {
+            lb_content_length(flow, hit);
+        } else if keys < KEYS {
+            keys += lb_set_cookie(service, flow, hit);
         }
         turn += 1;
     }
     // So many fields that it is better to leave it at that.
     count(service as u16, Counter::LearnedCut as u32);
+    note_answered(flow);
     1
 }
 
-/// Notes that the head ends whose beginning, and whose last newline but one, stand at these offsets of the scratch memory. Returns
-/// where the next one begins: behind an interim response, or one without a body, it may follow at once. A global function (see
-/// [`crate::cold`]): in the loop of its caller it would be verified again in each turn.
+/// Notes that the head ends whose last newline but one stands at this offset of the scratch memory, which begins at a sequence number.
+/// Returns where the next one begins: behind an interim response, or one whose body is there, it may follow at once. A global
+/// function (see [`crate::cold`]): in the loop of its caller it would be verified again in each turn.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_head_ends(flow: u32, head: u32, newline: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get(0) else { return NOWHERE };
-    let (bytes, head, line) = (Bytes::of(scratch), At::new(u64::from(head)), At::new(u64::from(newline)));
-    if !is_interim(bytes, head) {
+extern "C" fn lb_head_ends(service: u32, flow: u32, newline: u32, seq: u32) -> u32 {
+    let (Some(scratch), Some(known)) = (SCRATCH.get(0), asked(flow)) else { return NOWHERE };
+    let (bytes, line) = (Bytes::of(scratch), At::new(u64::from(newline)));
+    let end = line.plus(if bytes.byte(line.plus(1)) == b'\r' { 3 } else { 2 });
+    // SAFETY: a map value stays valid; the backend's path alone writes what is written here.
+    let (head, length, answers_last) = unsafe { ((*known).head, (*known).next, (*known).answers_last()) };
+    let mut body = Some(0);
+    if head & INTERIM == 0 {
+        if head & (COOKIE_SET | COOKIE_DELETED) == COOKIE_DELETED && answers_last {
+            if lb_forget(key_of(flow)) != 0 {
+                count(service as u16, Counter::Forgotten as u32);
+            }
+            set_key(flow, 0);
+        }
         note_answered(flow);
+        // SAFETY: as above.
+        let is_head = unsafe { (*known).is_head } != 0;
+        body = if head & NO_BODY != 0 || is_head && answers_last {
+            Some(0)
+        } else if head & LENGTH_KNOWN != 0 && answers_last {
+            Some(length)
+        } else {
+            // It tells by itself where it ends; or nobody knows whether there is one.
+            None
+        };
     }
-    let next = line.plus(if bytes.byte(line.plus(1)) == b'\r' { 3 } else { 2 });
-    if !has_no_body(bytes, head) || bytes.word(next, 0) & SEVEN != HTTP_1 {
+    let end = end.0 as u32;
+    // SAFETY: as above.
+    unsafe {
+        (*known).head = head & SWITCHED | if body.is_some() { LENGTH_KNOWN } else { 0 };
+        (*known).next = seq.wrapping_add(end).wrapping_add(body.unwrap_or(0));
+    }
+    let next = end.wrapping_add(body.unwrap_or(u32::MAX >> 1));
+    let at = At::new(u64::from(next));
+    // SAFETY: as above.
+    let is_open = unsafe { (*known).is_open() };
+    if next >= scratch.limit || head & SWITCHED != 0 || !is_open || bytes.word(at, 0) & SEVEN != HTTP_1 {
         return NOWHERE;
     }
-    next.0 as u32
+    begin_head(known, bytes, at);
+    at.0 as u32
 }
 
-/// Whether it is the head of an interim response that begins at an offset (RFC 9110 §15.2). Of one that began in a segment before,
-/// this says no.
-#[inline(always)]
-fn is_interim(bytes: Bytes, head: At) -> bool {
-    bytes.word(head, 0) & SEVEN == HTTP_1 && bytes.byte(head.plus(9)) == b'1'
+/// Notes the length of the body from the field behind the newline at an offset of the scratch memory, if it is `Content-Length`
+/// (RFC 9110 §8.6). A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_content_length(flow: u32, at: u32) -> u32 {
+    let (Some(scratch), Some(known)) = (SCRATCH.get(0), asked(flow)) else { return 0 };
+    let bytes = Bytes::of(scratch);
+    let line = At::new(u64::from(at));
+    if bytes.word(line, 0) | CASE != CONTENT
+        || bytes.word(line, 8) | CASE != LENGTH
+        || lb_next_end(at + 1) == NOWHERE
+    {
+        return 0;
+    }
+    let mut at = solid(bytes, line.plus(16));
+    let (mut length, mut turn) = (0_u64, 0);
+    while turn < 10 {
+        let digit = bytes.byte(at).wrapping_sub(b'0');
+        if digit > 9 {
+            break;
+        }
+        length = length * 10 + u64::from(digit);
+        at = at.plus(1);
+        turn += 1;
+    }
+    // Half of all sequence numbers lie behind another one: a longer body is followed as far as that.
+    let length = if length > u64::from(MAX_LENGTH) { MAX_LENGTH } else { length as u32 };
+    // SAFETY: a map value stays valid; the backend's path alone writes these.
+    unsafe {
+        (*known).next = length;
+        (*known).head |= LENGTH_KNOWN;
+    }
+    1
 }
 
-/// Whether the response whose head begins at an offset has no body whatever its fields say (RFC 9112 §6.3).
-#[inline(always)]
-fn has_no_body(bytes: Bytes, head: At) -> bool {
-    let status = bytes.word(head, 9) & 0x00ff_ffff;
-    status & 0xff == u64::from(b'1')
-        || status == u64::from(u32::from_le_bytes(*b"204\0"))
-        || status == u64::from(u32::from_le_bytes(*b"304\0"))
-}
-
-/// Finds the next newline behind which a field begins with S and has a hyphen as its fourth character, as in `Set-Cookie`, or
-/// behind which the head ends. A global function, because it is a loop (see [`crate::token::http`]).
+/// Finds the next newline behind which a field begins with S and has a hyphen as its fourth character, as in `Set-Cookie`, or with C and
+/// has one as its eighth, as in `Content-Length`, or behind which the head ends. A global function, because it is a loop (see
+/// [`crate::token::http`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_next_field(from: u32) -> u32 {
@@ -317,16 +410,17 @@ extern "C" fn lb_next_field(from: u32) -> u32 {
     let bytes = Bytes::of(scratch);
     let hit = search::<SCAN>(bytes, from, |at, n| {
         let newline = bytes.word(at, n) ^ NEWLINES;
+        if zeros(newline) == 0 {
+            return 0;
+        }
         let next = bytes.word(at, n + 1);
         zeros(newline | ((next | CASE) ^ LOWER_S) | (bytes.word(at, n + 4) ^ DASHES))
+            | zeros(newline | ((next | CASE) ^ LOWER_C) | (bytes.word(at, n + 8) ^ DASHES))
             | zeros(newline | (next ^ RETURNS))
             | zeros(newline | (next ^ NEWLINES))
     });
     within(bytes, hit)
 }
-
-/// Turns of a search through all of the scratch memory that offsets reach.
-const SCAN: u32 = 64;
 
 /// Finds the next newline in the scratch memory. A global function, as [`lb_next_field`].
 #[unsafe(no_mangle)]
@@ -337,26 +431,13 @@ extern "C" fn lb_next_end(from: u32) -> u32 {
     within(bytes, search::<SCAN>(bytes, from, |at, n| zeros(bytes.word(at, n) ^ NEWLINES)))
 }
 
-/// Finds the next semicolon or newline in the scratch memory. A global function, as [`lb_next_field`].
+/// Learns from the field behind the newline at an offset of the scratch memory, if it is `Set-Cookie` of the service's cookie: then it
+/// returns 1. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_next_attribute(from: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get(0) else { return NOWHERE };
-    let bytes = Bytes::of(scratch);
-    let hit = search::<SCAN>(bytes, from, |at, n| {
-        let word = bytes.word(at, n);
-        zeros(word ^ SEMICOLONS) | zeros(word ^ NEWLINES)
-    });
-    within(bytes, hit)
-}
-
-/// Learns from the field behind the newline at an offset of the scratch memory, if it is `Set-Cookie` of the service's cookie.
-/// `before` is the sum of what this returned for the fields before it: 1 for each of the cookie's, and [`SET`] where one set it.
-/// A global function (see [`crate::cold`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32, before: u32) -> u32 {
-    let (Some(scratch), Some(entry), Some(known)) = (SCRATCH.get(0), SERVICES.get(service), FLOWS.get(flow))
+extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32) -> u32 {
+    let (Some(scratch), Some(entry), Some(place), Some(known)) =
+        (SCRATCH.get(0), SERVICES.get(service), FLOWS.get(flow), asked(flow))
     else {
         return 0;
     };
@@ -377,36 +458,29 @@ extern "C" fn lb_set_cookie(service: u32, flow: u32, at: u32, before: u32) -> u3
     if bytes.byte(equals) != b'=' || differs(entry, &named(bytes, behind), 0) != 0 {
         return 0;
     }
-    let value = equals.plus(1);
-    let from = value.0 as u32;
-    if cut && lb_next_attribute(from) == NOWHERE {
+    let value = equals.plus(1).0 as u32;
+    if cut && lb_next_attribute(value) == NOWHERE {
         count(service as u16, Counter::LearnedCut as u32);
         return 0;
     }
-    let tag = lb_tag_scratch(service, from);
-    // A flow that is older than the service's rule has none, but finds there what another one left.
-    let was = if known.client_flags & LEARNS != 0 { key_of(flow) } else { 0 };
-    if tag != 0 && lb_is_deleted(from) == 0 {
-        lb_learn(service, tag, u32::from(known.head.backend));
-        if answers_last(flow) {
+    let tag = lb_tag_scratch(service, value);
+    let attributes = lb_attributes(service, flow, value);
+    let answers_last = answers_last(flow);
+    // Of the path of a request that is not the last, nothing is known.
+    let scope = if answers_last { attributes as u32 } else { 0 };
+    if tag != 0 && attributes & DELETED == 0 {
+        lb_learn(service, tag, u32::from(place.head.backend), flow, scope);
+        if answers_last {
             set_key(flow, tag);
         }
-        return SET | 1;
-    }
-    // Of another path or domain, where the head has set it as well (RFC 6265 §5.3, step 11).
-    if before < SET && was != 0 && answers_last(flow) {
-        if lb_forget(was) != 0 {
-            count(service as u16, Counter::Forgotten as u32);
-        }
-        set_key(flow, 0);
+        // SAFETY: a map value stays valid; the backend's path alone writes this.
+        unsafe { (*known).head |= COOKIE_SET };
+    } else if answers_last && scope != 0 && lb_has_scope(key_of(flow), scope) != 0 {
+        // That of another path or domain lives on (RFC 6265 §5.3, step 11).
+        // SAFETY: as above.
+        unsafe { (*known).head |= COOKIE_DELETED };
     }
     1
-}
-
-/// The first offset of the scratch memory at or behind another one at which no white space stands.
-#[inline(always)]
-fn solid(bytes: Bytes, at: At) -> At {
-    if is_blank(bytes.byte(at)) { At::new(u64::from(lb_behind_blanks(SCRATCHED, at.0 as u32))) } else { at }
 }
 
 /// The tag of the value at an offset of the scratch memory; 0 when there is none. A global function, as [`lb_next_field`].
@@ -417,52 +491,9 @@ extern "C" fn lb_tag_scratch(service: u32, at: u32) -> u64 {
     if span == CUT || span >> 32 == 0 { 0 } else { lb_hash(SCRATCHED, span, service) }
 }
 
-/// Whether the attributes of the cookie whose value stands at an offset of the scratch memory delete it: 1 if they do. Its age
-/// counts before its date (RFC 6265 §5.3). A global function (see [`crate::cold`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_is_deleted(value: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get(0) else { return 0 };
-    let bytes = Bytes::of(scratch);
-    let mut expired = 0;
-    let mut from = value;
-    let mut turn = 0;
-    while turn < ATTRIBUTES {
-        let hit = lb_next_attribute(from);
-        if hit == NOWHERE {
-            return expired;
-        }
-        let at = At::new(u64::from(hit));
-        if bytes.byte(at) == b'\n' {
-            return expired;
-        }
-        let name = at.plus(1);
-        let name = name.plus(u64::from(bytes.byte(name) == b' '));
-        let word = bytes.word(name, 0) | CASE;
-        if word == MAX_AGE {
-            let age = bytes.word(name, 8);
-            let more = (age >> 8) as u8;
-            let none = age as u8 == b'0' && !more.is_ascii_digit();
-            return u32::from(none || age as u8 == b'-');
-        }
-        if word == EXPIRES && is_1970(bytes, name.plus(8)) {
-            expired = 1;
-        }
-        from = hit + 1;
-        turn += 1;
-    }
-    expired
-}
-
-/// Whether a date is of the year in which time began: `Thu, 01 Jan 1970`, with hyphens as well, or one digit for the day.
-#[inline(always)]
-fn is_1970(bytes: Bytes, date: At) -> bool {
-    bytes.word(date, 12) & FOUR == YEAR_1970 || bytes.word(date, 11) & FOUR == YEAR_1970
-}
-
 /// Learns the key that has just been read from a backend's datagram. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn lb_learn_key(service: u32, slot: u32) -> u32 {
-    lb_learn(service, lb_tag_key(service), slot)
+    lb_learn(service, lb_tag_key(service), slot, NO_FLOW, 0)
 }

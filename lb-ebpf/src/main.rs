@@ -31,6 +31,7 @@ mod packet;
 mod plain;
 mod replay;
 mod rewrite;
+mod scope;
 mod select;
 mod shares;
 mod stash;

@@ -2,7 +2,7 @@
 
 use crate::frame::PSH;
 use crate::runner::{Outcome, Verdict};
-use crate::scene::{SERVICE, Scene};
+use crate::scene::{ISN, SERVICE, Scene};
 use anyhow::Result;
 use lb_common::counter::Counter;
 use lb_common::home::{Home, tag};
@@ -61,8 +61,20 @@ pub fn connect(scene: &mut Scene, payload: &[u8]) -> Result<(u16, Counter)> {
     Ok((slot, bound.counted[0].0))
 }
 
-/// Sends what a backend says, in segments; returns what was counted for each. The segments reach the client as they are.
+/// Sees to it that a request of the client waits for its answer.
+pub fn ask(scene: &Scene) -> Result<()> {
+    let asked = scene.runner.maps.asked(scene.runner.maps.index_of(scene.client.port())?)?;
+    if !asked.is_open() {
+        let at = asked.at.wrapping_sub(ISN.wrapping_add(1)).wrapping_add(1_000);
+        scene.xdp(&scene.segment(at, PSH, &request(None)))?;
+    }
+    Ok(())
+}
+
+/// Sends what a backend says in answer to a request, in segments; returns what was counted for each. The segments reach the client as
+/// they are.
 pub fn respond(scene: &Scene, slot: u16, parts: &[&[u8]]) -> Result<Vec<Vec<Counter>>> {
+    ask(scene)?;
     let mut at = 0;
     let mut all = Vec::new();
     for part in parts {

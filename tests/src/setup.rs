@@ -65,6 +65,8 @@ impl Setup {
             stash_mask: sizes.stashes - 1,
             home_group_mask: sizes.homes - 1,
             home_key: [21, 22],
+            // Some moment of 2027, later by how long the kernel runs.
+            wall_base: 1_798_761_600,
             name_key: [23, 24],
             cookie_keys: [[11, 12], [13, 14]],
             slot_base: SLOT,

@@ -12,8 +12,9 @@ use super::locate::{END, OFFSET, locate};
 use super::text::{At, Bytes, NEWLINES, NOWHERE, RETURNS, TOPS, TURNS, lowest, search, within, zeros};
 use super::value::{CUT, SCRATCHED, lb_decode, lb_hash, lb_span, of, span};
 use super::{ABSENT, Found, HASHED, INVALID, LEARNED, UNKNOWN, VALID};
-use crate::homes::{key_of, lb_home, set_key};
+use crate::homes::{asked, key_of, lb_home, set_key};
 use crate::maps::{BACKENDS, SERVICES, STASHES, count, settings};
+use crate::scope::lb_default_path;
 use lb_common::counter::Counter;
 use lb_common::maglev::NOBODY;
 use lb_common::service::{Affinity, Place, Service};
@@ -39,12 +40,13 @@ extern "C" fn lb_keys(service: u32, stash: u32) -> Found {
         (*place).begin = begins(Bytes::of(&*place)) as u16;
         ((*place).owner as u32, u32::from((*place).begin))
     };
+    // SAFETY: as above.
+    let bytes = Bytes::of(unsafe { &*place });
     if entry.affinity == Affinity::Learned as u8 {
         // The key that stands there is that of a flow which had the entry before.
         set_key(owner.wrapping_sub(1), 0);
+        note_request(bytes, stash, owner.wrapping_sub(1), begin);
     }
-    // SAFETY: as above.
-    let bytes = Bytes::of(unsafe { &*place });
     let mut found = ABSENT;
     let mut from = begin;
     let mut turn = 0;
@@ -69,6 +71,22 @@ extern "C" fn lb_keys(service: u32, stash: u32) -> Found {
     count(service as u16, Counter::KeysIgnored as u32);
     found
 }
+
+/// Notes of a request what its response is judged by.
+#[inline(always)]
+fn note_request(bytes: Bytes, stash: u32, flow: u32, begin: u32) {
+    let path = lb_default_path(stash);
+    if let Some(known) = asked(flow) {
+        let begin = At::new(u64::from(begin));
+        // SAFETY: a map value stays valid; the client's path alone writes these.
+        unsafe {
+            (*known).path = path;
+            (*known).is_head = u16::from(bytes.word(begin, 0) << 24 == HEAD << 24);
+        }
+    }
+}
+
+const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
 
 /// Finds the next newline in a stash. A global function, because it is a loop (see [`crate::token::locate`]).
 #[unsafe(no_mangle)]

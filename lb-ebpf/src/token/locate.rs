@@ -124,18 +124,13 @@ fn among_cookies(bytes: Bytes, stash: u32, service: u32, entry: &Service, from: 
         // A line that begins with white space goes on with the one before it (RFC 9112 §5.2).
         return if is_blank(next) { (hit + 1) | INSIDE } else { hit };
     }
-    let mut value = behind.0 as u32;
     if next != b'=' {
-        let equals = lb_equals(stash, hit + 1);
-        if equals >= END {
-            return if equals == NOWHERE { NOWHERE } else { (hit + 1) | INSIDE };
-        }
-        value = equals + 1;
+        return lb_spaced(stash, service, hit);
     }
-    if differs(entry, &named(bytes, behind), 0) == 0
+    if differs(entry, &words, 0) == 0
         && begins_pair(bytes, stash, At::new(behind.0.wrapping_sub(u64::from(entry.key_name_len))))
     {
-        return value | INSIDE | FOUND;
+        return behind.0 as u32 | INSIDE | FOUND;
     }
     (hit + 1) | INSIDE
 }
@@ -149,17 +144,25 @@ pub(crate) fn named(bytes: Bytes, behind: At) -> [u64; NAME_ROOM / 8] {
     words
 }
 
-/// Offset of the equals sign that stands at an offset or behind the white space there; [`END`] where something else does,
-/// [`NOWHERE`] where what follows is not there. A global function (see [`crate::cold`]).
+/// The same of a cookie behind whose name white space stands, or something else. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_equals(stash: u32, at: u32) -> u32 {
-    let Some(place) = STASHES.get(stash) else { return END };
-    let equals = lb_behind_blanks(stash, at);
+extern "C" fn lb_spaced(stash: u32, service: u32, hit: u32) -> u32 {
+    let (Some(place), Some(entry)) = (STASHES.get(stash), SERVICES.get(service)) else { return END };
+    let bytes = Bytes::of(place);
+    let equals = lb_behind_blanks(stash, hit + 1);
     if equals == NOWHERE {
         return NOWHERE;
     }
-    if Bytes::of(place).byte(At::new(u64::from(equals))) == b'=' { equals } else { END }
+    let behind = At::new(u64::from(hit)).plus(2);
+    let name = At::new(behind.0.wrapping_sub(u64::from(entry.key_name_len)));
+    if bytes.byte(At::new(u64::from(equals))) == b'='
+        && differs(entry, &named(bytes, behind), 0) == 0
+        && lb_begins_pair(stash, name.0 as u32) != 0
+    {
+        return (equals + 1) | INSIDE | FOUND;
+    }
+    (hit + 1) | INSIDE
 }
 
 /// The next parameter of the target's query (RFC 3986 §3.4), whatever form the target has (RFC 9112 §3.2). Nothing behind it is
@@ -184,7 +187,7 @@ fn in_query(bytes: Bytes, stash: u32, service: u32, entry: &Service, from: u32) 
 }
 
 /// How much white space may stand before a cookie's name.
-const BLANKS: u32 = 256;
+const BLANKS: u32 = 96;
 
 /// Whether a cookie can begin at an offset: behind the field's name or a semicolon, with white space between or without.
 #[inline(always)]

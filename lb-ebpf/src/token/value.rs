@@ -75,8 +75,8 @@ pub(crate) extern "C" fn lb_behind_blanks(memory: u32, at: u32) -> u32 {
     within(bytes, hit)
 }
 
-/// Words before an offset: all that offsets reach.
-const BACK: u32 = 512;
+/// How many words of white space behind a value are left away.
+const BACK: u32 = 48;
 
 /// Offset behind the last byte before `end`, and not before `from`, that is neither white space nor a carriage return. A global
 /// function, as [`lb_span`].

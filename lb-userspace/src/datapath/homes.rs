@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const WORDS: usize = size_of::<Home>() / size_of::<u64>();
-const _: () = assert!(std::mem::offset_of!(Home, tag) == 0 && WORDS == 2);
+const _: () = assert!(std::mem::offset_of!(Home, tag) == 0 && WORDS == 3);
 
-/// An entry as the words of the map: its tag, and where the session is at home.
+/// An entry as the words of the map: its tag, where the session is at home, and which cookie of that name it is.
 type Entry = [AtomicU64; WORDS];
 
 /// The table. The programs change it at any time, so it is read and written by whole words only.
@@ -97,10 +97,11 @@ impl Homes {
 fn snapshot(entry: &Entry) -> Option<Home> {
     let tag = entry[0].load(Ordering::Acquire);
     let at = entry[1].load(Ordering::Acquire);
+    let which = entry[2].load(Ordering::Acquire);
     if tag == FREE || tag == CLAIMED || entry[0].load(Ordering::Acquire) != tag {
         return None;
     }
-    Some(bytemuck::cast([tag, at]))
+    Some(bytemuck::cast([tag, at, which]))
 }
 
 /// Frees an entry, if it still has that tag.
@@ -114,7 +115,7 @@ mod tests {
     use std::io::{Seek, SeekFrom, Write};
 
     fn home(tag: u64, slot: u16, service: u16, last_used: u32) -> Home {
-        Home { tag, slot, service, last_used }
+        Home { tag, slot, service, last_used, ..Home::default() }
     }
 
     /// A table of two groups, with these entries at these places.

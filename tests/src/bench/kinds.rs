@@ -207,7 +207,7 @@ pub(super) fn fill(maps: &mut Maps, setup: &Setup) -> Result<()> {
         let tag = home::tag(&setup.settings.home_key, kind.id(), key);
         let group = tag as u32 & setup.settings.home_group_mask;
         let place = group * home::GROUP as u32 + u32::from(kind == Kind::LearnedDatagram);
-        maps.set_home(place, &Home { tag, slot: kind.slot(), service: kind.id(), last_used: 0 })?;
+        maps.set_home(place, &Home { tag, slot: kind.slot(), service: kind.id(), ..Home::default() })?;
     }
     Ok(())
 }

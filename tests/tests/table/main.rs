@@ -17,6 +17,7 @@ mod passed;
 mod plain;
 mod quic;
 mod replay;
+mod scope;
 mod set_cookie;
 mod sni;
 mod steering;

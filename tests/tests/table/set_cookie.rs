@@ -276,7 +276,10 @@ fn interim_responses_are_skipped() -> Result<()> {
         ("of the older version", vec![String::from_utf8(last.clone())?.replace("/1.1", "/1.0").into()], true),
     ];
     for (name, parts, is_learned) in rows {
-        let (slot, _) = connect(&mut scene, &request(None))?;
+        let first = request(None);
+        let (slot, _) = connect(&mut scene, &first)?;
+        // Two requests were sent ahead.
+        scene.xdp(&scene.segment(first.len() as u32, PSH, &first))?;
         let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         respond(&scene, slot, &parts)?;
         assert_eq!(!homes(&scene)?.is_empty(), is_learned, "{name}");
@@ -333,7 +336,7 @@ fn what_is_no_head_is_left_alone() -> Result<()> {
     let counts = respond(&scene, slot, &parts)?;
     assert!(counts.iter().all(|counted| counted == PLAIN), "{counts:?}");
     assert_eq!(homes(&scene)?, []);
-    let fields = "S-e-t-: x\r\n".repeat(60);
+    let fields = "S-e-t-: x\r\n".repeat(70);
     let many = format!("HTTP/1.1 200 OK\r\n{}Set-Cookie: JSESSIONID=v\r\n\r\n", fields.replace("-e-t", "et"));
     assert_eq!(
         respond(&scene, slot, &[many.as_bytes()])?,
