@@ -113,8 +113,9 @@ pub struct Asked {
     /// Hash of the path that cookies get which say none (RFC 6265 §5.1.4): that of the last request. Written on the client's path
     /// alone.
     pub path: u32,
-    /// 1: the last request is a HEAD, whose response has no body. Written on the client's path alone.
-    pub is_head: u16,
+    /// A bit for each of the last requests, the lowest one for the last: it is a HEAD, whose response has no body. Written on the client's
+    /// path alone.
+    pub heads: u16,
     /// Some of [`COOKIE_SET`], [`COOKIE_DELETED`], [`INTERIM`], [`SWITCHED`], [`LENGTH_KNOWN`]. Written on the backend's path alone.
     pub head: u16,
     /// Sequence number of the backend at which the next head begins at the earliest. While a head goes on that has told it: the length
@@ -151,6 +152,13 @@ impl Asked {
     #[inline(always)]
     pub const fn is_open(&self) -> bool {
         self.asked.wrapping_sub(self.answered) as i16 > 0
+    }
+
+    /// Whether the response whose head has not ended yet answers a HEAD (RFC 9110 §9.3.2).
+    #[inline(always)]
+    pub const fn answers_head(&self) -> bool {
+        let open = self.asked.wrapping_sub(self.answered);
+        open != 0 && open <= 16 && self.heads >> (open - 1) & 1 != 0
     }
 
     /// What `asked` becomes with one more request. More answers than requests are of requests that were not seen, or came

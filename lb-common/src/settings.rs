@@ -71,8 +71,7 @@ pub struct Settings {
     pub evictable_ticks: u32,
     /// Ticks after which an established connection expires of which one side has sent its FIN.
     pub half_closed_ticks: u32,
-    /// Seconds since 1970 when the kernel's monotonic clock began: by it dates of cookies are told.
-    pub wall_base: u32,
+    pub _pad: u32,
 }
 
 /// Without the keys, seeds and secrets: whoever reads a log must not be able to forge or to steer.

@@ -5,6 +5,7 @@
 
 use crate::bounds::Length;
 use crate::flows::Entry;
+use crate::homes::set_key;
 use crate::maps::{BACKENDS, FLOW_KEYS, FLOWS, SERVICES, STASHES, count, settings};
 use crate::packet::{Packet, Segment, read};
 use crate::token::LEARNED;
@@ -51,7 +52,7 @@ pub(crate) fn from_request(ctx: &XdpContext, service: u16, entry: Entry, flow: &
     }
 }
 
-/// Whether a segment begins with a method (RFC 9110 §9) of three to seven letters and a space.
+/// Whether a segment begins with a method (RFC 9110 §9), of three to seven letters and a space, or of more letters.
 #[inline(always)]
 fn begins_a_request(ctx: &XdpContext, segment: &Segment) -> bool {
     let Some(at) = ctx.field(segment.payload_at(), 8) else { return false };
@@ -60,7 +61,8 @@ fn begins_a_request(ctx: &XdpContext, segment: &Segment) -> bool {
     let spaces = zeros(word ^ SPACES);
     // All bytes below the first space.
     let method = (spaces & spaces.wrapping_neg()).wrapping_sub(1) >> 7;
-    spaces != 0 && method >= 0x00ff_ffff && (word ^ CAPITALS) & CAPITALS_MASK & method == 0
+    let method = if spaces == 0 { u64::MAX } else { method };
+    method >= 0x00ff_ffff && (word ^ CAPITALS) & CAPITALS_MASK & method == 0
 }
 
 /// Notes whose a request is. A global function (see [`crate::cold`]).
@@ -100,6 +102,7 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     unsafe {
         (*known).at = segment.seq;
         (*known).asked = (*known).one_more();
+        (*known).heads <<= 1;
     }
     // The flow's for as long as its key is looked for.
     // SAFETY: as above.
@@ -110,7 +113,13 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
         count(service as u16, Counter::KeptElsewhere as u32);
     }
     // SAFETY: as above.
-    unsafe { (*stash).owner = 0 };
+    unsafe {
+        if (*stash).whole == 0 {
+            // More cookies may follow in another segment, which is not looked at: whose it is, is not known.
+            set_key(flow, 0);
+        }
+        (*stash).owner = 0;
+    }
     found
 }
 
@@ -128,7 +137,14 @@ fn is_elsewhere(flow: u32, service: u32, slot: u32) -> bool {
 /// that.
 #[inline(always)]
 fn asks(bytes: Bytes) -> bool {
-    let spaces = zeros(bytes.word(At::new(0), 0) ^ SPACES);
-    let behind = bytes.byte(At::new(lowest(spaces)).plus(1));
+    let (near, far) = (zeros(bytes.word(At::new(0), 0) ^ SPACES), zeros(bytes.word(At::new(8), 0) ^ SPACES));
+    let space = if near != 0 {
+        lowest(near)
+    } else if far != 0 {
+        8 + lowest(far)
+    } else {
+        return false;
+    };
+    let behind = bytes.byte(At::new(space).plus(1));
     matches!(behind, b'/' | b'h' | b'H' | b'*')
 }

@@ -299,6 +299,10 @@ extern "C" fn lb_fields(service: u32, flow: u32, seq: u32) -> u32 {
         let first = bytes.byte(At::new(u64::from(hit)).plus(1));
         from = hit + 1;
         if first == b'\r' || first == b'\n' {
+            if first == b'\r' && hit + 2 >= scratch.limit {
+                // Its last byte is still to come.
+                return 0;
+            }
             let next = lb_head_ends(service, flow, hit, seq);
             if next == NOWHERE {
                 return 1;
@@ -327,7 +331,8 @@ extern "C" fn lb_head_ends(service: u32, flow: u32, newline: u32, seq: u32) -> u
     let (bytes, line) = (Bytes::of(scratch), At::new(u64::from(newline)));
     let end = line.plus(if bytes.byte(line.plus(1)) == b'\r' { 3 } else { 2 });
     // SAFETY: a map value stays valid; the backend's path alone writes what is written here.
-    let (head, length, answers_last) = unsafe { ((*known).head, (*known).next, (*known).answers_last()) };
+    let (head, length, answers_last, answers_head) =
+        unsafe { ((*known).head, (*known).next, (*known).answers_last(), (*known).answers_head()) };
     let mut body = Some(0);
     if head & INTERIM == 0 {
         if head & (COOKIE_SET | COOKIE_DELETED) == COOKIE_DELETED && answers_last {
@@ -337,11 +342,9 @@ extern "C" fn lb_head_ends(service: u32, flow: u32, newline: u32, seq: u32) -> u
             set_key(flow, 0);
         }
         note_answered(flow);
-        // SAFETY: as above.
-        let is_head = unsafe { (*known).is_head } != 0;
-        body = if head & NO_BODY != 0 || is_head && answers_last {
+        body = if head & NO_BODY != 0 || answers_head {
             Some(0)
-        } else if head & LENGTH_KNOWN != 0 && answers_last {
+        } else if head & LENGTH_KNOWN != 0 {
             Some(length)
         } else {
             // It tells by itself where it ends; or nobody knows whether there is one.
@@ -358,7 +361,10 @@ extern "C" fn lb_head_ends(service: u32, flow: u32, newline: u32, seq: u32) -> u
     let at = At::new(u64::from(next));
     // SAFETY: as above.
     let is_open = unsafe { (*known).is_open() };
-    if next >= scratch.limit || head & SWITCHED != 0 || !is_open || bytes.word(at, 0) & SEVEN != HTTP_1 {
+    // What follows an interim one is a head, also where only a few bytes of it are there.
+    let cut = head & INTERIM != 0 && next.wrapping_add(7) > scratch.limit;
+    let follows = bytes.word(at, 0) & SEVEN == HTTP_1 || cut;
+    if next >= scratch.limit || head & SWITCHED != 0 || !is_open || !follows {
         return NOWHERE;
     }
     begin_head(known, bytes, at);

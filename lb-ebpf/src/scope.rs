@@ -2,6 +2,7 @@
 //! §5.3). Cookies of one name and different scopes live side by side in a browser.
 
 use crate::bounds::barrier_var;
+use crate::flows::jiffies;
 use crate::maps::{FLOW_KEYS, SCRATCH, STASHES, settings};
 use crate::token::text::{
     At, Bytes, CASE, NEWLINES, NOWHERE, SEMICOLONS, SPACES, every, first, is_blank, lowest, search, within,
@@ -11,6 +12,7 @@ use crate::token::value::{CUT, SCRATCHED, lb_behind_blanks, lb_hash, lb_span};
 use lb_common::date;
 use lb_common::hash::mix64;
 use lb_common::home::{ROOT, scope};
+use lb_common::syn_cookie::SLOT_SECONDS;
 
 /// How many attributes of a cookie are looked at.
 const ATTRIBUTES: u32 = 16;
@@ -265,9 +267,7 @@ extern "C" fn lb_expires(span: u32) -> u32 {
         return 0;
     }
     let when = date::seconds(year, month - 1, day - 1, time - 1);
-    // SAFETY: the helper takes nothing and returns a number.
-    let now =
-        u64::from(settings.wall_base) + unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() } / 1_000_000_000;
+    let now = u64::from(settings.slot(jiffies())) * u64::from(SLOT_SECONDS);
     if when <= now { PAST } else { FUTURE }
 }
 

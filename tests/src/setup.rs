@@ -18,7 +18,7 @@ use lb_common::token::{SessionId, Token, encode};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 /// The time slot at which the clock of the tests stands still.
-pub const SLOT: u32 = 1_003;
+pub const SLOT: u32 = 28_105_651;
 /// Key id and key of every valid token.
 pub const TOKEN_KEY: (u8, SipKey) = (3, [0x0123_4567_89ab_cdef, 0xfeed_face_cafe_beef]);
 /// Name of the cookie that every service reads.
@@ -65,8 +65,6 @@ impl Setup {
             stash_mask: sizes.stashes - 1,
             home_group_mask: sizes.homes - 1,
             home_key: [21, 22],
-            // Some moment of 2027, later by how long the kernel runs.
-            wall_base: 1_798_761_600,
             name_key: [23, 24],
             cookie_keys: [[11, 12], [13, 14]],
             slot_base: SLOT,

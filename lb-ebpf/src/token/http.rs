@@ -81,7 +81,7 @@ fn note_request(bytes: Bytes, stash: u32, flow: u32, begin: u32) {
         // SAFETY: a map value stays valid; the client's path alone writes these.
         unsafe {
             (*known).path = path;
-            (*known).is_head = u16::from(bytes.word(begin, 0) << 24 == HEAD << 24);
+            (*known).heads = (*known).heads & !1 | u16::from(bytes.word(begin, 0) << 24 == HEAD << 24);
         }
     }
 }

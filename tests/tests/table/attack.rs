@@ -5,10 +5,13 @@ use lb_common::addr::Be16;
 use lb_common::counter::Counter;
 use lb_common::flow::{DATAGRAMS, FIN_SEEN, Flow, FlowState, Head, NO_STASH, PLAIN, Use};
 use lb_common::hash::mix64;
+use lb_common::home::{Asked, GROUP, Home, SHARE};
 use lb_common::service::Affinity;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
 use tests::balancer::dial;
 use tests::frame::{FIN, PSH, RST, Segment};
+use tests::learned;
 use tests::object::Sizes;
 use tests::runner::Verdict;
 use tests::scene::{REQUEST, SERVICE, Scene, macs};
@@ -387,5 +390,74 @@ fn half_heads_make_room_for_other_clients_of_the_same_service() -> Result<()> {
     assert_eq!(evicted, 196);
     scene.client.set_port(5_000);
     scene.bind(REQUEST)?;
+    Ok(())
+}
+
+/// A table of learned sessions in which each group is full of sessions that clients have presented. Who begins new ones in great
+/// number, and presents none, takes one entry of each group.
+#[test]
+fn sessions_that_nobody_presents_flush_no_table() -> Result<()> {
+    let mut scene = learned::scene(1)?;
+    let room = GROUP * scene.runner.setup.sizes.homes as usize;
+    learned::connect(&mut scene, &learned::request(None))?;
+    let last_used = learned::now(&scene)?;
+    let known: Vec<Home> = (0..room)
+        .map(|n| Home {
+            tag: 2 + n as u64 / GROUP as u64 + scene_groups(&scene) * (1 + n as u64 % GROUP as u64),
+            service: SERVICE,
+            last_used,
+            seen: 1,
+            ..Home::default()
+        })
+        .collect();
+    for home in &known {
+        // Where it stands in its group does not matter.
+        let group = home.tag & (scene_groups(&scene) - 1);
+        let at = group * GROUP as u64 + home.tag / scene_groups(&scene) % GROUP as u64;
+        scene.runner.maps.set_home(at as u32, home)?;
+    }
+    assert_eq!(scene.runner.maps.homes()?.len(), room);
+    let mut evicted = 0;
+    for n in 0..20 * room {
+        let (slot, _) = learned::connect(&mut scene, &learned::request(None))?;
+        let line = format!("Set-Cookie: {}=flood-{n}", learned::NAME);
+        let counted = learned::respond(&scene, slot, &[&learned::head(&[&line])])?.concat();
+        evicted += usize::from(counted.contains(&Counter::LearnedEvicted));
+        scene.runner.maps.forget()?;
+    }
+    let left: Vec<u64> = scene.runner.maps.homes()?.iter().map(|(_, home)| home.tag).collect();
+    let left = known.iter().filter(|home| left.contains(&home.tag)).count();
+    println!("{evicted} new sessions made room for one another; {left} of {room} known ones are left");
+    assert_eq!((evicted, left), (20 * room, room - room / GROUP));
+    Ok(())
+}
+
+fn scene_groups(scene: &Scene) -> u64 {
+    u64::from(scene.runner.setup.sizes.homes)
+}
+
+/// A connection that hands out sessions one after the other, as fast as it can.
+#[test]
+fn one_connection_begins_no_more_than_its_share_of_sessions() -> Result<()> {
+    let mut scene = Scene::sized(Sizes { homes: 256, ..Sizes::default() }, 1)?;
+    scene.runner.change(|setup| learned::learns(&mut setup.services[0]))?;
+    let (slot, _) = learned::connect(&mut scene, &learned::request(None))?;
+    let flow = scene.runner.maps.index_of(scene.client.port())?;
+    let (mut learned, mut refused) = (0, 0);
+    let begun = Instant::now();
+    for n in 0..1_000_u32 {
+        let asked = Asked { asked: 1, answered: 0, ..scene.runner.maps.asked(flow)? };
+        scene.runner.maps.set_asked(flow, &asked)?;
+        let response = learned::head(&[&format!("Set-Cookie: {}=flood-{n}", learned::NAME)]);
+        let outcome = scene.xdp(&scene.response(slot, n * 1_000, PSH, &response))?;
+        assert_eq!(outcome.verdict, Verdict::Redirect, "{outcome:?}");
+        learned += u64::from(outcome.counted(Counter::Learned));
+        refused += u64::from(outcome.counted(Counter::LearnedRefused));
+    }
+    // Each second that has begun has a share.
+    let seconds = begun.elapsed().as_secs() + 2;
+    println!("{learned} of 1000 learned, {refused} refused, in {:?}", begun.elapsed());
+    assert!(learned + refused == 1_000 && learned <= seconds * u64::from(SHARE), "{learned} in {seconds} s");
+    assert!(learned >= u64::from(SHARE));
     Ok(())
 }

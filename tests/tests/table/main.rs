@@ -13,6 +13,7 @@ mod head;
 mod key;
 mod learned;
 mod learned_datagram;
+mod open_request;
 mod passed;
 mod plain;
 mod quic;
