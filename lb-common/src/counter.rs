@@ -113,8 +113,8 @@ counters! {
     Spliced = "spliced" Packet,
     /// What a client was told had arrived was sent to its backend once more.
     StashRepeated = "stash_repeated" Packet,
-    /// A FIN, an RST or a packet from another router whose sequence number is far from what its flow's backend has acknowledged:
-    /// forwarded, but it ends and moves nothing.
+    /// A FIN, an RST or a packet from another router whose sequence number is far from what its flow's backend has acknowledged, or a
+    /// datagram from another router while its client is heard by the former one: forwarded, but it ends and moves nothing.
     OutOfWindow = "out_of_window" Packet,
     /// A backend that still knew the 4-tuple was reset and got the SYN again.
     ChallengeReset = "challenge_reset" Packet,
@@ -147,6 +147,8 @@ counters! {
     ResetLateSynAck = "reset_late_synack" Packet,
     /// A datagram carried a token of its session's backend, and the flow moved there.
     FlowMoved = "flow_moved" Packet,
+    /// A datagram carried another key than its flow, which its client has confirmed: it went where that leads, and the flow stays.
+    FlowKept = "flow_kept" Packet,
     /// An IPv4 fragment: its ports are not in sight.
     DropFragment = "drop_fragment" Drop,
     /// A head that goes on, and what has come of it has a wrong checksum: nobody may be told that it had arrived.

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::endpoints::{Direction, direction};
 use crate::flows::{self, Claimant, Entry, Key};
 use crate::handshake::set_head;
+use crate::homes::{key_of, set_key};
 use crate::learn::lb_learn_key;
 use crate::maps::{BACKENDS, SCRATCH, SERVICES, count, count_backend, settings};
 use crate::packet::{Frame, Packet, SHORT, at};
@@ -14,7 +15,7 @@ use crate::select::{NONE_TRIED, by_hash, decided, fresh};
 use crate::steer::{ETHERTYPE_IPV4, FRAGMENT_OFFSET, IPV4_20, MORE_FRAGMENTS, ends, with_ip_options};
 use crate::token::datagram::{lb_datagram_key, lb_known_key};
 use crate::token::quic::{self, lb_quic};
-use crate::token::{ABSENT, Found, HASHED, INVALID, ROUTABLE, UNKNOWN, VALID, is_claim};
+use crate::token::{ABSENT, Found, HASHED, INVALID, LEARNED, ROUTABLE, UNKNOWN, VALID, is_claim};
 use crate::verdict::{Verdict, consume, leave, pass};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -112,6 +113,30 @@ struct Choice {
     /// What was found where the service's key may stand.
     found: Found,
     reason: Counter,
+    /// A hash of the key that the datagram carries, for [`crate::homes::set_key`]; 0 where it has none.
+    key: u64,
+}
+
+/// Whether a flow stays where it is though a datagram of it carries a key that leads elsewhere: anybody may have sent that. So does one
+/// that its client has confirmed, while its backend serves, and it is another key than the flow's own.
+#[inline(always)]
+fn stays(entry: Entry, service: u16, choice: &Choice) -> bool {
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let head = unsafe { (*entry.flow).head };
+    choice.key != 0
+        && head.state == FlowState::Established as u8
+        && key_of(entry.index) != choice.key
+        && BACKENDS.get(u32::from(head.backend)).is_some_and(|backend| serves(backend, service))
+}
+
+/// The key of a flow, by what was found in a datagram, of which a hash stands in the scratch memory.
+#[inline(always)]
+const fn key_hash(found: Found, hash: u32, claim: u32) -> u64 {
+    match found {
+        VALID => claim as u64 | 1 << 32,
+        LEARNED | HASHED | UNKNOWN => hash as u64 | 1 << 32,
+        _ => 0,
+    }
 }
 
 #[inline(always)]
@@ -143,10 +168,20 @@ fn from_client(
     let slot = choice.slot as u16;
     let now = clock::now(settings);
     match known {
-        Some(flow) if present == slot => touch(ctx, flow, datagram, now),
+        Some(flow) if present == slot => {
+            touch(ctx, flow, datagram, now);
+            if choice.key != 0 && key_of(flow.index) != choice.key {
+                set_key(flow.index, choice.key);
+            }
+        }
+        Some(flow) if stays(flow, service, &choice) => {
+            touch(ctx, flow, datagram, now);
+            count(service, Counter::FlowKept as u32);
+        }
         Some(flow) => {
             touch(ctx, flow, datagram, now);
             give(flow, slot);
+            set_key(flow.index, choice.key);
             decided(&key, slot, choice.found, choice.reason as u32);
             count(service, Counter::FlowMoved as u32);
         }
@@ -156,6 +191,7 @@ fn from_client(
                 Err(counter) => return consume(counter),
             };
             fill(ctx, flow, &key, datagram, now);
+            set_key(flow.index, choice.key);
             set_head(flow, &key, slot, FlowState::Opening);
             decided(&key, slot, choice.found, choice.reason as u32);
         }
@@ -189,9 +225,11 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         Affinity::Source | Affinity::None | Affinity::Quic => ABSENT,
     };
     let Some(scratch) = SCRATCH.get(0) else {
-        return Choice { slot: u32::from(NOBODY), found, reason: Counter::NewSession };
+        return Choice { slot: u32::from(NOBODY), found, reason: Counter::NewSession, key: 0 };
     };
     let claim = scratch.claim;
+    let own = found != VALID || claim.service == key.service;
+    let mark = if own { key_hash(found, scratch.hash, claim.hash) } else { 0 };
     if found == INVALID || found == VALID && claim.service != key.service {
         count(key.service, Counter::InvalidToken as u32);
     }
@@ -201,10 +239,10 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         {
             let stale = backend.epoch != claim.epoch;
             let reason = if stale { Counter::StaleInstance } else { Counter::AffinityHit };
-            return Choice { slot: u32::from(claim.slot), found, reason };
+            return Choice { slot: u32::from(claim.slot), found, reason, key: mark };
         }
         if entry.strict != 0 {
-            return Choice { slot: u32::from(NOBODY), found, reason: Counter::Rejected };
+            return Choice { slot: u32::from(NOBODY), found, reason: Counter::Rejected, key: mark };
         }
         (claim.hash, Counter::Redispatched)
     } else if found == HASHED {
@@ -213,18 +251,18 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
         if let Some(backend) = BACKENDS.get(u32::from(present))
             && serves(backend, key.service)
         {
-            return Choice { slot: u32::from(present), found, reason: Counter::AffinityHit };
+            return Choice { slot: u32::from(present), found, reason: Counter::AffinityHit, key: mark };
         }
         if found == UNKNOWN {
             (scratch.hash, Counter::UnknownKey)
         } else if entry.affinity != Affinity::Source as u8 {
             let slot = fresh(entry, id, client_hash(key.client, key.port), NONE_TRIED).slot;
-            return Choice { slot, found, reason: Counter::NewSession };
+            return Choice { slot, found, reason: Counter::NewSession, key: mark };
         } else {
             (client_hash(key.client, Be16::new(0)), Counter::Hashed)
         }
     };
-    Choice { slot: by_hash(id, hash, NONE_TRIED).slot, found, reason }
+    Choice { slot: by_hash(id, hash, NONE_TRIED).slot, found, reason, key: mark }
 }
 
 /// Where a QUIC packet goes whose connection id is what [`lb_quic`] says. One that may be a new connection never goes where the
@@ -233,7 +271,7 @@ fn choose(ctx: &XdpContext, entry: &Service, key: &Key, present: u16, payload: u
 #[inline(always)]
 fn by_connection_id(entry: &Service, service: u16, present: u16, id: u64) -> Choice {
     let found = quic::found(id);
-    let to = |slot: u16, reason| Choice { slot: u32::from(slot), found, reason };
+    let to = |slot: u16, reason| Choice { slot: u32::from(slot), found, reason, key: 0 };
     let reason = if found == ROUTABLE {
         let slot = id as u16;
         if BACKENDS.get(u32::from(slot)).is_some_and(|backend| serves(backend, service)) {
@@ -251,7 +289,7 @@ fn by_connection_id(entry: &Service, service: u16, present: u16, id: u64) -> Cho
         }
         Counter::Unroutable
     };
-    Choice { slot: by_hash(u32::from(service), quic::hash(id), NONE_TRIED).slot, found, reason }
+    Choice { slot: by_hash(u32::from(service), quic::hash(id), NONE_TRIED).slot, found, reason, key: 0 }
 }
 
 #[inline(always)]
@@ -259,18 +297,22 @@ fn serves(backend: &Backend, service: u16) -> bool {
     backend.service == service && State::from_bits(backend.state).serves_sessions()
 }
 
+/// Ticks without a datagram by a confirmed flow's router after which another one is believed: about two seconds.
+const SILENCE: i32 = 8;
+
 /// Notes that a flow lives; once its backend has answered, the client that goes on is none that was forged.
 #[inline(always)]
 fn touch(ctx: &XdpContext, entry: Entry, datagram: &Datagram, now: u32) {
-    // SAFETY: a map value stays valid; a lost race writes the same time.
-    let flow = unsafe {
-        if (*entry.flow).last_seen != now {
-            (*entry.flow).last_seen = now;
-        }
-        &*entry.flow
-    };
+    // SAFETY: a map value stays valid; its fields are plain integers.
+    let flow = unsafe { &*entry.flow };
     let from = datagram.frame.load::<{ at::ETH_SRC }, Mac>();
     if flow.client_mac != from {
+        let age = now.wrapping_sub(flow.last_seen) as i32;
+        if flow.head.state == FlowState::Established as u8 && age < SILENCE {
+            // Its client is heard by its own router: this one may be anybody's.
+            count(flow.head.service, Counter::OutOfWindow as u32);
+            return;
+        }
         // The client's router has changed: which it is, and the interface at which it stands.
         // SAFETY: a map value stays valid; at worst a few datagrams go astray between the two routers.
         unsafe {
@@ -278,6 +320,10 @@ fn touch(ctx: &XdpContext, entry: Entry, datagram: &Datagram, now: u32) {
             (*entry.flow).local_mac = datagram.frame.load::<{ at::ETH_DST }, Mac>();
             (*entry.flow).client_ifindex = ctx.ingress_ifindex() as u32;
         }
+    }
+    if flow.last_seen != now {
+        // SAFETY: as above; a lost race writes the same time.
+        unsafe { (*entry.flow).last_seen = now };
     }
     if flow.head.state == FlowState::Opening as u8 && flow.backend_flags & REPLIED != 0 {
         plain::establish(entry, flow.head);
@@ -330,18 +376,18 @@ fn from_backend(
     let Some(entry) = flows::find(settings, &key) else { return (id, pass(Counter::PassedFromBackend)) };
     let Some(service) = SERVICES.get(u32::from(id)) else { return (id, consume(Counter::DropNoService)) };
     // SAFETY: a map value stays valid; the backend's path alone writes these flags.
-    let flow = unsafe {
-        if (*entry.flow).backend_flags & REPLIED == 0 {
+    let (flow, first) = unsafe {
+        let first = (*entry.flow).backend_flags & REPLIED == 0;
+        if first {
             (*entry.flow).backend_flags |= REPLIED;
-            // What it says first is the key by which the client will be known.
-            if service.affinity == Affinity::Learned as u8
-                && lb_datagram_key(ctx.ctx, u32::from(id), datagram.payload) == HASHED
-            {
-                lb_learn_key(u32::from(id), u32::from(slot));
-            }
         }
-        &*entry.flow
+        (&*entry.flow, first)
     };
+    if service.affinity == Affinity::Learned as u8
+        && lb_datagram_key(ctx.ctx, u32::from(id), datagram.payload) == HASHED
+    {
+        lb_learn_key(u32::from(id), u32::from(slot), entry.index, u32::from(first));
+    }
     let frame = datagram.frame;
     frame.store::<{ at::TCP_SRC }, Be16>(service.port);
     frame.store::<{ at::IP_SRC }, u32>(service.addr.v4_bits());

@@ -137,9 +137,6 @@ pub(crate) extern "C" fn lb_home(service: u32, tag: u64) -> u32 {
     u32::from(NOBODY)
 }
 
-/// Not the index of a flow.
-pub(crate) const NO_FLOW: u32 = u32::MAX;
-
 /// Notes that a session of a service is at home at the backend in `slot`, and which cookie of its name it is: in its own former
 /// entry, a free one, one whose time has come, that of a session which no client has presented, or that of the one which was not
 /// asked for longest. A flow has its share of new ones in a second.

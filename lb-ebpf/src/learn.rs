@@ -7,9 +7,7 @@
 use crate::atomic::{compare_exchange, exchange};
 use crate::bounds::{Length, barrier_var, offset};
 use crate::flows::Entry;
-use crate::homes::{
-    NO_FLOW, answers_last, asked, key_of, lb_forget, lb_has_scope, lb_learn, note_answered, set_key,
-};
+use crate::homes::{answers_last, asked, key_of, lb_forget, lb_has_scope, lb_learn, note_answered, set_key};
 use crate::maps::{FLOWS, SCRATCH, SERVICES, TAILS, count, settings};
 use crate::packet::{Packet, Segment, read};
 use crate::scope::{DELETED, SCAN, lb_attributes, lb_next_attribute, solid};
@@ -497,9 +495,16 @@ extern "C" fn lb_tag_scratch(service: u32, at: u32) -> u64 {
     if span == CUT || span >> 32 == 0 { 0 } else { lb_hash(SCRATCHED, span, service) }
 }
 
-/// Learns the key that has just been read from a backend's datagram. A global function (see [`crate::cold`]).
+/// Learns the key that has just been read from a backend's datagram: its `first` one, and later each that is not the one that is known of
+/// the flow. A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_learn_key(service: u32, slot: u32) -> u32 {
-    lb_learn(service, lb_tag_key(service), slot, NO_FLOW, 0)
+pub(crate) extern "C" fn lb_learn_key(service: u32, slot: u32, flow: u32, first: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get(0) else { return 0 };
+    let key = u64::from(scratch.hash) | 1 << 32;
+    if first == 0 && key_of(flow) == key {
+        return 0;
+    }
+    set_key(flow, key);
+    lb_learn(service, lb_tag_key(service), slot, flow, 0)
 }

@@ -460,6 +460,44 @@ fn answers_follow_the_client_to_another_router() -> Result<()> {
     Ok(())
 }
 
+/// A neighbour sends a datagram in the name of a client that is heard: answers go where they went. When nothing comes that way any
+/// more, its router has changed.
+#[test]
+fn a_neighbour_moves_no_way_back_of_a_client_that_is_heard() -> Result<()> {
+    let mut scene = scene(1, |service| service.affinity = Affinity::None as u8)?;
+    steer(&scene, b"one")?;
+    answered(&scene, 0, b"two")?;
+    steer(&scene, b"three")?;
+    let (router, ours) = ([2, 0, 0, 0, 7, 7], [2, 0, 0, 0, 7, 1]);
+    let forged = sent(&scene, b"four").macs(router, ours);
+    let outcome = xdp(&scene, &forged)?;
+    assert_eq!(counted(&outcome), [Counter::OutOfWindow, Counter::FromClient]);
+    answered(&scene, 0, b"five")?;
+    let index = scene.runner.maps.index_of(scene.client.port())?;
+    let flow = scene.runner.maps.flow(index)?;
+    scene.runner.maps.set_flow(index, &Flow { last_seen: flow.last_seen.wrapping_sub(20), ..flow })?;
+    assert_eq!(counted(&xdp(&scene, &forged)?), [Counter::FromClient]);
+    let (local, next) = macs(0);
+    let answer = Datagram::new(backend(0), scene.client, b"six").macs(next, local);
+    let seen = Datagram::parse(&xdp(&scene, &answer)?.frame);
+    assert_eq!((seen.src_mac, seen.dst_mac), (ours, router));
+    Ok(())
+}
+
+/// A stranger's token in the name of a client whose flow is confirmed; and one before that.
+#[test]
+fn a_token_of_somebody_else_moves_no_confirmed_flow() -> Result<()> {
+    let scene = scene(4, texts_at(0))?;
+    let (slot, _) = steer(&scene, b"hello")?;
+    answered(&scene, slot, b"welcome")?;
+    steer(&scene, b"I go on")?;
+    let other = (slot + 1) % 4;
+    let token = scene.runner.setup.token(other, 5);
+    assert_eq!(steer(&scene, token.as_bytes())?, (other, vec![Counter::FromClient, Counter::FlowKept]));
+    assert_eq!(steer(&scene, b"no token")?, (slot, vec![Counter::FromClient]));
+    Ok(())
+}
+
 #[test]
 fn a_strict_service_gives_no_session_away() -> Result<()> {
     let mut scene = scene(4, texts_at(0))?;

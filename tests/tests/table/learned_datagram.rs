@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_common::backend::State;
 use lb_common::counter::Counter;
-use lb_common::home::{Home, tag};
+use lb_common::home::{Home, SHARE, tag};
 use lb_common::service::{Affinity, Place, Service};
 use std::collections::BTreeSet;
 use tests::balancer::dial;
@@ -92,22 +92,78 @@ fn a_key_leads_to_who_handed_it_out_wherever_it_stands() -> Result<()> {
     Ok(())
 }
 
-/// Only its first datagram: what comes later is not looked at.
 #[test]
-fn a_server_hands_a_key_out_when_it_speaks_first() -> Result<()> {
-    let mut scene = scene(2, at_two)?;
+fn a_key_that_is_handed_out_later_is_learned_again() -> Result<()> {
+    let mut scene = scene(4, at_two)?;
     let (slot, why) = steer(&scene, b"hello")?;
     assert_eq!(why, [Counter::NewSession, Counter::FromClient]);
-    assert_eq!(answer(&scene, slot, b"xxkey001")?, [Counter::Learned, Counter::FromBackend]);
-    assert_eq!(answer(&scene, slot, b"xxkey002")?, [Counter::FromBackend]);
-    assert_eq!(homes(&scene)?.len(), 1);
-    // Nor one that is too short for a key.
-    move_client(&mut scene);
-    let (slot, _) = steer(&scene, b"hello")?;
+    let learned = [Counter::Learned, Counter::FromBackend];
+    assert_eq!(answer(&scene, slot, b"xxkey001")?, learned);
+    assert_eq!(answer(&scene, slot, b"xxkey001")?, [Counter::FromBackend]);
+    steer(&scene, b"xxkey001")?;
+    assert_eq!(answer(&scene, slot, b"xxkey002")?, learned);
+    // Nothing that is too short for a key.
     assert_eq!(answer(&scene, slot, b"xxkey00")?, [Counter::FromBackend]);
-    assert_eq!(answer(&scene, slot, b"xxkey003")?, [Counter::FromBackend]);
-    assert_eq!(homes(&scene)?.len(), 1);
+    assert_eq!(homes(&scene)?.len(), 2);
+    for key in [b"xxkey001", b"xxkey002"] {
+        move_client(&mut scene);
+        assert_eq!(steer(&scene, key)?, (slot, vec![Counter::AffinityHit, Counter::FromClient]));
+    }
     Ok(())
+}
+
+/// A server in whose datagrams something else stands at that place.
+#[test]
+fn one_flow_of_datagrams_fills_no_table() -> Result<()> {
+    let mut scene = scene(1, at_two)?;
+    let (slot, _) = steer(&scene, b"hello")?;
+    let begun = std::time::Instant::now();
+    let mut learned = 0;
+    for n in 0..1_000 {
+        let counted = answer(&scene, slot, format!("xx{n:06}").as_bytes())?;
+        let refused = counted.contains(&Counter::LearnedRefused);
+        assert_ne!(refused, counted.contains(&Counter::Learned), "{counted:?}");
+        learned += u64::from(!refused);
+    }
+    assert!(learned <= (begun.elapsed().as_secs() + 2) * u64::from(SHARE), "{learned}");
+    move_client(&mut scene);
+    Ok(())
+}
+
+/// A stranger who has a key of his own sends it in the client's name.
+#[test]
+fn a_key_of_somebody_else_moves_no_confirmed_flow() -> Result<()> {
+    let mut scene = scene(4, at_two)?;
+    let (other, _) = steer(&scene, b"hello")?;
+    answer(&scene, other, b"xxstrang")?;
+    let slot = loop {
+        move_client(&mut scene);
+        let (slot, _) = steer(&scene, b"hello")?;
+        if slot != other {
+            break slot;
+        }
+    };
+    answer(&scene, slot, b"welcome!")?;
+    steer(&scene, b"I go on")?;
+    for _ in 0..3 {
+        // It goes where it leads, as each datagram does.
+        assert_eq!(steer(&scene, b"xxstrang")?, (other, vec![Counter::FromClient, Counter::FlowKept]));
+        assert_eq!(steer(&scene, b"me")?, (slot, vec![Counter::FromClient]));
+    }
+    // What its own server handed out on this flow leads wherever that session is.
+    let (index, home) = known(&scene, b"lcome!")?;
+    answer(&scene, slot, b"welcome!")?;
+    scene.runner.maps.set_home(index, &Home { slot: other, ..home })?;
+    let moved = vec![Counter::AffinityHit, Counter::FromClient, Counter::FlowMoved];
+    assert_eq!(steer(&scene, b"welcome!")?, (other, moved));
+    assert_eq!(steer(&scene, b"me")?, (other, vec![Counter::FromClient]));
+    Ok(())
+}
+
+/// The entry of a key.
+fn known(scene: &Scene, key: &[u8]) -> Result<(u32, Home)> {
+    let tag = tag(&scene.runner.setup.settings.home_key, SERVICE, key);
+    Ok(scene.runner.maps.homes()?.into_iter().find(|(_, home)| home.tag == tag).expect("it is known"))
 }
 
 #[test]
