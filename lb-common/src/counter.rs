@@ -193,6 +193,8 @@ counters! {
     DropDuplicateSynAck = "drop_duplicate_synack" Drop,
     /// The backend's RST or ACK does not belong to the SYN it was sent.
     DropBadBackendAck = "drop_bad_backend_ack" Drop,
+    /// In the name of a backend, and not from the interface that leads to it (`check_interfaces`).
+    DropOtherInterface = "drop_other_interface" Drop,
     /// From a backend that is not the flow's.
     DropOtherBackend = "drop_other_backend" Drop,
     /// A SYN from the backend's side.

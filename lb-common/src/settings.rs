@@ -71,7 +71,8 @@ pub struct Settings {
     pub evictable_ticks: u32,
     /// Ticks after which an established connection expires of which one side has sent its FIN.
     pub half_closed_ticks: u32,
-    pub _pad: u32,
+    /// 1: what comes in the name of a backend, and from another interface than the one that leads to it, is a stranger's.
+    pub check_interfaces: u32,
 }
 
 /// Without the keys, seeds and secrets: whoever reads a log must not be able to forge or to steer.

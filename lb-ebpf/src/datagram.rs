@@ -2,7 +2,7 @@
 //! names; a flow remembers where one without a token belongs, and the way back.
 
 use crate::clock;
-use crate::endpoints::{Direction, direction};
+use crate::endpoints::{Direction, direction, is_elsewhere};
 use crate::flows::{self, Claimant, Entry, Key};
 use crate::handshake::set_head;
 use crate::homes::{key_of, set_key};
@@ -372,6 +372,9 @@ fn from_backend(
 ) -> (u16, Verdict) {
     let Some(backend) = BACKENDS.get(u32::from(slot)) else { return (0, pass(Counter::PassedFromBackend)) };
     let id = backend.service;
+    if is_elsewhere(settings, backend, ctx.ingress_ifindex() as u32) {
+        return (id, consume(Counter::DropOtherInterface));
+    }
     let key = Key { client: client.0, port: client.1, service: id };
     let Some(entry) = flows::find(settings, &key) else { return (id, pass(Counter::PassedFromBackend)) };
     let Some(service) = SERVICES.get(u32::from(id)) else { return (id, consume(Counter::DropNoService)) };

@@ -2,6 +2,7 @@
 
 use crate::maps::ENDPOINTS;
 use lb_common::addr::{Addr, Be16};
+use lb_common::backend::Backend;
 use lb_common::endpoint::{Endpoint, KIND_BACKEND, KIND_SERVICE, bucket_of, port_and_protocol};
 use lb_common::settings::Settings;
 
@@ -37,6 +38,12 @@ pub(crate) fn direction(
 #[inline(always)]
 pub(crate) fn find(settings: &Settings, protocol: u8, addr: Addr, port: Be16, kind: u16) -> Option<u16> {
     Live::of(settings).find(addr, port_and_protocol(port, protocol), kind)
+}
+
+/// Whether a packet in the name of a backend comes from another interface than the one that leads to it, where that matters.
+#[inline(always)]
+pub(crate) fn is_elsewhere(settings: &Settings, backend: &Backend, ifindex: u32) -> bool {
+    settings.check_interfaces != 0 && backend.has_next_hop != 0 && ifindex != backend.ifindex
 }
 
 /// The half of the table that is live.

@@ -1,5 +1,6 @@
 //! A packet from a backend.
 
+use crate::endpoints::is_elsewhere;
 use crate::flows::{self, Key};
 use crate::from_client::{Side, close};
 use crate::handshake;
@@ -40,6 +41,9 @@ pub(crate) fn handle(
         return (0, pass(Counter::PassedFromBackend));
     };
     let id = backend.service;
+    if is_elsewhere(settings, backend, ctx.ingress_ifindex() as u32) {
+        return (id, consume(Counter::DropOtherInterface));
+    }
     let key = Key { client: client.0, port: client.1, service: id };
     let Some(entry) = flows::find(settings, &key) else {
         return (id, pass(Counter::PassedFromBackend));

@@ -56,6 +56,8 @@ pub struct Lbd {
     pub announce: bool,
     /// Whether features of devices are switched that frames behind XDP do not survive.
     pub set_offloads: bool,
+    /// Whether what comes in the name of a backend counts only from the interface that leads to it.
+    pub check_interfaces: bool,
     /// Interfaces on which clients and remote backends are.
     pub interfaces: Vec<String>,
     pub mode: Mode,

@@ -60,7 +60,7 @@ table!(
 );
 table!(RawLbd "[lbd]" {
     run_dir: String, socket: String, store: RawStore, keys: String, object: String, announce: bool,
-    set_offloads: bool, interfaces: Vec<Spanned<String>>, mode: String,
+    set_offloads: bool, check_interfaces: bool, interfaces: Vec<Spanned<String>>, mode: String,
 });
 table!(StoreTable "store = { kind = \"sled\", path = \"...\" }" {
     kind: String, path: String, nodes: Vec<Spanned<String>>, replicas: u64, prefix: String,

@@ -260,6 +260,7 @@ fn settings(
         cookie_key,
         token_keys,
         token_key_mask,
+        check_interfaces: config.lbd.check_interfaces.into(),
         idle_ticks: clock.ticks(config.timeouts.idle),
         datagram_idle_ticks: clock.ticks(config.timeouts.udp_idle),
         closing_ticks: clock.ticks(config.timeouts.closing),

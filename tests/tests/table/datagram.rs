@@ -484,6 +484,20 @@ fn a_neighbour_moves_no_way_back_of_a_client_that_is_heard() -> Result<()> {
     Ok(())
 }
 
+/// A datagram in the name of a backend, from where no backend is.
+#[test]
+fn a_backend_s_datagram_counts_from_its_interface_alone() -> Result<()> {
+    let mut scene = scene(1, |service| service.affinity = Affinity::None as u8)?;
+    steer(&scene, b"one")?;
+    scene.runner.change(|setup| setup.settings.check_interfaces = 1)?;
+    let (local, next) = macs(0);
+    let answer = Datagram::new(backend(0), scene.client, b"two").macs(next, local);
+    assert_eq!(counted(&xdp(&scene, &answer)?), [Counter::DropOtherInterface]);
+    // Frames of the tests arrive at the loopback interface.
+    scene.runner.change(|setup| setup.backends[0].ifindex = 1)?;
+    answered(&scene, 0, b"three")
+}
+
 /// A stranger's token in the name of a client whose flow is confirmed; and one before that.
 #[test]
 fn a_token_of_somebody_else_moves_no_confirmed_flow() -> Result<()> {

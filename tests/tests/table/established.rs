@@ -413,3 +413,23 @@ fn a_client_is_known_after_a_long_upload() -> Result<()> {
     assert!(scene.xdp(&far)?.counted(Counter::OutOfWindow), "where it was at first");
     Ok(())
 }
+
+/// A frame in the name of a backend, from where no backend is: with `check_interfaces` it is nobody's.
+#[test]
+fn a_backend_is_heard_from_its_interface_alone() -> Result<()> {
+    // Frames of the tests arrive here.
+    const HERE: u32 = 1;
+    for mut scene in scenes()? {
+        let slot = scene.splice()?;
+        let response = scene.response(slot, 0, PSH, b"HTTP/1.1 200 OK\r\n\r\n");
+        scene.runner.change(|setup| setup.settings.check_interfaces = 1)?;
+        let outcome = scene.xdp(&response)?;
+        assert_eq!(
+            (outcome.verdict, outcome.counted),
+            (Verdict::Drop, vec![(Counter::DropOtherInterface, 1)])
+        );
+        scene.runner.change(|setup| setup.backends[usize::from(slot)].ifindex = HERE)?;
+        assert!(scene.xdp(&response)?.counted(Counter::FromBackend));
+    }
+    Ok(())
+}

@@ -128,6 +128,7 @@ impl Checker<'_, '_> {
             object: raw.object.map(|object| self.path(Some(object), PathBuf::new())),
             announce: raw.announce.is_none_or(Spanned::into_inner),
             set_offloads: raw.set_offloads.is_none_or(Spanned::into_inner),
+            check_interfaces: raw.check_interfaces.is_some_and(Spanned::into_inner),
             interfaces: self.interfaces(names.0, names.1, mistyped),
             run_dir,
             socket,
