@@ -14,3 +14,10 @@ pub(crate) fn jiffies() -> u64 {
     // SAFETY: the helper takes nothing and reads a variable.
     unsafe { aya_ebpf::helpers::bpf_jiffies64() }
 }
+
+/// Seconds of the monotonic clock.
+#[inline(always)]
+pub(crate) fn second() -> u64 {
+    // SAFETY: the helper takes nothing and returns a number.
+    (unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() }) / 1_000_000_000
+}

@@ -4,7 +4,7 @@
 //! whoever reads finds the same tag before and after the other word, or takes nothing from it.
 
 use crate::atomic::{compare_exchange, exchange, read, read_last, write};
-use crate::clock::now;
+use crate::clock::{now, second};
 use crate::maps::{BACKENDS, FLOW_KEYS, HOMES, SERVICES, count, settings};
 use lb_common::backend::State;
 use lb_common::counter::Counter;
@@ -75,8 +75,8 @@ fn touch(home: *mut Home, last_used: u32, now: u32) {
 fn see(home: *mut Home) {
     // SAFETY: map values stay valid; the word is aligned. If the entry is another session's by now, that one stays a little longer.
     unsafe {
-        if core::ptr::read_volatile(&raw const (*home).seen) == 0 {
-            (&raw mut (*home).seen).write_volatile(1);
+        if read(&raw const (*home).seen) == 0 {
+            write(&raw mut (*home).seen, 1);
         }
     }
 }
@@ -85,7 +85,7 @@ fn see(home: *mut Home) {
 #[inline(always)]
 fn scope_of(home: *mut Home) -> u32 {
     // SAFETY: map values stay valid; the word is aligned.
-    unsafe { core::ptr::read_volatile(&raw const (*home).scope) }
+    unsafe { read(&raw const (*home).scope) }
 }
 
 /// Whether a backend stands behind a service.
@@ -163,7 +163,7 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32, flow: u32, 
                 if scope_of(home) != scope {
                     // Several cookies have this value: the end of one is not the session's.
                     // SAFETY: an aligned word of a map value.
-                    unsafe { (&raw mut (*home).scope).write_volatile(0) };
+                    unsafe { write(&raw mut (*home).scope, 0) };
                 }
                 return 0;
             }
@@ -204,8 +204,7 @@ pub(crate) extern "C" fn lb_learn(service: u32, tag: u64, slot: u32, flow: u32, 
 #[inline(never)]
 extern "C" fn lb_has_share(flow: u32) -> u32 {
     let Some(known) = FLOW_KEYS.get_ptr_mut(flow) else { return 1 };
-    // SAFETY: the helper takes nothing and returns a number.
-    let second = (unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() } / 1_000_000_000) as u16;
+    let second = second() as u16;
     // SAFETY: a map value stays valid; of two processors that count at once, one may count for both.
     unsafe {
         let learned = if (*known).second == second { (*known).learned } else { 0 };
@@ -274,7 +273,7 @@ extern "C" fn lb_rank(tag: u64, i: u32, now: u32) -> u64 {
     } else if is_over(limit(at.service), at.last_used, now) {
         OVERDUE
     // SAFETY: map values stay valid; the word is aligned.
-    } else if unsafe { core::ptr::read_volatile(&raw const (*home).seen) } == 0 {
+    } else if unsafe { read(&raw const (*home).seen) } == 0 {
         UNSEEN
     } else {
         IN_USE
@@ -340,7 +339,7 @@ pub(crate) extern "C" fn lb_forget(tag: u64) -> u32 {
 #[inline(always)]
 pub(crate) fn key_of(flow: u32) -> u64 {
     // SAFETY: a reference to a map value is aligned and valid.
-    FLOW_KEYS.get(flow).map_or(0, |key| unsafe { core::ptr::read_volatile(&raw const key.tag) })
+    FLOW_KEYS.get(flow).map_or(0, |key| unsafe { read(&raw const key.tag) })
 }
 
 /// Notes that tag.
@@ -348,7 +347,7 @@ pub(crate) fn key_of(flow: u32) -> u64 {
 pub(crate) fn set_key(flow: u32, tag: u64) {
     if let Some(key) = FLOW_KEYS.get_ptr_mut(flow) {
         // SAFETY: map values stay valid; the tag is an aligned word.
-        unsafe { (&raw mut (*key).tag).write_volatile(tag) };
+        unsafe { write(&raw mut (*key).tag, tag) };
     }
 }
 

@@ -2,7 +2,7 @@
 //! §5.3). Cookies of one name and different scopes live side by side in a browser.
 
 use crate::bounds::barrier_var;
-use crate::flows::jiffies;
+use crate::clock::jiffies;
 use crate::maps::{FLOW_KEYS, SCRATCH, STASHES, settings};
 use crate::token::text::{
     At, Bytes, CASE, NEWLINES, NOWHERE, SEMICOLONS, SPACES, every, first, is_blank, lowest, search, within,

@@ -9,6 +9,8 @@ use lb_common::maglev::NOBODY;
 use lb_common::service::Service;
 
 const SERVICE: u32 = 1;
+/// Of all cookies.
+const SCOPE: u32 = 7;
 
 fn set_up() {
     maps::reset(GROUP, 1);
@@ -26,7 +28,7 @@ fn slot_of(tag: u64) -> u32 {
 }
 
 fn learn_at(tag: u64, slot: u32) {
-    lb_learn(SERVICE, tag, slot);
+    lb_learn(SERVICE, tag, slot, 0, SCOPE);
 }
 
 fn learn(tag: u64) {
