@@ -83,6 +83,18 @@ counters! {
     HeadAwaited = "head_awaited" Packet,
     /// What is steered by was not found in what is stashed, and may stand behind that: it counts as absent.
     HeadIncomplete = "head_incomplete" Packet,
+    /// The service's clients begin with a header of the PROXY protocol (`accept_proxy`), and this one did not: bound by what it sent.
+    ProxyMissing = "proxy_missing" Packet,
+    /// A header of the PROXY protocol that makes no sense: bound without a key, by the connection's own address.
+    ProxyInvalid = "proxy_invalid" Packet,
+    /// A header of the PROXY protocol where the service has no `accept_proxy`, or a second one: it counts as part of what is said.
+    ProxyUnexpected = "proxy_unexpected" Packet,
+    /// A client began with HTTP/2 without TLS: nothing is read of it, so it was bound without a key.
+    Http2 = "http2_prior_knowledge" Packet,
+    /// A request without TLS asked to go on with HTTP/2: nothing is read of what follows it.
+    Http2Upgrade = "http2_upgrade" Packet,
+    /// A ClientHello whose TLS records make no sense: bound without its name.
+    HelloBroken = "client_hello_broken" Packet,
     /// A request carries the service's key more often than is looked at: the rest was ignored.
     KeysIgnored = "keys_ignored" Packet,
     /// A later request on a connection belongs to a session that is at home at another backend, which serves: the connection stays.

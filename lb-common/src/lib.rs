@@ -22,6 +22,7 @@ pub mod home;
 pub mod lost;
 pub mod maglev;
 pub mod name;
+pub mod proxy;
 pub mod quic_lb;
 pub mod service;
 pub mod settings;
@@ -33,7 +34,7 @@ pub mod trace;
 
 /// Version of the layout of every map in this crate. It names the directory of the pinned maps, so a daemon never
 /// takes over maps that it would misread. Grows with any change to a map type.
-pub const MAP_LAYOUT_VERSION: u32 = 6;
+pub const MAP_LAYOUT_VERSION: u32 = 7;
 
 /// Declares that types may cross into the kernel as map values, once `aya` is there to ask for it.
 macro_rules! map_types {

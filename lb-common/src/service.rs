@@ -67,6 +67,9 @@ pub struct Service {
     pub max_pending: u16,
     /// ...and those that may wait for the same backend.
     pub max_backend_pending: u16,
+    /// 1 when a header of the PROXY protocol stands in front of what clients send.
+    pub accept_proxy: u8,
+    pub _pad: [u8; 7],
 }
 
 /// Some backend has names.
@@ -103,6 +106,8 @@ pub enum Place {
     Marker = 5,
     /// The server's name in a TLS ClientHello (RFC 6066 §3).
     Sni = 6,
+    /// The client's address in a header of the PROXY protocol: for [`Affinity::Source`].
+    Proxy = 7,
 }
 
 impl Place {
@@ -116,6 +121,7 @@ impl Place {
             4 => Self::End,
             5 => Self::Marker,
             6 => Self::Sni,
+            7 => Self::Proxy,
             _ => Self::Cookie,
         }
     }
@@ -171,6 +177,7 @@ impl Service {
     pub const fn binds_at_once(&self) -> bool {
         (self.affinity == Affinity::Source as u8 || self.affinity == Affinity::None as u8)
             && self.place != Place::Sni as u8
+            && self.place != Place::Proxy as u8
     }
 
     /// Sets the marker: 1 to [`MAX_MARKER`] bytes. Returns whether the length is right.
@@ -235,7 +242,7 @@ impl Service {
     }
 }
 
-crate::map_types! { Service: 136 }
+crate::map_types! { Service: 144 }
 
 #[cfg(test)]
 mod tests {

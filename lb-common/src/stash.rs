@@ -15,6 +15,26 @@ pub const STASH_ROOM: usize = STASH_BYTES + 1536;
 /// Backends that a flow remembers having tried.
 pub const TRIED: usize = 8;
 
+/// [`Stash::whole`]: it can, if what is there is the beginning of a request...
+pub const OPEN: u8 = 0;
+/// ...it cannot: the head, the target or the ClientHello has ended...
+pub const WHOLE: u8 = 1;
+/// ...or it can in any case: what is there is cut.
+pub const CUT: u8 = 2;
+
+/// [`Stash::notes`]: the service's clients begin with a header of the PROXY protocol, and this one does not...
+pub const PROXY_MISSING: u8 = 1;
+/// ...its header makes no sense...
+pub const PROXY_INVALID: u8 = 2;
+/// ...or one stands where none is expected.
+pub const PROXY_UNEXPECTED: u8 = 4;
+/// Its header is longer than a stash.
+pub const PROXY_TOO_LONG: u8 = 8;
+/// It speaks HTTP/2 without having asked (RFC 9113 §3.3).
+pub const HTTP2: u8 = 16;
+/// Its ClientHello goes on in something else than a record of a handshake, or in one of an impossible length.
+pub const HELLO_BROKEN: u8 = 32;
+
 /// One segment of the stash in 64 bits: offset in the stream, length, one's complement sum of its bytes, flags.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Pod, Zeroable)]
 #[repr(C, align(8))]
@@ -134,10 +154,12 @@ pub struct Stash {
     pub tried: Tried,
     /// The client's window at its first segment.
     pub window: u32,
-    /// Where the request begins: behind empty lines (RFC 9112 §2.2).
+    /// Where the request, or the ClientHello, begins: behind a header of the PROXY protocol and empty lines (RFC 9112 §2.2).
     pub begin: u16,
-    /// 1 when nothing that follows can hold the service's key: the head, or the target, has ended.
-    pub whole: u16,
+    /// Whether what follows can hold the service's key: [`OPEN`], [`WHOLE`] or [`CUT`].
+    pub whole: u8,
+    /// What else was seen there: [`PROXY_MISSING`] and the like.
+    pub notes: u8,
     /// Bytes that are scanned. In memory, because the verifier forgets what it knows of a value only there.
     pub limit: u32,
     /// Why the last backend was chosen: index of a steering counter.

@@ -107,7 +107,7 @@ extern "C" fn lb_asked(ctx: *mut xdp_md, service: u32, flow: u32) -> u32 {
     // The flow's for as long as its key is looked for.
     // SAFETY: as above.
     unsafe { (*stash).owner = u64::from(flow) + 1 };
-    let found = find(service, index);
+    let found = find(service, index, 0);
     // SAFETY: as above.
     if found == LEARNED && is_elsewhere(flow, service, u32::from(unsafe { (*stash).claim.slot })) {
         count(service as u16, Counter::KeptElsewhere as u32);

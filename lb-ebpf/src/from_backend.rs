@@ -197,7 +197,7 @@ fn refused(ctx: &XdpContext, key: &Key, entry: &flows::Entry, flow: &Flow, servi
         stash::unlock(slot);
         return offer(ctx, entry.index, Counter::SynRetried);
     }
-    if unavailable::speaks_http(service) {
+    if unavailable::speaks_http(service, stash) {
         let heard = flow.client_isn.wrapping_add(1).wrapping_add(stash::heard(slot.index));
         let echo = if stash.has_timestamps != 0 { unavailable::echo(stash.ts_val) } else { 0 };
         if !unavailable::keep(entry, was, heard, stash.ts_base) {

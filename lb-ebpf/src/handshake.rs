@@ -181,12 +181,12 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, size: u32) -> u64 {
         stash::release(slot);
         return consume(Counter::DropBusy).to_bits();
     }
-    let found = token::find(entry, service, index);
     if entry.affinity == Affinity::Source as u8 {
         // SAFETY: a map value stays valid, and this processor has its lock.
         unsafe { (*stash).hash = client_hash(known.client, Be16::new(0)) };
     }
-    if found == ABSENT && token::lb_is_whole(service, index) == 0 {
+    let found = token::find(entry, service, index);
+    if found == ABSENT && token::lb_is_whole(index) == 0 {
         if goes_on(settings, entry, known, stash, size) {
             stash::unlock(slot);
             return GOES_ON;
@@ -198,6 +198,9 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, size: u32) -> u64 {
     }
     // SAFETY: a map value stays valid, and this processor has its lock.
     let stash = unsafe { &mut *stash };
+    if stash.notes != 0 {
+        token::lb_notes(service, index);
+    }
     let key = Key { client: known.client, port: was.client_port, service: service as u16 };
     let mut chosen = choose(stash, index, key.service, found);
     if shares::is_waited_for(entry, chosen) {
@@ -221,8 +224,9 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, size: u32) -> u64 {
     if chosen == u32::from(NOBODY) {
         decided(&key, NOBODY, found, stash.reason);
         let (heard, stamp) = (known.client_isn.wrapping_add(1).wrapping_add(stash.limit), stash.ts_base);
+        let speaks_http = unavailable::speaks_http(entry, stash);
         stash::release(slot);
-        if unavailable::speaks_http(entry) && unavailable::keep(place, was, heard, stamp) {
+        if speaks_http && unavailable::keep(place, was, heard, stamp) {
             return UNAVAILABLE;
         }
         end(place, was);

@@ -16,6 +16,8 @@ use crate::packet::{BASE, Packet, Segment, at};
 use crate::shares;
 use crate::stash;
 use crate::steer::{FRAGMENT_OFFSET, MORE_FRAGMENTS, ends};
+use crate::token::http2::lb_upgrade;
+use crate::unavailable::speaks_http;
 use crate::verdict::Verdict;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
@@ -122,6 +124,10 @@ fn splice(
             return drop(Counter::DropDuplicateSynAck);
         }
     } else {
+        if SERVICES.get(u32::from(key.service)).is_some_and(|service| speaks_http(service, stash)) {
+            // Here, and not in XDP when the request comes: nothing depends on it, and it takes a tenth of a microsecond.
+            lb_upgrade(u32::from(key.service), u32::from(flow.stash));
+        }
         let rescale = if rescale_client { RESCALE_CLIENT } else { 0 };
         // Claimed first: whoever has moved the flow meanwhile keeps its numbers.
         let claimed = Head { state: FlowState::Claimed as u8, ..was };

@@ -20,7 +20,7 @@ use lb_common::counter::Counter;
 use lb_common::flow::{FORGOTTEN, FlowState, Head, NO_STASH};
 use lb_common::maglev::NOBODY;
 use lb_common::service::{Place, Service};
-use lb_common::stash::STASH_BYTES;
+use lb_common::stash::{HTTP2, STASH_BYTES, Stash};
 use lb_common::tcp::{ACK, FIN, PSH, RST, rescale_window};
 
 /// Without a body, so that it answers HEAD as well.
@@ -33,10 +33,11 @@ const SUM: u16 = fold(sum_bytes(TEXT));
 const OPTIONS: usize = 3;
 const _: () = assert!(BASE + 4 * OPTIONS <= MAX_HEADER);
 
-/// Whether clients of a service understand it.
+/// Whether a client of a service, by what it has sent, understands it.
 #[inline(always)]
-pub(crate) fn speaks_http(service: &Service) -> bool {
+pub(crate) fn speaks_http(service: &Service, stash: &Stash) -> bool {
     matches!(Place::from_bits(service.place), Place::Cookie | Place::Header | Place::Query)
+        && stash.notes & HTTP2 == 0
 }
 
 /// Leaves a flow that nobody takes without a backend. `heard` is the sequence number behind what its client has sent, `stamp` a

@@ -18,6 +18,7 @@ pub mod dice;
 pub mod frame;
 pub mod fuzz;
 pub mod greeter;
+pub mod hello;
 pub mod history;
 pub mod learned;
 pub mod load;

@@ -19,6 +19,11 @@ pub struct Nginx {
 impl Nginx {
     /// Starts it and waits until it listens.
     pub fn start(host: &Host) -> Result<Self> {
+        Self::start_as(host, "", "", "")
+    }
+
+    /// The same with more words of its `listen`, and more lines of its `http` and its `server`.
+    pub fn start_as(host: &Host, listen: &str, http: &str, server: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let prefix = dir.path().display().to_string();
         fs::write(dir.path().join("index.html"), BODY)?;
@@ -27,7 +32,8 @@ impl Nginx {
              events {{ worker_connections 4000; }}\n\
              http {{ access_log off; keepalive_requests 100000000; client_body_temp_path {prefix}/b;\n\
              proxy_temp_path {prefix}/p; fastcgi_temp_path {prefix}/f; uwsgi_temp_path {prefix}/u;\n\
-             scgi_temp_path {prefix}/s; server {{ listen {} backlog=4000; root {prefix}; }} }}\n",
+             scgi_temp_path {prefix}/s; {http}\n\
+             server {{ listen {} backlog=4000 {listen}; root {prefix}; {server} }} }}\n",
             host.serves()
         );
         let file = dir.path().join("nginx.conf");

@@ -8,7 +8,9 @@
 //! [`locate`]: super::locate
 //! [`value`]: super::value
 
+use super::http2::lb_preface;
 use super::locate::{END, OFFSET, locate};
+use super::proxy::{Begin, lb_proxy_unexpected, notes, offset};
 use super::text::{At, Bytes, NEWLINES, NOWHERE, RETURNS, TOPS, TURNS, lowest, search, within, zeros};
 use super::value::{CUT, SCRATCHED, lb_decode, lb_hash, lb_span, of, span};
 use super::{ABSENT, Found, HASHED, INVALID, LEARNED, UNKNOWN, VALID};
@@ -18,7 +20,7 @@ use crate::scope::lb_default_path;
 use lb_common::counter::Counter;
 use lb_common::maglev::NOBODY;
 use lb_common::service::{Affinity, Place, Service};
-use lb_common::stash::{Claim, Stash};
+use lb_common::stash::{Claim, HTTP2, OPEN, PROXY_INVALID, PROXY_TOO_LONG, Stash, WHOLE};
 use lb_common::token::TOKEN_TEXT_LEN;
 
 /// How many values of the key's name are looked at in one request: whoever sends more shall not make work.
@@ -30,21 +32,32 @@ const KEYS: u32 = 16;
 /// A global function (see [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_keys(service: u32, stash: u32) -> Found {
+extern "C" fn lb_keys(service: u32, stash: u32, begin: Begin) -> Found {
     let (Some(place), Some(entry)) = (STASHES.get_ptr_mut(stash), SERVICES.get(service)) else {
         return ABSENT;
     };
     // SAFETY: a map value stays valid, and the caller has its lock.
-    let (owner, begin) = unsafe {
-        (*place).whole = 1;
-        (*place).begin = begins(Bytes::of(&*place)) as u16;
-        ((*place).owner as u32, u32::from((*place).begin))
+    let (owner, begin, notes) = unsafe {
+        let (begin, more) = begins(Bytes::of(&*place), stash, u64::from(offset(begin)), notes(begin));
+        (*place).whole = WHOLE;
+        (*place).begin = begin;
+        (*place).notes = more;
+        // Read again: of what comes from memory the verifier knows the same whichever way led there.
+        let begin = (&raw const (*place).begin).read_volatile();
+        ((*place).owner as u32, u32::from(begin), (&raw const (*place).notes).read_volatile())
     };
-    // SAFETY: as above.
-    let bytes = Bytes::of(unsafe { &*place });
-    if entry.affinity == Affinity::Learned as u8 {
+    let learns = entry.affinity == Affinity::Learned as u8;
+    if learns {
         // The key that stands there is that of a flow which had the entry before.
         set_key(owner.wrapping_sub(1), 0);
+    }
+    if notes & (HTTP2 | PROXY_INVALID | PROXY_TOO_LONG) != 0 {
+        // None of it is a request.
+        return ABSENT;
+    }
+    // SAFETY: as above.
+    let bytes = Bytes::of(unsafe { &*place });
+    if learns {
         note_request(bytes, stash, owner.wrapping_sub(1), begin);
     }
     let mut found = ABSENT;
@@ -54,7 +67,7 @@ extern "C" fn lb_keys(service: u32, stash: u32) -> Found {
         let at = locate(bytes, stash, service, entry, from);
         if at >= END {
             // SAFETY: as above.
-            unsafe { (*place).whole = u16::from(at == END) };
+            unsafe { (*place).whole = if at == END { WHOLE } else { OPEN } };
             return found;
         }
         found = if entry.affinity == Affinity::Signed as u8 {
@@ -127,15 +140,27 @@ pub(super) extern "C" fn lb_may_be_request(stash: u32) -> u32 {
     u32::from(bytes.word(At::new(end.wrapping_sub(8)), 0) << 8 == VERSION << 8)
 }
 
-/// Where a request begins: behind empty lines, a few of which servers pass over (RFC 9112 §2.2).
+/// Where a request begins: behind empty lines, a few of which servers pass over (RFC 9112 §2.2). With what was noted of the stash.
 #[inline(always)]
-fn begins(bytes: Bytes) -> u64 {
-    let word = bytes.word(At::new(0), 0);
+fn begins(bytes: Bytes, stash: u32, from: u64, notes: u8) -> (u16, u8) {
+    let from = At::new(from);
+    let word = bytes.word(from, 0);
+    if word as u16 == PR {
+        // A header of the PROXY protocol, the beginning of HTTP/2, or PROPFIND.
+        return (from.0 as u16, notes | lb_preface(stash, from.0 as u32, u32::from(notes)) as u8);
+    }
     let ends = zeros(word ^ RETURNS) | zeros(word ^ NEWLINES);
     let others = !ends & TOPS;
-    if ends & 0x80 == 0 || others == 0 { 0 } else { lowest(others) }
+    if ends & 0x80 == 0 || others == 0 {
+        return (from.0 as u16, notes);
+    }
+    (
+        from.plus(lowest(others)).0 as u16,
+        notes | lb_proxy_unexpected(stash, from.0 as u32, u32::from(notes)) as u8,
+    )
 }
 
+const PR: u16 = u16::from_le_bytes(*b"PR");
 /// Hashes the value that stands at an offset of a stash. Leaves in the stash the hash of the first one, and, of a session that a
 /// backend is known to have begun, where that is at home. `found` is what values before it were; returns what they are with it.
 ///
@@ -193,10 +218,10 @@ fn at_home(stash: &mut Stash, service: u32, slot: u32) -> Found {
     LEARNED
 }
 
-/// Looks for the service's key in a stash, up to its limit, and verifies or hashes what it holds.
+/// Looks for the service's key in a stash, behind an offset and up to its limit, and verifies or hashes what it holds.
 #[inline(always)]
-pub(crate) fn find(service: u32, stash: u32) -> Found {
-    lb_keys(service, stash)
+pub(crate) fn find(service: u32, stash: u32, begin: Begin) -> Found {
+    lb_keys(service, stash, begin)
 }
 
 /// Verifies the token that stands as a value at an offset of a stash, in whatever form. `found` is what values before it were;

@@ -2,18 +2,25 @@
 
 pub(crate) mod datagram;
 pub(crate) mod http;
+pub(crate) mod http2;
 pub(crate) mod locate;
+pub(crate) mod proxy;
 pub(crate) mod quic;
 pub(crate) mod text;
 pub(crate) mod tls;
 pub(crate) mod value;
 
-use crate::maps::{SERVICES, STASHES};
+use crate::maps::{STASHES, count};
+use lb_common::counter::Counter;
 use lb_common::maglev::session_hash;
 use lb_common::service::{Place, Service};
 use lb_common::settings::Settings;
-use lb_common::stash::{Claim, Stash};
+use lb_common::stash::{
+    Claim, HELLO_BROKEN, HTTP2, OPEN, PROXY_INVALID, PROXY_MISSING, PROXY_TOO_LONG, PROXY_UNEXPECTED, Stash,
+    WHOLE,
+};
 use lb_common::token::{BASE64URL, TOKEN_LEN, TOKEN_TEXT_LEN, Token};
+use text::NOWHERE;
 
 /// What was found where a token may stand. A number: it is returned by a function that is not inlined.
 pub(crate) type Found = u32;
@@ -45,9 +52,14 @@ pub(crate) const fn is_claim(found: Found) -> bool {
 /// Looks for the service's key in a stash, up to its limit; what it says is left there.
 #[inline(always)]
 pub(crate) fn find(entry: &Service, service: u32, stash: u32) -> Found {
+    let begin = if entry.accept_proxy != 0 { proxy::lb_proxy(service, stash) } else { 0 };
+    if begin == NOWHERE {
+        return ABSENT;
+    }
     match Place::from_bits(entry.place) {
-        Place::Sni => tls::find(entry, service, stash),
-        _ => http::find(service, stash),
+        Place::Sni => tls::find(entry, service, stash, begin),
+        Place::Proxy => proxy::lb_proxied(stash, begin),
+        _ => http::find(service, stash, begin),
     }
 }
 
@@ -55,12 +67,34 @@ pub(crate) fn find(entry: &Service, service: u32, stash: u32) -> Found {
 /// [`crate::cold`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_is_whole(service: u32, index: u32) -> u32 {
-    let (Some(entry), Some(stash)) = (SERVICES.get(service), STASHES.get(index)) else { return 1 };
-    u32::from(match Place::from_bits(entry.place) {
-        Place::Sni => tls::is_whole(stash),
-        _ => stash.whole != 0 || http::lb_may_be_request(index) == 0,
-    })
+pub(crate) extern "C" fn lb_is_whole(index: u32) -> u32 {
+    let Some(stash) = STASHES.get(index) else { return 1 };
+    u32::from(stash.whole == WHOLE || stash.whole == OPEN && http::lb_may_be_request(index) == 0)
+}
+
+/// What was noted of a stash, and how it is counted.
+const NOTES: [(u8, Counter); 6] = [
+    (PROXY_MISSING, Counter::ProxyMissing),
+    (PROXY_INVALID, Counter::ProxyInvalid),
+    (PROXY_UNEXPECTED, Counter::ProxyUnexpected),
+    (PROXY_TOO_LONG, Counter::HeadIncomplete),
+    (HTTP2, Counter::Http2),
+    (HELLO_BROKEN, Counter::HelloBroken),
+];
+
+/// Counts what was noted of a stash. A global function (see [`crate::cold`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_notes(service: u32, index: u32) -> u32 {
+    let Some(stash) = STASHES.get(index) else { return 0 };
+    let mut i = 0;
+    while i < NOTES.len() {
+        if stash.notes & NOTES[i].0 != 0 {
+            count(service as u16, NOTES[i].1 as u32);
+        }
+        i += 1;
+    }
+    0
 }
 
 static DECODE: [u8; 256] = BASE64URL;

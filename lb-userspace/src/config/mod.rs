@@ -155,6 +155,8 @@ pub struct Service {
     pub max_backend_pending: u16,
     /// A GET or HEAD that its backend left unanswered goes to another one.
     pub replay: bool,
+    /// A header of the PROXY protocol stands in front of what clients send.
+    pub accept_proxy: bool,
     pub health: Health,
     /// In which its managed servers hand out tokens over HTTP.
     pub cookie: Cookie,

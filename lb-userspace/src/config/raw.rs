@@ -78,8 +78,8 @@ table!(RawTimeouts "[timeouts]" {
 table!(RawManaged "[managed]" { subnet: String });
 table!(RawService "[[service]]" {
     name: String, vip: String, protocol: String, affinity: RawAffinity, affinity_group: String, balance: String, on_unavailable: String,
-    window_scale: u64, max_tries: u64, max_flows: u64, max_pending: u64, max_backend_pending: u64, replay: bool, health: RawHealth,
-    session: RawSession, backend: Vec<Spanned<RawBackend>>,
+    window_scale: u64, max_tries: u64, max_flows: u64, max_pending: u64, max_backend_pending: u64, replay: bool, accept_proxy: bool,
+    health: RawHealth, session: RawSession, backend: Vec<Spanned<RawBackend>>,
 });
 table!(RawAffinity "affinity = { kind = \"signed\", cookie = \"lb\" }" {
     kind: String, cookie: String, header: String, query: String, sni: bool, offset: u64, end: u64, marker: String,

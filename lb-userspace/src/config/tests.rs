@@ -3,6 +3,7 @@ mod cookie;
 mod faults;
 mod group;
 mod name;
+mod proxy;
 mod quic;
 mod store;
 

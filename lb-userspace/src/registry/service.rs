@@ -35,6 +35,7 @@ pub(super) struct Service {
     max_pending: u16,
     max_backend_pending: u16,
     replay: bool,
+    accept_proxy: bool,
     /// Some of [`PROMISE_SACK`] and the like.
     pub(super) promises: u8,
     pub(super) mss: u16,
@@ -72,6 +73,7 @@ impl Service {
             max_pending: config.max_pending,
             max_backend_pending: config.max_backend_pending,
             replay: config.replay,
+            accept_proxy: config.accept_proxy,
             // What was true of the backends a moment ago, until they are checked.
             promises: left.map_or(0, |left| left.promises),
             mss: left.map_or(MSS, |left| left.mss),
@@ -152,6 +154,7 @@ impl Service {
             max_pending: self.max_pending,
             max_backend_pending: self.max_backend_pending,
             replay: u8::from(self.replay),
+            accept_proxy: u8::from(self.accept_proxy),
             ..map::Service::default()
         };
         entry.affinity = match self.affinity {
@@ -171,6 +174,8 @@ impl Service {
         if let Some(place) = self.affinity.place() {
             let fits = set_place(&mut entry, place);
             assert!(fits, "the configuration's check allows no name or marker that is too long");
+        } else if self.accept_proxy {
+            entry.place = map::Place::Proxy as u8;
         }
         if !self.pools.is_empty() {
             entry.names = if self.names_only { NAMES_LISTED | NAMES_ONLY } else { NAMES_LISTED };

@@ -10,6 +10,7 @@ mod durability;
 mod half_sent;
 mod interfaces;
 mod learned;
+mod proxy;
 mod quic;
 mod rules;
 mod rust_app;

@@ -49,6 +49,12 @@ fn rules() -> Vec<(&'static str, String)> {
             ELSEWHERE,
         ),
         ("source", "affinity = { kind = \"source\" }", ELSEWHERE),
+        ("source-proxy", "affinity = { kind = \"source\" }\naccept_proxy = true", ELSEWHERE),
+        (
+            "learned-proxy",
+            "affinity = { kind = \"learned\", cookie = \"PHPSESSID\" }\naccept_proxy = true",
+            ELSEWHERE,
+        ),
         ("source-sni", "affinity = { kind = \"source\", sni = true }", NAMED),
         ("none", "affinity = { kind = \"none\" }", ELSEWHERE),
         ("none-least", "affinity = { kind = \"none\" }\nbalance = \"least\"", ELSEWHERE),

@@ -51,5 +51,6 @@ tests! {
     heads_of_requests = "head",
     heads_of_responses = "set-cookie",
     client_hellos = "tls",
+    proxy_headers = "proxy",
     quic_packets = "quic",
 }

@@ -8,6 +8,7 @@ use lb_common::service::{Affinity, Balance, Place};
 use lb_common::trace::Key;
 use std::collections::BTreeSet;
 use tests::frame::{PSH, RST};
+use tests::hello::{asks_for, extension, grease, hello, server_name};
 use tests::runner::Verdict;
 use tests::scene::{SERVICE, Scene};
 use tests::setup::Setup;
@@ -48,11 +49,6 @@ fn list_all(setup: &mut Setup) {
     setup.list(SERVICE, "rest.example.com", &[6, 7]);
 }
 
-/// A ClientHello for a name, as curl's begins.
-fn asks_for(name: &str) -> Vec<u8> {
-    hello(32, &[grease(3), server_name(name), grease(40)])
-}
-
 /// Where the first payloads of some clients go, and what is counted for each.
 fn spread(scene: &mut Scene, payload: &[u8], clients: u16) -> Result<(BTreeSet<u16>, BTreeSet<Vec<String>>)> {
     let (mut slots, mut counted) = (BTreeSet::new(), BTreeSet::new());
@@ -63,34 +59,6 @@ fn spread(scene: &mut Scene, payload: &[u8], clients: u16) -> Result<(BTreeSet<u
         counted.insert(steered.counted.iter().map(|counter| counter.name().to_owned()).collect());
     }
     Ok((slots, counted))
-}
-
-/// An extension.
-fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
-    [&kind.to_be_bytes(), &(body.len() as u16).to_be_bytes(), body].concat()
-}
-
-fn server_name(name: &str) -> Vec<u8> {
-    let entry = [&[0][..], &(name.len() as u16).to_be_bytes(), name.as_bytes()].concat();
-    extension(0, &[&(entry.len() as u16).to_be_bytes(), &entry[..]].concat())
-}
-
-/// A ClientHello in one record, with a session id of that length and these extensions.
-fn hello(session: usize, extensions: &[Vec<u8>]) -> Vec<u8> {
-    let extensions = extensions.concat();
-    let mut body = vec![3, 3];
-    body.extend([7; 32]);
-    body.push(session as u8);
-    body.extend(vec![9; session]);
-    body.extend([0, 4, 0x13, 1, 0x13, 2, 1, 0]);
-    body.extend((extensions.len() as u16).to_be_bytes());
-    body.extend(extensions);
-    let message = [&[1, 0][..], &(body.len() as u16).to_be_bytes(), &body].concat();
-    [&[22, 3, 1][..], &(message.len() as u16).to_be_bytes(), &message].concat()
-}
-
-fn grease(len: usize) -> Vec<u8> {
-    extension(0x1a1a, &vec![5; len])
 }
 
 #[test]

@@ -7,8 +7,8 @@ use crate::config::fault::{Span, suggest};
 use crate::config::raw::{RawHealth, RawService, RawSession};
 use crate::config::values::parse_bytes;
 use crate::config::{
-    Affinity, Balance, Cookie, Health, Limits, Managed, OnUnavailable, Protocol, Service, SessionLimits,
-    show_duration,
+    Affinity, Backend, Balance, Cookie, Health, Limits, Managed, OnUnavailable, Protocol, Service,
+    SessionLimits, show_duration,
 };
 use crate::session::store::MAX_STATE_BYTES;
 use lb_common::stash::TRIED;
@@ -91,6 +91,7 @@ impl Checker<'_, '_> {
             if managed {
                 self.managed_affinity(&affinity, protocol, affinity_span);
             }
+            let accept_proxy = self.accept_proxy(raw.accept_proxy, &affinity, &backends);
             let max_pending = self.number(
                 raw.max_pending,
                 "max_pending",
@@ -115,6 +116,7 @@ impl Checker<'_, '_> {
                     limits.backend_pending().min(max_pending),
                 ),
                 replay: raw.replay.is_none_or(Spanned::into_inner),
+                accept_proxy,
                 health: self.health(&inner(raw.health), protocol),
                 session: self.session(inner(raw.session)),
                 // Without one there is a fault already, and the service goes nowhere.
@@ -230,6 +232,7 @@ impl Checker<'_, '_> {
             ("max_pending", raw.max_pending.as_ref().map(Spanned::span)),
             ("max_backend_pending", raw.max_backend_pending.as_ref().map(Spanned::span)),
             ("replay", raw.replay.as_ref().map(Spanned::span)),
+            ("accept_proxy", raw.accept_proxy.as_ref().map(Spanned::span)),
         ];
         for (key, span) in keys {
             if let Some(span) = span {
@@ -237,6 +240,32 @@ impl Checker<'_, '_> {
                 self.faults.push(span, reason, "leave it away: every datagram is steered by itself");
             }
         }
+    }
+
+    /// Whether a header of the PROXY protocol stands in front: its backends must read it, and the rule must look behind it.
+    fn accept_proxy(
+        &mut self,
+        raw: Option<Spanned<bool>>,
+        affinity: &Affinity,
+        backends: &[Backend],
+    ) -> bool {
+        let Some(raw) = raw.filter(|raw| *raw.get_ref()) else { return false };
+        if let Some(backend) = backends.iter().find(|backend| backend.managed) {
+            let reason = format!(
+                "`accept_proxy`, but backend `{}` is managed: the servers of lbd do not read headers of the PROXY protocol",
+                backend.name
+            );
+            let help =
+                "leave `accept_proxy` away and tell the proxy to send no header, or use servers of your own";
+            self.faults.push(raw.span(), reason, help);
+        }
+        if matches!(affinity, Affinity::None { sni: false }) {
+            let reason = "`accept_proxy`, but affinity `none` reads nothing of what clients send";
+            let help =
+                "leave `accept_proxy` away: headers of the PROXY protocol go to the backends as they come";
+            self.faults.push(raw.span(), reason, help);
+        }
+        true
     }
 
     fn health(&mut self, raw: &RawHealth, protocol: Protocol) -> Health {

@@ -46,10 +46,16 @@ const HTTP_WORDS: &[&str] = &[
     "Transfer-Encoding: chunked\r\n",
     "X-Key: ",
     "\u{0}",
+    "PROXY TCP4 198.51.100.7 192.0.2.1 40000 80\r\n",
+    "PROXY UNKNOWN\r\n",
+    "\r\n\r\n\0\r\nQUIT\n",
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "Upgrade: h2c\r\n",
 ];
 
 const TLS_WORDS: &[&str] = &[
     "\u{16}\u{3}\u{1}",
+    "\u{16}\u{3}\u{1}\0\u{1}",
     "\u{1}\0",
     "\0\0",
     "\0\u{0}\0\u{10}",
@@ -92,6 +98,14 @@ pub const TARGETS: &[Target] = &[
         rounds: 1500,
         words: TLS_WORDS,
         start: || payload::target(payload::client_hello),
+    },
+    Target {
+        name: "proxy",
+        about: "the loaded programs: what stands behind a header of the PROXY protocol",
+        shape: Shape::Bytes,
+        rounds: 1500,
+        words: HTTP_WORDS,
+        start: || payload::behind_proxy(payload::proxy),
     },
     Target {
         name: "quic",

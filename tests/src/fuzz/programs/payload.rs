@@ -27,6 +27,17 @@ struct Payloads {
     seen: Vec<u16>,
 }
 
+/// The same where clients of the signed service and of that which goes by names begin with a header of the PROXY protocol.
+pub(super) fn behind_proxy(run: fn(&mut Rig, &[u8]) -> Result<()>) -> Result<Box<dyn Check>> {
+    let mut rig = Rig::new()?;
+    rig.runner.change(|setup| {
+        for id in [SIGNED, NAMED] {
+            setup.services[usize::from(id) - 1].accept_proxy = 1;
+        }
+    })?;
+    Ok(Box::new(Payloads { rig, run, seen: Vec::new() }))
+}
+
 pub(super) fn target(run: fn(&mut Rig, &[u8]) -> Result<()>) -> Result<Box<dyn Check>> {
     Ok(Box::new(Payloads { rig: Rig::new()?, run, seen: Vec::new() }))
 }
@@ -173,6 +184,75 @@ fn is_plain(payload: &[u8], begins: &[u8]) -> bool {
 pub(super) fn head(rig: &mut Rig, input: &[u8]) -> Result<()> {
     let (payload, piece) = payload(rig, input)?;
     let done = said(rig, SIGNED, &payload, piece)?;
+    check_head(&payload, &done)
+}
+
+/// What a header of the PROXY protocol is.
+enum Front {
+    /// All of it is not there.
+    Cut,
+    Missing,
+    Invalid,
+    /// So many bytes.
+    Whole(usize),
+}
+
+/// The header at the beginning of a payload (HAProxy's `proxy-protocol.txt`, §2.1 and §2.2).
+fn front(payload: &[u8]) -> Front {
+    let (text, binary) = (&b"PROXY "[..], &b"\r\n\r\n\0\r\nQUIT\n"[..]);
+    if payload.starts_with(text) {
+        return match payload.iter().take(107).position(|byte| *byte == b'\n') {
+            None if payload.len() < 107 => Front::Cut,
+            Some(end)
+                if payload[..end].ends_with(b"\r")
+                    && [&b"TCP4 "[..], b"TCP6 ", b"UNKNOWN"]
+                        .iter()
+                        .any(|family| payload[6..].starts_with(family)) =>
+            {
+                Front::Whole(end + 1)
+            }
+            _ => Front::Invalid,
+        };
+    }
+    if payload.starts_with(binary) {
+        let Some((&[command, family, high, low], rest)) = payload[12..].split_first_chunk() else {
+            return Front::Cut;
+        };
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        let least = match (command, family) {
+            (0x21, 0x11) => 12,
+            (0x21, 0x21) => 36,
+            (0x20 | 0x21, _) => 0,
+            _ => return Front::Invalid,
+        };
+        return match len {
+            len if len < least => Front::Invalid,
+            len if len <= rest.len() => Front::Whole(16 + len),
+            _ => Front::Cut,
+        };
+    }
+    if text.starts_with(payload) || binary.starts_with(payload) { Front::Cut } else { Front::Missing }
+}
+
+pub(super) fn proxy(rig: &mut Rig, input: &[u8]) -> Result<()> {
+    let (payload, piece) = payload(rig, input)?;
+    let done = said(rig, SIGNED, &payload, piece)?;
+    let (missing, invalid, begin) = match front(&payload) {
+        Front::Cut => (false, false, payload.len()),
+        Front::Missing => (true, false, 0),
+        Front::Invalid => (false, true, 0),
+        Front::Whole(len) => (false, false, len),
+    };
+    if let Some((.., bound)) = bound(&done) {
+        let counted = (bound.counted(Counter::ProxyMissing), bound.counted(Counter::ProxyInvalid));
+        ensure!(counted == (missing, invalid), "missing {missing}, invalid {invalid}: {}", all(&done));
+    }
+    check_head(&payload[begin..], &done)?;
+    named_hello(rig, &payload, begin, piece)
+}
+
+/// What became of a request that stands at the beginning of a payload.
+fn check_head(payload: &[u8], done: &[Done]) -> Result<()> {
     let slot_of = |value: &[u8]| {
         let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
         let raw = decode(quoted.unwrap_or(value)).ok()?;
@@ -186,7 +266,7 @@ pub(super) fn head(rig: &mut Rig, input: &[u8]) -> Result<()> {
     let lines = |way| fields(way).into_iter().filter(|(name, _)| name == b"cookie").map(|(_, line)| line);
     let values = ways.iter().flat_map(|way| lines(way)).flat_map(|line| cookie(line, COOKIE));
     let presented: Vec<u16> = values.filter_map(slot_of).collect();
-    let found = bound(&done);
+    let found = bound(done);
     if let Some((to, counted, bound)) = &found
         && (bound.counted(Counter::AffinityHit) || bound.counted(Counter::StaleInstance))
     {
@@ -203,7 +283,7 @@ pub(super) fn head(rig: &mut Rig, input: &[u8]) -> Result<()> {
         let hit = found
             .as_ref()
             .is_some_and(|(to, _, bound)| bound.counted(Counter::AffinityHit) && *to == backend(*slot));
-        ensure!(hit, "a token of slot {slot} is not found: {}", all(&done));
+        ensure!(hit, "a token of slot {slot} is not found: {}", all(done));
     }
     Ok(())
 }
@@ -244,7 +324,12 @@ pub(super) fn set_cookie(rig: &mut Rig, input: &[u8]) -> Result<()> {
 
 pub(super) fn client_hello(rig: &mut Rig, input: &[u8]) -> Result<()> {
     let (payload, piece) = payload(rig, input)?;
-    let done = said(rig, NAMED, &payload, piece)?;
+    named_hello(rig, &payload, 0, piece)
+}
+
+/// Where a payload leads whose ClientHello begins at an offset.
+fn named_hello(rig: &mut Rig, payload: &[u8], begin: usize, piece: usize) -> Result<()> {
+    let done = said(rig, NAMED, payload, piece)?;
     let first = slots(NAMED).start;
     let lower = |name: &[u8]| name.iter().map(|byte| byte | 0x20).collect::<Vec<u8>>();
     let wildcard = &town::WILDCARD.as_bytes()[1..];
@@ -259,16 +344,26 @@ pub(super) fn client_hello(rig: &mut Rig, input: &[u8]) -> Result<()> {
         }
     };
     let found = bound(&done).map(|(to, ..)| to);
-    match server_name(&payload) {
-        Some(name) => {
+    // Where no further segment has room, none is waited for.
+    match server_name(&payload[begin..]) {
+        Some(name) if payload.len() + piece <= LOOKED_AT => {
+            let name = &name[..];
             let expected = listed(name).map(backend);
             let told = format!("{} leads to {found:?}, not {expected:?}: {}", text(name), all(&done));
             ensure!(found == expected, told);
         }
         // No hello in good order: only what stands in it can have been found.
-        None => {
+        _ => {
             if let Some(to) = found {
-                let inside = lower(&payload);
+                // As it was sent, or in the records of a handshake put together.
+                let (mut rest, mut inside) = (&payload[begin..], lower(payload));
+                inside.push(0);
+                while let Some(behind) = rest.strip_prefix(&[22]).and_then(|rest| rest.get(2..)) {
+                    let Some((len, behind)) = behind.split_first_chunk() else { break };
+                    let len = usize::from(u16::from_be_bytes(*len)).min(behind.len());
+                    inside.extend(lower(&behind[..len]));
+                    rest = &behind[len..];
+                }
                 let end = wildcard.len();
                 ensure!(
                     inside.windows(end).any(|word| word == wildcard),
@@ -281,13 +376,14 @@ pub(super) fn client_hello(rig: &mut Rig, input: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The first host name of a ClientHello in one record whose lengths agree (RFC 8446 §4.1.2, RFC 6066 §3).
-fn server_name(payload: &[u8]) -> Option<&[u8]> {
-    let mut at = payload.strip_prefix(&[22, 3])?.get(1..)?;
-    let mut message = part(&mut at, 2)?;
-    if !at.is_empty() {
-        return None;
+/// The first host name of a ClientHello whose lengths agree, in records of which none is empty (RFC 8446 §4.1.2 and §5.1, RFC 6066 §3).
+fn server_name(mut payload: &[u8]) -> Option<Vec<u8>> {
+    let mut together = Vec::new();
+    while !payload.is_empty() {
+        payload = payload.strip_prefix(&[22, 3])?.get(1..)?;
+        together.extend(part(&mut payload, 2).filter(|record| !record.is_empty())?);
     }
+    let mut message = &together[..];
     let kind;
     (kind, message) = message.split_first()?;
     let mut hello = part(&mut message, 3)?;
@@ -316,7 +412,7 @@ fn server_name(payload: &[u8]) -> Option<&[u8]> {
             if *kind != 0 || !list.is_empty() || !body.is_empty() || name.is_empty() {
                 return None;
             }
-            found = Some(name);
+            found = Some(name.to_vec());
         }
         number += 1;
     }

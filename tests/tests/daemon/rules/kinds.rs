@@ -138,9 +138,15 @@ kinds!(REPLAYS, replay((Protocol, bool)) {
     "datagrams": (Protocol::Udp, _),
 } never {});
 
+kinds!(ACCEPTS, accept((bool, &Affinity)) {
+    "no header of a proxy": (false, _),
+    "a header of a proxy, whose address counts": (true, Affinity::Source { sni: false }),
+    "a header of a proxy": (true, _),
+} never {});
+
 /// All kinds that there are.
 pub(super) fn all() -> BTreeSet<&'static str> {
-    [RULES, BALANCES, UNAVAILABLE, SERVERS, NAMES, QUIC_KEYS, REPLAYS].concat().into_iter().collect()
+    [RULES, BALANCES, UNAVAILABLE, SERVERS, NAMES, QUIC_KEYS, REPLAYS, ACCEPTS].concat().into_iter().collect()
 }
 
 /// Those of a service. A field that a service has newly does not compile here: decide whether it has kinds.
@@ -159,6 +165,7 @@ pub(super) fn of(service: &Service) -> BTreeSet<&'static str> {
         max_pending: _,
         max_backend_pending: _,
         replay: replayed,
+        accept_proxy,
         health: _,
         cookie: _,
         session: _,
@@ -169,6 +176,7 @@ pub(super) fn of(service: &Service) -> BTreeSet<&'static str> {
         balance((*balanced, affinity)),
         unavailable((*on_unavailable, affinity)),
         replay((*protocol, *replayed)),
+        accept((*accept_proxy, affinity)),
     ]);
     if let Affinity::Quic(configs) = affinity {
         kinds.extend(configs.iter().map(quic_key));
