@@ -26,6 +26,20 @@ pub(crate) fn barrier_var(value: u64) -> u64 {
     core::hint::black_box(value)
 }
 
+/// The same for a pointer.
+#[inline(always)]
+pub(crate) fn barrier_ptr<T>(pointer: *const T) -> *const T {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut pointer = pointer;
+        // SAFETY: the instruction moves a register onto itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer) };
+        pointer
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    core::hint::black_box(pointer)
+}
+
 /// A number of bytes from 1 to some maximum, in a register that the verifier knows to be that. What helpers take that
 /// copy bytes: they accept no 0.
 #[derive(Clone, Copy)]

@@ -1,7 +1,6 @@
 //! How many flows services and backends have: what one may have of the tables that all share.
 
 use crate::atomic::{self, add};
-use crate::bounds::barrier_var;
 use crate::maps::{LIVE, SERVICES, USES, WAITING};
 use lb_common::flow::{HELD, Head, LIVES, PENDS, WAITS};
 use lb_common::service::Service;
@@ -18,37 +17,38 @@ pub(crate) fn account(was: Head, is: Head) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_account(was: u64, is: u64) -> u32 {
-    let changed = Head::from_bits(was).changes(Head::from_bits(is));
+    let (was, is) = (Head::from_bits(was), Head::from_bits(is));
+    let changed = was.changes(is);
     // What is comes first: a count is never less than what there is.
-    let (mut bits, mut more) = (is, 1);
-    loop {
-        // Unrolled, the loop would take more stack than there is.
-        (bits, more) = (barrier_var(bits), barrier_var(more));
-        let head = Head::from_bits(bits);
-        let counted = head.counted() & changed;
-        if counted & LIVES != 0 {
-            add_to(LIVE.get_ptr_mut(u32::from(head.backend)), more);
-        }
-        if counted & WAITS != 0 {
-            add_to(WAITING.get_ptr_mut(u32::from(head.backend)), more);
-        }
-        if counted & (HELD | PENDS) != 0
-            && let Some(used) = USES.get_ptr_mut(u32::from(head.service))
-        {
-            // SAFETY: aligned words of a map value that stays valid.
-            unsafe {
-                if counted & HELD != 0 {
-                    add(&raw mut (*used).flows, more);
-                }
-                if counted & PENDS != 0 {
-                    add(&raw mut (*used).pending, more);
-                }
+    add_up(is, is.counted() & changed, 1);
+    // Most heads come before or behind nothing that is counted.
+    if was.counted() & changed != 0 {
+        add_up(was, was.counted() & changed, u64::MAX);
+    }
+    0
+}
+
+/// Adds to what an entry with this head is `counted` as.
+#[inline(always)]
+fn add_up(head: Head, counted: u8, more: u64) {
+    if counted & (HELD | PENDS) != 0
+        && let Some(used) = USES.get_ptr_mut(u32::from(head.service))
+    {
+        // SAFETY: aligned words of a map value that stays valid.
+        unsafe {
+            if counted & HELD != 0 {
+                add(&raw mut (*used).flows, more);
+            }
+            if counted & PENDS != 0 {
+                add(&raw mut (*used).pending, more);
             }
         }
-        if more != 1 {
-            return 0;
-        }
-        (bits, more) = (was, u64::MAX);
+    }
+    if counted & LIVES != 0 {
+        add_to(LIVE.get_ptr_mut(u32::from(head.backend)), more);
+    }
+    if counted & WAITS != 0 {
+        add_to(WAITING.get_ptr_mut(u32::from(head.backend)), more);
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::certificates::Certificates;
 use crate::client::WATCHDOG;
 use crate::daemon::{clear_away, new_directory, program, service_name};
+use crate::is_slow;
 use crate::netns::{Netns, Process};
 use crate::object::path_of;
 use crate::topology::NIC;
@@ -60,8 +61,10 @@ impl Whole {
                 bail!("lbd ended with {status}");
             }
             let Err(not_yet) = self.is_ready() else { return Ok(()) };
-            if begin.elapsed() > WATCHDOG {
-                return Err(not_yet.context(format!("not ready after {WATCHDOG:?}")));
+            // There the verifier alone may take most of that time.
+            let limit = if is_slow() { 3 * WATCHDOG } else { WATCHDOG };
+            if begin.elapsed() > limit {
+                return Err(not_yet.context(format!("not ready after {limit:?}")));
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -5,6 +5,7 @@ use super::text::{
     At, Bytes, NEWLINES, NOWHERE, RETURNS, SEMICOLONS, SPACES, TABS, TURNS, every, first, highest, is_blank,
     nonzeros, search, within, zeros,
 };
+use crate::bounds::barrier_ptr;
 use crate::maps::{SCRATCH, SERVICES, STASHES, settings};
 use core::ffi::c_void;
 use lb_common::hash::Sip;
@@ -104,7 +105,15 @@ extern "C" fn lb_before_blanks(memory: u32, from: u32, end: u32) -> u32 {
 /// A stash, or the scratch memory.
 #[inline(always)]
 pub(super) fn of(memory: u32) -> Option<&'static Stash> {
-    if memory == SCRATCHED { SCRATCH.get(0) } else { STASHES.get(memory) }
+    if memory == SCRATCHED {
+        // Or the compiler makes one call of both, whose map is not known before it is made: the kernel puts the lookup in the place of
+        // other calls, and here it would really call it, several times for each key.
+        let scratch = barrier_ptr(SCRATCH.get_ptr(0)?);
+        // SAFETY: a map value stays valid, and no other processor has it.
+        Some(unsafe { &*scratch })
+    } else {
+        STASHES.get(memory)
+    }
 }
 
 /// Turns of a search through all that offsets reach.

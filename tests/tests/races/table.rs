@@ -56,9 +56,9 @@ pub(crate) fn put(index: u32, client: u16, state: FlowState, last_seen: u32) -> 
 }
 
 /// Claims an entry for a client, if there is one, fills it in and publishes it.
-fn begin(client: u16, own: Option<Entry>) {
+fn begin(client: u16) {
     let key = key(client);
-    let Ok(entry) = flows::claim(known(), &key, own, NOW, Claimant::Proven) else { return };
+    let Ok(entry) = flows::claim(known(), &key, None, NOW, Claimant::Proven) else { return };
     // Field by field, as the programs do.
     // SAFETY: the entry is this thread's.
     unsafe {
@@ -118,7 +118,7 @@ fn two_flows_never_fill_in_one_entry() {
         for index in 2..GROUP as u32 {
             put(index, 100 + index as u16, FlowState::Established, NOW);
         }
-        let claim = |client| Box::new(move || begin(client, None)) as Box<dyn FnOnce() + Send>;
+        let claim = |client| Box::new(move || begin(client)) as Box<dyn FnOnce() + Send>;
         crate::together((1..=4).map(claim).collect());
         counts_are_right();
         let (mut seen, flows) = (Vec::new(), (0..2).filter_map(|index| FLOWS.get(index)));
@@ -141,7 +141,7 @@ fn what_expires_is_freed_or_claimed_once() {
         }
         let mut threads: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
         for client in 1..=2 {
-            threads.push(Box::new(move || begin(client, None)));
+            threads.push(Box::new(move || begin(client)));
         }
         threads.push(Box::new(|| (0..2).for_each(sweep)));
         threads.push(Box::new(|| (0..2).for_each(sweep)));
@@ -172,7 +172,7 @@ fn a_flow_goes_on_in_one_way_only() {
             moves(FlowState::Established),
             moves(FlowState::Closing),
             moves(FlowState::Established),
-            Box::new(|| begin(2, None)),
+            Box::new(|| begin(2)),
         ]);
         assert_eq!(moved.load(Ordering::SeqCst), 1, "ways in which it went on");
         counts_are_right();
@@ -184,7 +184,7 @@ fn what_is_found_is_the_flow_of_that_client() {
     crate::explore(|| {
         set_up(GROUP, 1);
         put(0, 1, FlowState::Established, NOW - 200);
-        let claim = |client| Box::new(move || begin(client, None)) as Box<dyn FnOnce() + Send>;
+        let claim = |client| Box::new(move || begin(client)) as Box<dyn FnOnce() + Send>;
         let find = Box::new(|| {
             if let Some(entry) = flows::find(known(), &key(1)) {
                 // Where its head is still this client's, all that was written before it is, too.
