@@ -3,7 +3,7 @@
 use crate::atomic::{compare_exchange, exchange, read};
 use crate::bounds::barrier_var;
 use crate::maps::{FLOWS, OVERFLOWS, SERVICES, count, settings};
-use crate::shares::{account, add_to, flows_of, is_full};
+use crate::shares::{account, add_to, add_up, flows_of, is_full};
 use lb_common::addr::{Addr, Be16};
 use lb_common::counter::Counter;
 use lb_common::flow::{DATAGRAMS, Flow, FlowState, GROUP, Head, RESERVE, first_group, other_group};
@@ -104,25 +104,43 @@ extern "C" fn lb_find_other(hash: u32, tail: u32, hi: u64, lo: u64) -> u32 {
     u32::MAX
 }
 
-/// Gives an entry another head, whatever it has.
+/// Gives an entry its head that this processor has claimed: nobody else changes it, and it was not counted.
 #[inline(always)]
 pub(crate) fn publish(entry: Entry, head: Head) {
     // SAFETY: the head is an aligned word of a map value.
-    let was = unsafe { exchange((&raw mut (*entry.flow).head).cast(), head.to_bits()) };
-    account(Head::from_bits(was), head);
+    unsafe { exchange((&raw mut (*entry.flow).head).cast(), head.to_bits()) };
+    add_up(head, head.counted(), 1);
 }
 
 /// Gives an entry another head, but only if it has the one that was seen: otherwise somebody else has changed the flow, or has
 /// the entry for another one by now. Returns whether it did.
 #[inline(always)]
 pub(crate) fn replace(entry: Entry, was: Head, head: Head) -> bool {
-    // SAFETY: the head is an aligned word of a map value.
-    let done = unsafe {
-        let word = (&raw mut (*entry.flow).head).cast();
-        compare_exchange(word, was.to_bits(), head.to_bits()) == was.to_bits()
-    };
+    let done = exchanged(entry, was, head);
     if done {
         account(was, head);
+    }
+    done
+}
+
+#[inline(always)]
+fn exchanged(entry: Entry, was: Head, head: Head) -> bool {
+    // SAFETY: the head is an aligned word of a map value.
+    unsafe {
+        let word = (&raw mut (*entry.flow).head).cast();
+        compare_exchange(word, was.to_bits(), head.to_bits()) == was.to_bits()
+    }
+}
+
+/// As [`replace`], of a flow that waits for a backend and is bound to one.
+#[inline(always)]
+pub(crate) fn bind(entry: Entry, was: Head, backend: u16) -> bool {
+    const ADDED: u8 = FlowState::Awaiting.counted() ^ FlowState::Binding.counted();
+    const _: () = assert!(FlowState::Awaiting.counted() & ADDED == 0);
+    let head = Head { backend, state: FlowState::Binding as u8, ..was };
+    let done = exchanged(entry, was, head);
+    if done {
+        add_up(head, ADDED, 1);
     }
     done
 }

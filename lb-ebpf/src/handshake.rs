@@ -234,8 +234,7 @@ extern "C" fn lb_place(service: u32, flow: u32, stash: u32, size: u32) -> u64 {
     }
     let chosen = chosen as u16;
     stash::note_tried(slot.stash, chosen);
-    let head = Head { backend: chosen, state: FlowState::Binding as u8, ..was };
-    let bound = flows::replace(place, was, head);
+    let bound = flows::bind(place, was, chosen);
     stash::unlock(slot);
     if !bound {
         // Its client has reset it meanwhile.

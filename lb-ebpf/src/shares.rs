@@ -30,7 +30,7 @@ extern "C" fn lb_account(was: u64, is: u64) -> u32 {
 
 /// Adds to what an entry with this head is `counted` as.
 #[inline(always)]
-fn add_up(head: Head, counted: u8, more: u64) {
+pub(crate) fn add_up(head: Head, counted: u8, more: u64) {
     if counted & (HELD | PENDS) != 0
         && let Some(used) = USES.get_ptr_mut(u32::from(head.service))
     {

@@ -32,7 +32,7 @@ impl Image {
     /// # Panics
     /// When the frame is longer than an image can be.
     pub fn new(frame: &[u8]) -> Self {
-        let mut image = Self { len: frame.len() as u32, flow: 0, bytes: [0; IMAGE_ROOM] };
+        let mut image = Self { len: frame.len() as u32, flow: 0, open: 0, bytes: [0; IMAGE_ROOM] };
         image.bytes[..frame.len()].copy_from_slice(frame);
         image
     }

@@ -65,6 +65,8 @@ pub struct Image {
     pub len: u32,
     /// An entry of the product's flow table that is freed, plus 1: so that the frame finds no flow. 0: none.
     pub flow: u32,
+    /// An entry whose last request no response has answered, plus 1: so that the frame is looked at as its response. 0: none.
+    pub open: u32,
     pub bytes: [u8; IMAGE_ROOM],
 }
 
@@ -111,7 +113,7 @@ pub const DESTINATION: u32 = 2;
 
 const _: () = assert!(
     size_of::<Rule>() == 24
-        && size_of::<Image>() == IMAGE_ROOM + 8
+        && size_of::<Image>() == IMAGE_ROOM + 12
         && size_of::<Undo>() == 24
         && size_of::<Client>() == 8
 );

@@ -11,6 +11,7 @@ use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 use core::ptr;
 use lb_common::flow::{Flow, Head};
+use lb_common::home::Asked;
 
 /// 0 → where it is. Written by the test before a measurement, by the program during it.
 #[map]
@@ -31,6 +32,10 @@ static TB_NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// The product's flow table, when the test shares it by a pin.
 #[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(1, 1 << 10);
+
+/// What is known of requests and responses, shared in the same way.
+#[map]
+static FLOW_KEYS: Array<Asked> = Array::with_max_entries(1, 0);
 
 #[inline(always)]
 pub(crate) fn put_back(ctx: &XdpContext) -> u32 {
@@ -64,6 +69,14 @@ fn restore(ctx: &XdpContext) -> Option<()> {
     if image.flow != 0 {
         // SAFETY: a map value, of a flow that the last run has left.
         unsafe { (*FLOWS.get_ptr_mut(image.flow - 1)?).head = Head::default() };
+    }
+    if image.open != 0 {
+        let known = FLOW_KEYS.get_ptr_mut(image.open - 1)?;
+        // SAFETY: a map value; a measurement runs on one processor.
+        unsafe {
+            (*known).answered = (*known).asked.wrapping_sub(1);
+            (*known).head = 0;
+        }
     }
     Some(())
 }

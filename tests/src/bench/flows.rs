@@ -74,6 +74,18 @@ pub(super) fn free_place(maps: &Maps, setup: &Setup, client: SocketAddrV4, servi
     bail!("the group of {client} is full")
 }
 
+/// Where the flow of a client of a service stands.
+pub(super) fn place_of(maps: &Maps, setup: &Setup, client: SocketAddrV4, service: u16) -> Result<u32> {
+    let group = first_place(setup, client, service) / GROUP as u32 * GROUP as u32;
+    for place in group..group + GROUP as u32 {
+        let flow = maps.flow(place)?;
+        if flow.client == addr(*client.ip()) && flow.head.service == service {
+            return Ok(place);
+        }
+    }
+    bail!("{client} has no flow of service {service}")
+}
+
 /// An established flow of a service that does not splice.
 pub(super) fn bound(
     client: SocketAddrV4,

@@ -2,7 +2,7 @@
 //! connections, datagrams.
 
 use super::cases::{Case, request, second};
-use super::flows::{bound, client, free_place};
+use super::flows::{bound, client, free_place, place_of};
 use super::rig::{self, BACKENDS, Rig};
 use crate::balancer::dial;
 use crate::frame::{ACK, Datagram, Opt, PSH, SYN, Segment};
@@ -287,7 +287,9 @@ fn requests(rig: &Rig) -> Result<Vec<Case>> {
     for (name, payload) in [("body", "7".repeat(response.len())), ("head with its cookie", response)] {
         let name = format!("learned, from backend, {name}");
         let segment = answer(Kind::Learned, payload.as_bytes());
-        cases.push(Case::new(name, HEADERS, &[segment], &[FromBackend]));
+        let mut case = Case::new(name, HEADERS, &[segment], &[FromBackend]);
+        case.images[0].open = place_of(&rig.product.maps, &rig.setup, known(), Kind::Learned.id())? + 1;
+        cases.push(case);
     }
     Ok(cases)
 }

@@ -132,7 +132,10 @@ fn setup(sizes: Sizes) -> Setup {
     setup
 }
 
-/// Loads both objects so that they share the flow table. Its pin lives in a mount namespace of this thread's own, for
+/// What both objects know of flows.
+const SHARED: [&str; 2] = ["FLOWS", "FLOW_KEYS"];
+
+/// Loads both objects so that they share these maps. Their pins live in a mount namespace of this thread's own, for
 /// as long as the loading takes.
 fn load(sizes: Sizes, clients: u32) -> Result<(Ebpf, Wrapper)> {
     let place = tempfile::tempdir()?;
@@ -141,9 +144,16 @@ fn load(sizes: Sizes, clients: u32) -> Result<(Ebpf, Wrapper)> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
     mount(Some("bpf"), place.path(), Some("bpf"), MsFlags::empty(), none)
         .context("mounting a BPF file system")?;
-    let pin = place.path().join("FLOWS");
-    let lb = load_lb_with(sizes, EbpfLoader::new().map_pin_path("FLOWS", &pin))?;
-    let wrapper = Wrapper::new(EbpfLoader::new().map_pin_path("FLOWS", &pin), clients)?;
+    let pins = SHARED.map(|name| (name, place.path().join(name)));
+    let loader = || {
+        let mut loader = EbpfLoader::new();
+        for (name, pin) in &pins {
+            loader.map_pin_path(name, pin);
+        }
+        loader
+    };
+    let lb = load_lb_with(sizes, &mut loader())?;
+    let wrapper = Wrapper::new(&mut loader(), clients)?;
     umount(place.path()).context("unmounting the BPF file system")?;
     Ok((lb, wrapper))
 }
